@@ -1,0 +1,127 @@
+"""The process that owns one VM: starts QEMU, boots it again as a boot loader would, cleans up.
+
+Run as `python -m rekernel_lab.keeper NAME`. It ends when the guest powers off, QEMU dies, or
+it gets SIGTERM; QEMU never outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from rekernel_lab import bootloader, qemu, state
+from rekernel_lab.errors import LabError, LostVMError
+from rekernel_lab.rootfs import Image
+from rekernel_lab.run import environment, run
+from rekernel_lab.state import Process, State
+
+# Relative to the VM's directory, because the path of a socket may have 108 bytes only.
+_QMP = Path("qmp")
+
+
+class _Stop(BaseException):
+    """SIGTERM or SIGINT arrived."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stop
+
+
+def _boot(vm: State) -> qemu.Boot:
+    image = Image(vm.image)
+    own = bootloader.parse_grub_cfg(bootloader.read_grub_cfg(vm.disk))
+    return qemu.Boot(
+        kernel=image.kernel(vm.release),
+        initrd=image.initrd(vm.release),
+        cmdline=bootloader.compose(own, vm.cmdline),
+    )
+
+
+def _monitor(process: subprocess.Popen[bytes], vm: State) -> qemu.Monitor:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return qemu.Monitor(_QMP)
+        except LabError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = (vm.directory / "qemu.log").read_text(errors="replace")[-800:].strip()
+                raise LostVMError(f"QEMU did not start: {tail}") from None
+            time.sleep(0.05)
+
+
+def _run_once(vm: State) -> str:
+    """Boot once and return why QEMU ended, in the words of QMP's SHUTDOWN event."""
+    boot = _boot(vm)
+    with vm.serial_log.open("a") as serial:
+        serial.write(f"\n[lab] boot {vm.boots + 1}: {vm.release}: {boot.cmdline}\n")
+    command = qemu.command(vm.machine, boot, disk=vm.disk, serial=vm.serial_log, qmp=_QMP)
+    with (vm.directory / "qemu.log").open("ab") as log:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *vm.namespace.wrap(*command)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=vm.directory,
+            env=environment(),
+        )
+    try:
+        monitor = _monitor(process, vm)
+        vm.save(phase="running", boots=vm.boots + 1, qemu=Process.of(process.pid))
+        reason = "lost"
+        for event, data in monitor.events():
+            if event == "SHUTDOWN":
+                reason = str(data.get("reason", ""))
+        process.wait(timeout=20)
+        return reason
+    finally:
+        process.kill()
+        process.wait()
+        _QMP.unlink(missing_ok=True)
+
+
+def keep(name: str) -> None:
+    """Run VM `name` until it powers off; raises LostVMError if QEMU fails."""
+    vm = state.load(name)
+    vm = vm.save(keeper=Process.of(os.getpid()))
+    run(["cp", "--sparse=always", "--reflink=auto", Image(vm.image).disk, vm.disk])
+    vm.namespace.create()
+    while True:
+        reason = _run_once(vm)
+        # The kernel and the extra arguments may have been changed for this boot.
+        vm = state.load(name)
+        if reason != "guest-reset":
+            break
+    if reason != "guest-shutdown":
+        raise LostVMError(f"QEMU ended ({reason}), see {vm.directory / 'qemu.log'}")
+
+
+def main() -> None:
+    """Entry point of the keeper process."""
+    name = sys.argv[1]
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    phase, error = "off", ""
+    try:
+        os.chdir(state.load(name).directory)
+        keep(name)
+    except _Stop:
+        pass
+    except Exception as problem:
+        phase, error = "failed", str(problem)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        vm = state.load(name)
+        vm.qemu.end(timeout=1)
+        vm.namespace.delete()
+        vm.disk.unlink(missing_ok=True)
+        vm.save(phase=phase, error=error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""QEMU: its command line, and its machine protocol (QMP)."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rekernel_lab.errors import LabError
+from rekernel_lab.netns import TAP
+
+BINARY = "qemu-system-x86_64"
+
+# 512 MB is too little for two kernels and a full user space: translations would be thrown
+# away and made again.
+_ACCELERATORS = {
+    "kvm": ["-accel", "kvm", "-cpu", "host"],
+    "tcg": ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What kind of virtual machine to run."""
+
+    accelerator: str
+    memory_mib: int = 6144
+    cpus: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What the boot loader decides: which kernel, and its command line."""
+
+    kernel: Path
+    initrd: Path
+    cmdline: str
+
+
+def accelerator_arguments(name: str) -> list[str]:
+    """Return the QEMU options for accelerator `name` ("kvm" or "tcg")."""
+    return list(_ACCELERATORS[name])
+
+
+def command(machine: Machine, boot: Boot, *, disk: Path, serial: Path, qmp: Path) -> list[str]:
+    """Return the complete QEMU command line.
+
+    -no-reboot makes QEMU end on a real reboot or power-off; a kexec inside goes unnoticed.
+    """
+    return [
+        BINARY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35,usb=off,smbus=off,sata=off",
+        *accelerator_arguments(machine.accelerator),
+        "-smp", str(machine.cpus), "-m", f"{machine.memory_mib}M",
+        "-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", boot.cmdline,
+        # The disk is a throw-away copy: no need to wait for the host's own disk.
+        "-drive", f"if=none,id=disk,file={disk},format=raw,cache=unsafe,discard=unmap",
+        "-device", "virtio-blk-pci,drive=disk",
+        "-netdev", f"tap,id=net,ifname={TAP},script=no,downscript=no",
+        "-device", "virtio-net-pci,netdev=net,mac=52:54:00:4c:41:42,romfile=",
+        "-device", "virtio-rng-pci",
+        "-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial",
+        "-qmp", f"unix:{qmp},server=on,wait=off",
+    ]  # fmt: skip
+
+
+class Monitor:
+    """A QMP connection (docs/interop/qmp-spec of QEMU), as far as the lab needs it."""
+
+    def __init__(self, path: Path, timeout: float = 10) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+            self._lines = self._socket.makefile("rb")
+            self._read()
+            self.execute("qmp_capabilities")
+        except OSError as error:
+            self._socket.close()
+            raise LabError(f"QEMU does not answer on {path}: {error}") from error
+
+    def _read(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line:
+            raise LabError("QEMU closed its monitor")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def execute(self, name: str, **arguments: Any) -> Any:
+        """Run one QMP command and return what it returns; raises LabError if it fails."""
+        request = {"execute": name, "arguments": arguments}
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            message = self._read()
+            if "error" in message:
+                raise LabError(f"QEMU {name}: {message['error'].get('desc')}")
+            if "return" in message:
+                return message["return"]
+
+    def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (event, data) until QEMU ends. Blocks without a limit."""
+        self._socket.settimeout(None)
+        while True:
+            try:
+                line = self._lines.readline()
+            except OSError:
+                return
+            if not line:
+                return
+            message = json.loads(line)
+            if "event" in message:
+                yield message["event"], message.get("data", {})
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
