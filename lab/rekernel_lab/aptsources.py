@@ -33,9 +33,7 @@ def parse_one_line(content: str) -> Iterator[Source]:
         match = re.match(r"deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)$", words)
         if not match:
             continue
-        options = dict(
-            option.split("=", 1) for option in (match[1] or "").split() if "=" in option
-        )
+        options = dict(option.split("=", 1) for option in (match[1] or "").split() if "=" in option)
         yield Source(match[2], match[3], tuple(match[4].split()), options.get("signed-by", ""))
 
 

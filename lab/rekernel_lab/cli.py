@@ -3,124 +3,233 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
-from rich.console import Console
-
-from rekernel_lab import kernels, rootfs, state, vm
-from rekernel_lab.aptsources import host_mirror
+from rekernel_lab import bench, hostsetup, leftovers, rootfs, scenario, state, vm
+from rekernel_lab.assemble import Options, assemble
 from rekernel_lab.errors import LabError
+from rekernel_lab.progress import Progress
 from rekernel_lab.qemu import Machine
+from rekernel_lab.runner import Runner
 
-console = Console(stderr=True, highlight=False)
+_DEFAULT_NAME = "default"
 
 
 def _split(value: str) -> list[str]:
     return [word for word in value.replace(",", " ").split() if word]
 
 
-def _up(arguments: argparse.Namespace) -> int:
-    mirror = arguments.mirror or host_mirror()
-    with console.status("Looking up kernels"):
-        wanted = kernels.resolve(mirror, kernels.DEFAULT_PREFIXES)
-    with console.status("Building the root file system (about a minute, then cached)"):
-        base = rootfs.base(mirror, wanted, arguments.criu)
-    with console.status("Building the disk image"):
-        image = rootfs.image(base, _split(arguments.packages))
-    release = image.release(arguments.kernel)
-    machine = Machine("tcg", arguments.memory, arguments.cpus)
-    began = time.monotonic()
-    with console.status(f"Booting {release}"):
-        new = vm.start(arguments.name, machine, image, release, cmdline=arguments.cmdline)
-        new.wait_ready()
-    console.print(f"{arguments.name}: {release}, up after {time.monotonic() - began:.0f} s")
-    console.print(f"  rekernel-lab shell {arguments.name}")
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(arguments.mirror, arguments.criu, arguments.accel, arguments.cpus)
+
+
+def _setup_host(arguments: argparse.Namespace, progress: Progress) -> int:
+    if not hostsetup.setup(progress.line, arguments.mirror):
+        progress.line("Everything that the lab needs is installed.")
     return 0
 
 
-def _shell(arguments: argparse.Namespace) -> int:
+def _up(arguments: argparse.Namespace, progress: Progress) -> int:
+    made = assemble(progress, _options(arguments), [arguments.kernel], _split(arguments.packages))
+    machine = Machine(made.accelerator, arguments.memory, arguments.cpus)
+    name, release = arguments.name, made.releases[0]
+    with progress.step(f"Booting {release}"):
+        new = vm.start(name, machine, made.image, release, cmdline=arguments.cmdline)
+        try:
+            new.wait_ready()
+        except BaseException:
+            new.close()
+            raise
+    progress.line(f"VM {name} runs. rekernel-lab shell {name}, logs {name}, down {name}")
+    return 0
+
+
+def _shell(arguments: argparse.Namespace, progress: Progress) -> int:
     guest = vm.VM(arguments.name).guest
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     return guest.interactive(arguments.command, terminal=terminal)
 
 
-def _put(arguments: argparse.Namespace) -> int:
+def _put(arguments: argparse.Namespace, progress: Progress) -> int:
     vm.VM(arguments.name).guest.push(arguments.source, arguments.target)
     return 0
 
 
-def _logs(arguments: argparse.Namespace) -> int:
+def _get(arguments: argparse.Namespace, progress: Progress) -> int:
+    vm.VM(arguments.name).guest.pull(arguments.source, arguments.directory)
+    return 0
+
+
+def _logs(arguments: argparse.Namespace, progress: Progress) -> int:
     sys.stdout.write(state.load(arguments.name).serial_log.read_text(errors="replace"))
     return 0
 
 
-def _down(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace, progress: Progress) -> int:
+    for one in state.load_all():
+        print(f"{one.name:16} {one.phase:9} {one.release}  {one.machine.memory_mib} MiB")
+    return 0
+
+
+def _down(arguments: argparse.Namespace, progress: Progress) -> int:
     vm.VM(arguments.name).close()
     return 0
 
 
-def _reboot(arguments: argparse.Namespace) -> int:
+def _reset(arguments: argparse.Namespace, progress: Progress) -> int:
+    old = state.load(arguments.name)
+    with progress.step(f"Starting {old.name} again with a clean disk"):
+        vm.VM(old.name).close()
+        image = rootfs.Image(old.image)
+        new = vm.start(old.name, old.machine, image, old.release, cmdline=old.cmdline)
+        new.wait_ready()
+    return 0
+
+
+def _reboot(arguments: argparse.Namespace, progress: Progress) -> int:
     machine = vm.VM(arguments.name)
     release = None
     if arguments.kernel:
         release = rootfs.Image(machine.state.image).release(arguments.kernel)
-    with console.status("Rebooting"):
+    with progress.step(f"Rebooting {arguments.name}"):
         machine.reboot(release=release, cmdline=arguments.cmdline)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rekernel-lab", description=__doc__)
-    parser.add_argument("--verbose", action="store_true", help="show every command")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="start a VM in the background")
-    up.add_argument("--name", default="default")
-    up.add_argument("--kernel", default="6.12")
-    up.add_argument("--memory", type=int, default=6144)
-    up.add_argument("--cpus", type=int, default=2)
-    up.add_argument("--packages", default="")
-    up.add_argument("--cmdline", default="")
-    up.add_argument("--criu", default="")
-    up.add_argument("--mirror", default="")
-    up.set_defaults(function=_up)
-    shell = verbs.add_parser("shell", help="a shell or a command in the guest")
-    shell.add_argument("name", nargs="?", default="default")
-    shell.add_argument("command", nargs="*")
-    shell.set_defaults(function=_shell)
-    put = verbs.add_parser("put", help="copy into the guest")
-    put.add_argument("name")
-    put.add_argument("source", type=Path)
-    put.add_argument("target")
-    put.set_defaults(function=_put)
-    for verb, function in (("logs", _logs), ("down", _down)):
-        simple = verbs.add_parser(verb)
-        simple.add_argument("name", nargs="?", default="default")
-        simple.set_defaults(function=function)
-    reboot = verbs.add_parser("reboot")
-    reboot.add_argument("name", nargs="?", default="default")
-    reboot.add_argument("--kernel", default="")
-    reboot.add_argument("--cmdline", default=None)
-    reboot.set_defaults(function=_reboot)
-    return parser
+def _run(arguments: argparse.Namespace, progress: Progress) -> int:
+    one = scenario.load(arguments.scenario).override(
+        kernel_from=arguments.kernel_from,
+        upgrades=_split(arguments.upgrades),
+        memory_mib=arguments.memory,
+    )
+    result = Runner(one, progress, _options(arguments), arguments.deb).run()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    if result.error:
+        progress.error(result.error)
+    for name, script in result.scripts.items():
+        progress.line(f"{name}: exit code {script['exit_code']}, {script['output']}")
+    progress.line(f"{one.name}: {'passed' if result.passed else 'FAILED'}, logs in {result.output}")
+    return 0 if result.passed else 1
+
+
+def _bench(arguments: argparse.Namespace, progress: Progress) -> int:
+    request = bench.Request(progress, _options(arguments), arguments.deb, arguments.json)
+    return bench.find(arguments.benchmark)(request)
+
+
+def _clean(arguments: argparse.Namespace, progress: Progress) -> int:
+    leftovers.clean(progress.line, everything=arguments.all)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="rekernel-lab",
+        description="Virtual machines with real Debian kernels, to try out rekernel.",
+    )
+    top.add_argument("--verbose", action="store_true", help="show every command that is run")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    guest = argparse.ArgumentParser(add_help=False)
+    guest.add_argument("--mirror", default="", help="Debian mirror (default: this host's own)")
+    guest.add_argument("--criu", default="", metavar="VERSION", help="CRIU (default: forky's)")
+    guest.add_argument("--accel", default="", metavar="NAME", help="kvm or tcg (default: probed)")
+    guest.add_argument("--cpus", type=int, default=2, metavar="N")
+    package = argparse.ArgumentParser(add_help=False)
+    package.add_argument("--deb", type=Path, metavar="FILE", help="package (default: build it)")
+    package.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("name", nargs="?", default=_DEFAULT_NAME, help="the VM")
+
+    verb = verbs.add_parser("setup-host", help="install what the lab needs")
+    verb.add_argument("--mirror", default="", help="Debian mirror (default: this host's own)")
+    verb.set_defaults(function=_setup_host)
+
+    verb = verbs.add_parser("up", parents=[guest], help="start a VM in the background")
+    verb.add_argument("--name", default=_DEFAULT_NAME)
+    verb.add_argument("--kernel", default="6.12", metavar="PREFIX")
+    verb.add_argument("--memory", type=int, default=6144, metavar="MIB")
+    verb.add_argument("--packages", default="", metavar="A,B", help="more Debian packages")
+    verb.add_argument("--cmdline", default="", metavar="ARGS", help="more kernel arguments")
+    verb.set_defaults(function=_up)
+
+    verb = verbs.add_parser("shell", parents=[named], help="a shell, or a command, in a guest")
+    verb.add_argument("command", nargs="*", metavar="COMMAND")
+    verb.set_defaults(function=_shell)
+
+    verb = verbs.add_parser("put", help="copy a file or directory into a guest")
+    verb.add_argument("name")
+    verb.add_argument("source", type=Path)
+    verb.add_argument("target", help="full path in the guest")
+    verb.set_defaults(function=_put)
+
+    verb = verbs.add_parser("get", help="copy a file or directory out of a guest")
+    verb.add_argument("name")
+    verb.add_argument("source")
+    verb.add_argument("directory", type=Path, help="directory on the host")
+    verb.set_defaults(function=_get)
+
+    for name, function, words in (
+        ("logs", _logs, "print the serial log"),
+        ("down", _down, "end a VM; its logs stay"),
+        ("reset", _reset, "start a VM again with a clean disk"),
+    ):
+        verb = verbs.add_parser(name, parents=[named], help=words)
+        verb.set_defaults(function=function)
+
+    verb = verbs.add_parser("list", help="list the VMs")
+    verb.set_defaults(function=_list)
+
+    verb = verbs.add_parser("reboot", parents=[named], help="reboot through the boot loader")
+    verb.add_argument("--kernel", default="", metavar="PREFIX", help="another kernel")
+    verb.add_argument("--cmdline", metavar="ARGS", help="other kernel arguments")
+    verb.set_defaults(function=_reboot)
+
+    verb = verbs.add_parser("run", parents=[guest, package], help="run a scenario directory")
+    verb.add_argument("scenario", type=Path, metavar="DIRECTORY")
+    verb.add_argument("--from", default="", dest="kernel_from", metavar="PREFIX")
+    verb.add_argument("--upgrades", default="", metavar="PREFIX,PREFIX")
+    verb.add_argument("--memory", type=int, default=0, metavar="MIB")
+    verb.set_defaults(function=_run)
+
+    verb = verbs.add_parser("bench", parents=[guest, package], help="run a benchmark")
+    verb.add_argument("benchmark", metavar="NAME")
+    verb.set_defaults(function=_bench)
+
+    verb = verbs.add_parser("clean", help="end all VMs and remove what they left")
+    verb.add_argument("--all", action="store_true", help="empty the cache, too")
+    verb.set_defaults(function=_clean)
+    return top
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the lab and exit."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(message)s"
     )
+    # Ended by a supervisor is ended by hand: the same way out, through every `finally`.
+    signal.signal(signal.SIGTERM, _interrupt)
+    progress = Progress()
     try:
-        code = arguments.function(arguments)
+        code = int(arguments.function(arguments, progress))
     except LabError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        progress.error(f"error: {error}")
         if error.hint:
-            console.print(f"  {error.hint}", markup=False)
+            progress.line(f"  {error.hint}")
         code = error.exit_code
     except KeyboardInterrupt:
-        code = 130
+        code = 128 + signal.SIGINT
     sys.exit(code)

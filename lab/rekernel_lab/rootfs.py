@@ -266,7 +266,8 @@ def _make_disk(tree: Path, scratch: Path) -> None:
     run(
         ["mkfs.ext4", "-q", "-F", "-L", guestfiles.ROOT_LABEL, "-m", "1",
          # Nothing left for the guest's ext4lazyinit to do in the background.
-         "-E", "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard", "-d", tree, scratch / "disk.raw", DISK_SIZE]
+         "-E", "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard",
+         "-d", tree, scratch / "disk.raw", DISK_SIZE]
     )  # fmt: skip
 
 

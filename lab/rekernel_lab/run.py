@@ -63,7 +63,9 @@ def run(
     if check and done.returncode:
         tail = _tail(log_to.read_bytes() if log_to else done.stderr or done.stdout)
         hint = f"full output: {log_to}" if log_to else ""
-        raise LabError(f"{shlex.join(words[:4])} … exited with {done.returncode}\n{tail}", hint=hint)
+        raise LabError(
+            f"{shlex.join(words[:4])} … exited with {done.returncode}\n{tail}", hint=hint
+        )
     return done
 
 

@@ -96,7 +96,7 @@ class State:
     @property
     def namespace(self) -> Namespace:
         """The VM's network namespace. Its name differs between caches too."""
-        return Namespace(f"rekernel-lab-{self.name}-{cache.key(str(cache.root()))[:6]}")
+        return Namespace(f"{_NAMESPACE_PREFIX}{self.name}{_namespace_suffix()}")
 
     def save(self, **changes: Any) -> State:
         """Write the state with `changes` and return it."""
@@ -113,6 +113,18 @@ class State:
         self.qemu.end(timeout=1)
         self.namespace.delete()
         self.disk.unlink(missing_ok=True)
+
+
+_NAMESPACE_PREFIX = "rekernel-lab-"
+
+
+def _namespace_suffix() -> str:
+    return f"-{cache.key(str(cache.root()))[:6]}"
+
+
+def is_own_namespace(name: str) -> bool:
+    """Tell whether a network namespace of that name was made by a lab with this cache."""
+    return name.startswith(_NAMESPACE_PREFIX) and name.endswith(_namespace_suffix())
 
 
 def vms_root() -> Path:

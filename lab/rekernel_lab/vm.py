@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel_lab import state
+from rekernel_lab import cache, state
 from rekernel_lab.errors import DeadlineError, LabError, LostVMError, UsageError
 from rekernel_lab.guest import Guest
 from rekernel_lab.qemu import Machine
 from rekernel_lab.rootfs import Image, ssh_keys
 from rekernel_lab.run import environment
-from rekernel_lab.state import State
+from rekernel_lab.state import Process, State
 
 # Under emulation on a busy machine; with hardware help it takes a tenth of that.
 BOOT_TIMEOUT_S = 300.0
@@ -117,18 +117,31 @@ def start(
     Raises UsageError if a VM of that name runs already.
     """
     vm_directory = state.vm_directory(name)
-    if (vm_directory / "state.json").exists():
-        old = state.load(name)
-        if old.keeper.alive():
-            raise UsageError(f"VM {name} is running", hint=f"end it: rekernel-lab down {name}")
-        state.forget(old)
-    new = State(name, machine, image.directory, release, cmdline)
-    new.save()
-    new.serial_log.touch()
-    keeper = [sys.executable, "-m", "rekernel_lab.keeper", name]
-    with (vm_directory / "keeper.log").open("ab") as log:
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", *keeper] if owned else keeper,
+    with cache.lock(f"vm-{name}"):
+        if (vm_directory / "state.json").exists():
+            old = state.load(name)
+            if old.keeper.alive():
+                raise UsageError(f"VM {name} is running", hint=f"end it: rekernel-lab down {name}")
+            state.forget(old)
+        new = State(name, machine, image.directory, release, cmdline)
+        new.save()
+        new.serial_log.touch()
+        keeper = _start_keeper(new, owned)
+        started = Process.of(keeper.pid)
+        try:
+            _wait_for_qemu(VM(name), keeper)
+        except BaseException:
+            started.end()
+            state.load(name).remove_leftovers()
+            raise
+    return VM(name)
+
+
+def _start_keeper(new: State, owned: bool) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "rekernel_lab.keeper", new.name]
+    with (new.directory / "keeper.log").open("ab") as log:
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", *command] if owned else command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -136,8 +149,6 @@ def start(
             start_new_session=True,
             env=environment({"PYTHONPATH": str(Path(__file__).resolve().parents[1])}),
         )
-    _wait_for_qemu(VM(name), process)
-    return VM(name)
 
 
 def _wait_for_qemu(vm: VM, keeper: subprocess.Popen[bytes], timeout: float = 120) -> None:
@@ -147,7 +158,6 @@ def _wait_for_qemu(vm: VM, keeper: subprocess.Popen[bytes], timeout: float = 120
             tail = (vm.state.directory / "keeper.log").read_text(errors="replace")[-1500:]
             raise LabError(f"the keeper of VM {vm.name} ended:\n{tail}")
         if time.monotonic() > deadline:
-            vm.close()
             raise DeadlineError(f"QEMU for {vm.name} did not start within {timeout:.0f} s")
         time.sleep(0.05)
     if vm.state.phase == "failed":

@@ -1,0 +1,44 @@
+"""Benchmarks by name. A benchmark is a function that registers itself here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel_lab.assemble import Options
+from rekernel_lab.errors import UsageError
+from rekernel_lab.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line said: how guests are made, the package, where the JSON goes."""
+
+    progress: Progress
+    options: Options
+    deb: Path | None
+    json: Path | None
+
+
+Benchmark = Callable[[Request], int]
+
+REGISTRY: dict[str, Benchmark] = {}
+
+
+def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:
+    """Register the decorated function as `rekernel-lab bench NAME`; it returns an exit code."""
+
+    def register(function: Benchmark) -> Benchmark:
+        REGISTRY[name] = function
+        return function
+
+    return register
+
+
+def find(name: str) -> Benchmark:
+    """Return the benchmark `name`; raises UsageError that lists the known ones."""
+    if name not in REGISTRY:
+        known = ", ".join(sorted(REGISTRY)) or "none yet"
+        raise UsageError(f"no benchmark {name!r}", hint=f"known: {known}")
+    return REGISTRY[name]

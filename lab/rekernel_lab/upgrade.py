@@ -1,0 +1,158 @@
+"""One upgrade as the lab sees it: start it, watch it, find the guest again."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from rekernel_lab.errors import DeadlineError, LabError
+from rekernel_lab.guest import SSH_FAILED
+from rekernel_lab.progress import Progress
+from rekernel_lab.vm import VM
+
+_BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+# The agent's lines on the console begin so.
+_AGENT = "rekernel:"
+
+# Until the agent speaks or the connection breaks, nobody bothers the guest: each ssh login
+# costs processor time that would be missing in the measurement.
+_QUIET_S = 120.0
+
+# A login that was carried gets this long to say its last words.
+_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an upgrade went. `exit_code` is the product's, None if it could not be learned."""
+
+    target: str
+    exit_code: int | None
+    release: str
+    report: Any
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the guest runs the target, and the product has nothing to regret."""
+        return self.exit_code == 0 and self.release == self.target and not self.error
+
+
+def drained(status: Any) -> bool:
+    """Tell whether `rekernel status --json` says that every carried page is home.
+
+    "drain" is absent or null when there was nothing to drain, else {"finished": bool}.
+    """
+    drain = status.get("drain") if isinstance(status, dict) else None
+    return drain is None or (isinstance(drain, dict) and drain.get("finished") is True)
+
+
+def command(target: str, carry: Sequence[str] | None) -> list[str]:
+    """Return the product's command line for an upgrade to kernel `target`."""
+    carried = [word for unit in carry or () for word in ("--carry", unit)]
+    return ["rekernel", "upgrade", "--yes", *carried, target]
+
+
+class Upgrade:
+    """Runs one upgrade in a VM. All times in seconds."""
+
+    def __init__(self, vm: VM, progress: Progress) -> None:
+        self._vm = vm
+        self._guest = vm.guest
+        self._progress = progress
+        self._serial_offset = vm.serial_size()
+        self._serial_seen = self._serial_offset
+        self._agent_spoke = False
+
+    def run(self, target: str, carry: Sequence[str] | None, timeout: float) -> Outcome:
+        """Upgrade to `target` and wait until the guest has drained.
+
+        Raises LostVMError if the VM is lost, DeadlineError after `timeout`.
+        """
+        deadline = time.monotonic() + timeout
+        boot_id = self._guest.text(_BOOT_ID)
+        code = self._watch(command(target, carry), boot_id, deadline)
+        release = self._guest.text(["uname", "-r"])
+        report = self._json("rekernel report --json")
+        if code is None and isinstance(report, dict):
+            recorded = report.get("exit_code", 0 if release == target else None)
+            code = recorded if isinstance(recorded, int) else None
+        error = ""
+        if code == 0:
+            try:
+                self._wait_drained(deadline)
+            except DeadlineError as problem:
+                error = str(problem)
+        return Outcome(target, code, release, report, error)
+
+    def _watch(self, words: Sequence[str], boot_id: str, deadline: float) -> int | None:
+        """Show what goes on until the guest is back; return the command's exit code if known."""
+        process = self._guest.popen(words)
+        assert process.stdout is not None
+        reader = threading.Thread(target=self._show, args=(process.stdout,), daemon=True)
+        reader.start()
+        began = time.monotonic()
+        back_since: float | None = None
+        try:
+            while True:
+                self._vm.check_alive(self._serial_offset)
+                self._show_serial()
+                code = process.poll()
+                if code is not None and code != SSH_FAILED:
+                    return code
+                now = time.monotonic()
+                if back_since is not None:
+                    if code is not None or now - back_since > _GRACE_S:
+                        return None
+                elif code is not None or self._agent_spoke or now - began > _QUIET_S:
+                    current = self._boot_id()
+                    if current and (current != boot_id or code is not None):
+                        back_since = now
+                if now > deadline:
+                    raise DeadlineError("the guest did not come back from the upgrade")
+                time.sleep(0.5)
+        finally:
+            process.kill()
+            process.wait()
+            reader.join(timeout=2)
+
+    def _boot_id(self) -> str:
+        try:
+            return self._guest.run(_BOOT_ID, timeout=20).stdout.decode().strip()
+        except LabError:
+            return ""
+
+    def _show(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            self._progress.guest(line.decode(errors="replace").rstrip())
+
+    def _show_serial(self) -> None:
+        with self._vm.state.serial_log.open("rb") as serial:
+            serial.seek(self._serial_seen)
+            content = serial.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._serial_seen += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if _AGENT in line:
+                self._agent_spoke = True
+                self._progress.guest(line[line.index(_AGENT) :].rstrip())
+
+    def _json(self, words: str) -> Any:
+        """Return the parsed output of a command of the product, None if there is none."""
+        try:
+            output = self._guest.run(words, check=False, timeout=120).stdout
+            return json.loads(output) if output.strip() else None
+        except (ValueError, LabError):
+            return None
+
+    def _wait_drained(self, deadline: float) -> None:
+        while not drained(self._json("rekernel status --json")):
+            self._vm.check_alive(self._serial_offset)
+            if time.monotonic() > deadline:
+                raise DeadlineError("the drain did not finish in time")
+            time.sleep(1)
