@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The threads that answer page faults and follow what processes do. */
+#ifndef REKERNEL_FAULT_H
+#define REKERNEL_FAULT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "space.h"
+
+/* window: pages to bring per fault, the faulting one included. */
+void fault_start(unsigned int threads, unsigned int window);
+void fault_stop(void);
+
+/*
+ * Tries to bring one page of a space, to notice that its process has exited:
+ * the kernel does not say so by itself.
+ */
+void fault_probe_exited(void);
+
+#endif

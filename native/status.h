@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef REKERNEL_STATUS_H
+#define REKERNEL_STATUS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "mapfile.h"
+
+#define STATUS_MAX 2048
+
+/* Is there nothing left to serve, and nothing more to be expected? */
+bool status_drained(void);
+/* Number of spaces that miss pages or are still watched. */
+unsigned long long status_spaces_left(void);
+
+/* One JSON object and a newline; see README.md for its members. */
+void status_format(char *buf, size_t len, const struct map_file *mf);
+
+/* Opens the directory now, for the path may mean something else after switch_root. */
+void status_file_open(const char *path);
+/* Replaces the file; does nothing without status_file_open(). */
+void status_file_write(const char *text);
+
+#endif
