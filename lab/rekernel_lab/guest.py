@@ -83,14 +83,22 @@ class Guest:
 
     def push(self, source: Path, target: str) -> None:
         """Copy a file or directory into the guest, as `target` (its parents are made)."""
-        parent, name = str(Path(target).parent), Path(target).name
-        packed = run(
-            ["tar", "-C", source.resolve().parent, "--owner=0", "--group=0", "--numeric-owner",
-             "--transform", f"s,^{_sed_quote(source.resolve().name)},{_sed_quote(name)},rSh",
-             "-cf", "-", source.resolve().name]
-        ).stdout  # fmt: skip
-        quoted = shlex.quote(parent)
-        self.run(f"mkdir -p {quoted} && tar -C {quoted} -xf -", stdin=packed, timeout=600)
+        quoted = shlex.quote(target)
+        if source.is_dir():
+            owner = ["--owner=0", "--group=0", "--numeric-owner"]
+            packed = run(["tar", "-C", source, *owner, "-cf", "-", "."]).stdout
+            self.run(f"mkdir -p {quoted} && tar -C {quoted} -xf -", stdin=packed, timeout=600)
+            return
+        try:
+            content, mode = source.read_bytes(), source.stat().st_mode & 0o777
+        except OSError as error:
+            raise LabError(f"{source}: {error.strerror}") from error
+        parent = shlex.quote(str(Path(target).parent))
+        self.run(
+            f"mkdir -p {parent} && cat > {quoted} && chmod {mode:o} {quoted}",
+            stdin=content,
+            timeout=600,
+        )
 
     def pull(self, source: str, target: Path) -> None:
         """Copy a file or directory out of the guest into the directory `target`."""
@@ -118,7 +126,3 @@ class Guest:
             if time.monotonic() > deadline:
                 raise DeadlineError(f"the guest did not answer within {timeout:.0f} s")
             time.sleep(0.5)
-
-
-def _sed_quote(name: str) -> str:
-    return "".join(f"\\{letter}" if letter in "\\,.*[]^$&" else letter for letter in name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from rekernel_lab.errors import DeadlineError, LabError
-from rekernel_lab.guest import SSH_FAILED
+from rekernel_lab.guest import SSH_FAILED, Guest
 from rekernel_lab.progress import Progress
 from rekernel_lab.vm import VM
 
@@ -22,6 +23,9 @@ _AGENT = "rekernel:"
 # Until the agent speaks or the connection breaks, nobody bothers the guest: each ssh login
 # costs processor time that would be missing in the measurement.
 _QUIET_S = 120.0
+
+# An attempt to log in is given up after this time, and another one made.
+_PROBE_LIMIT_S = 20.0
 
 # A login that was carried gets this long to say its last words.
 _GRACE_S = 10.0
@@ -48,7 +52,9 @@ def drained(status: Any) -> bool:
 
     "drain" is absent or null when there was nothing to drain, else {"finished": bool}.
     """
-    drain = status.get("drain") if isinstance(status, dict) else None
+    if not isinstance(status, dict):
+        return False
+    drain = status.get("drain")
     return drain is None or (isinstance(drain, dict) and drain.get("finished") is True)
 
 
@@ -56,6 +62,43 @@ def command(target: str, carry: Sequence[str] | None) -> list[str]:
     """Return the product's command line for an upgrade to kernel `target`."""
     carried = [word for unit in carry or () for word in ("--carry", unit)]
     return ["rekernel", "upgrade", "--yes", *carried, target]
+
+
+class _BootId:
+    """Asks the guest which boot it is in, again and again, without ever waiting for it."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next = 0.0
+
+    def poll(self) -> str:
+        """Return the boot ID if an answer has come since the last call, else ""."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._next:
+                self._process = self._guest.popen(_BOOT_ID)
+                self._next = now + _PROBE_LIMIT_S
+            return ""
+        if self._process.poll() is None:
+            # A connection made to the old kernel may hang for good.
+            if now > self._next:
+                self.close()
+            return ""
+        answer = self._process.stdout.read().decode() if self._process.stdout else ""
+        answer = answer.strip() if self._process.returncode == 0 else ""
+        self.close()
+        return answer
+
+    def close(self) -> None:
+        """End the attempt that is under way; the next one starts a second later."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdout:
+                self._process.stdout.close()
+        self._process = None
+        self._next = time.monotonic() + 1
 
 
 class Upgrade:
@@ -96,6 +139,7 @@ class Upgrade:
         assert process.stdout is not None
         reader = threading.Thread(target=self._show, args=(process.stdout,), daemon=True)
         reader.start()
+        probe = _BootId(self._guest)
         began = time.monotonic()
         back_since: float | None = None
         try:
@@ -110,22 +154,18 @@ class Upgrade:
                     if code is not None or now - back_since > _GRACE_S:
                         return None
                 elif code is not None or self._agent_spoke or now - began > _QUIET_S:
-                    current = self._boot_id()
+                    current = probe.poll()
+                    # The same kernel is an answer, too, once the command's connection is gone.
                     if current and (current != boot_id or code is not None):
                         back_since = now
                 if now > deadline:
                     raise DeadlineError("the guest did not come back from the upgrade")
-                time.sleep(0.5)
+                time.sleep(0.2)
         finally:
+            probe.close()
             process.kill()
             process.wait()
             reader.join(timeout=2)
-
-    def _boot_id(self) -> str:
-        try:
-            return self._guest.run(_BOOT_ID, timeout=20).stdout.decode().strip()
-        except LabError:
-            return ""
 
     def _show(self, stream: IO[bytes]) -> None:
         for line in stream:
