@@ -245,8 +245,11 @@ static void scan_populated(const struct scanner *sc, struct scan_buffer *buf, in
 	};
 
 	while (arg.start < arg.end) {
-		int i, n = ioctl(pagemap, SCAN_IOCTL, &arg);
+		uint64_t next;
+		int i, n;
 
+		arg.walk_end = 0;
+		n = ioctl(pagemap, SCAN_IOCTL, &arg);
 		if (n < 0) {
 			/* The memory is gone with a process that has exited. */
 			if (errno == ESRCH || errno == EFAULT)
@@ -264,9 +267,15 @@ static void scan_populated(const struct scanner *sc, struct scan_buffer *buf, in
 			from = f->start;
 			to = f->end;
 		}
-		if (arg.walk_end <= arg.start)
+		/*
+		 * After more than 512 ranges walk_end is that of an earlier
+		 * round inside the kernel (seen on 6.18), so ranges that were
+		 * reported already would come again.
+		 */
+		next = max_u64(arg.walk_end, n ? buf->found[n - 1].end : 0);
+		if (next <= arg.start)
 			break;
-		arg.start = arg.walk_end;
+		arg.start = next;
 	}
 	read_range(sc, buf, pagemap, pid, slice, from, to);
 }
