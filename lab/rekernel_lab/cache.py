@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ def building(kind: str, name: str) -> Iterator[Path | None]:
     final = root() / kind / name
     with lock(f"{kind}-{name}"):
         if final.exists():
+            # The time of the last use: what was not used for long may be removed.
+            os.utime(final)
             yield None
             return
         scratch = final.with_name(f"{name}.part")
@@ -59,3 +62,9 @@ def building(kind: str, name: str) -> Iterator[Path | None]:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         scratch.rename(final)
+
+
+def stale(kind: str, days: float) -> list[Path]:
+    """Return the artefacts of a kind that were not used for so many days."""
+    limit = time.time() - days * 24 * 3600
+    return [path for path in (root() / kind).glob("*/") if path.stat().st_mtime < limit]

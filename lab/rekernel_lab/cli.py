@@ -51,7 +51,9 @@ def _up(arguments: argparse.Namespace, progress: Progress) -> int:
 
 
 def _shell(arguments: argparse.Namespace, progress: Progress) -> int:
-    guest = vm.VM(arguments.name).guest
+    machine = vm.VM(arguments.name)
+    machine.check_running()
+    guest = machine.guest
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     return guest.interactive(arguments.command, terminal=terminal)
 

@@ -97,7 +97,8 @@ def keep(name: str) -> None:
         if reason != "guest-reset":
             break
     if reason != "guest-shutdown":
-        raise LostVMError(f"QEMU ended ({reason}), see {vm.directory / 'qemu.log'}")
+        said = (vm.directory / "qemu.log").read_text(errors="replace").strip()[-400:]
+        raise LostVMError(f"QEMU ended ({reason}) {said}".strip())
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from rekernel_lab.errors import LabError
 from rekernel_lab.netns import Namespace
 from rekernel_lab.run import text
 
+_STALE_DAYS = 14
+
 
 def clean(tell: Callable[[str], None], *, everything: bool = False) -> None:
     """End all VMs of this cache and remove what they used; with `everything` the cache too."""
@@ -29,6 +31,10 @@ def clean(tell: Callable[[str], None], *, everything: bool = False) -> None:
             with cache.lock(f"{kind}-{part.stem}"):
                 shutil.rmtree(part, ignore_errors=True)
             tell(f"removed unfinished {part.name}")
+    for kind in ("base", "images", "runs"):
+        for path in cache.stale(kind, _STALE_DAYS):
+            shutil.rmtree(path, ignore_errors=True)
+            tell(f"removed {kind}/{path.name}, not used for {_STALE_DAYS} days")
     if everything:
         for entry in cache.root().iterdir():
             _remove(entry)

@@ -148,8 +148,7 @@ class Runner:
             raise
         finally:
             if running:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copy(running.state.serial_log, self._output / "serial.log")
+                shutil.copy(running.state.serial_log, self._output / "serial.log")
                 running.close(forget=True)
 
     def _prepare(self, machine: VM, deb: Path, result: Result) -> None:

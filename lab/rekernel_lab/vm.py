@@ -38,21 +38,28 @@ class VM:
         """The way into the guest."""
         return Guest(self.state.namespace, ssh_keys())
 
+    def check_running(self) -> None:
+        """Raise LostVMError if the VM ended."""
+        now = self.state
+        if now.phase in ("off", "failed"):
+            raise LostVMError(
+                f"VM {self.name} is {now.phase}" + (f": {now.error}" * bool(now.error))
+            )
+        if not now.keeper.alive():
+            raise LostVMError(f"VM {self.name} lost its keeper", hint="rekernel-lab clean")
+
     def check_alive(self, serial_from: int = 0) -> None:
         """Raise LostVMError if the VM ended, or its kernel panicked.
 
         `serial_from` is the offset in the serial log where the boot in question begins.
         """
-        now = self.state
-        if now.phase in ("off", "failed") or not now.keeper.alive():
-            why = f": {now.error}" if now.error else ""
-            raise LostVMError(f"VM {self.name} is {now.phase}{why}", hint=f"see {now.serial_log}")
-        with now.serial_log.open("rb") as serial:
+        self.check_running()
+        with self.state.serial_log.open("rb") as serial:
             serial.seek(serial_from)
             content = serial.read()
         if _PANIC in content:
             line = content[content.index(_PANIC) :].split(b"\n", 1)[0].decode(errors="replace")
-            raise LostVMError(f"VM {self.name}: {line.strip()}", hint=f"see {now.serial_log}")
+            raise LostVMError(f"VM {self.name}: {line.strip()}", hint="see its serial log")
 
     def serial_size(self) -> int:
         """Return the present length of the serial log in bytes."""
