@@ -1,0 +1,157 @@
+"""From the initrd to the real root, and from there to the distribution's init."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rekernel import syscalls
+from rekernel.handover.config import RootConfig
+from rekernel.handover.manifest import Mount
+
+_NEW_ROOT = "/sysroot"
+_API_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
+
+
+class RootNotFoundError(Exception):
+    """The root file system did not appear."""
+
+
+def mount_api() -> None:
+    """/proc, /sys and /dev of the initrd stage; they move along to the real root."""
+    for target, fstype, flags, data in (
+        ("/proc", "proc", _API_FLAGS, ""),
+        ("/sys", "sysfs", _API_FLAGS, ""),
+        ("/dev", "devtmpfs", syscalls.MS_NOSUID, "mode=0755"),
+    ):
+        Path(target).mkdir(exist_ok=True)
+        syscalls.mount(fstype, target, fstype, flags, data)
+
+
+def _module_parameters() -> dict[str, str]:
+    """Module -> its parameters on the kernel command line, which modprobe would pass on."""
+    found: dict[str, str] = {}
+    for word in Path("/proc/cmdline").read_text().split():
+        module, dot, parameter = word.partition(".")
+        if dot and "=" in parameter and "=" not in module:
+            name = module.replace("-", "_")
+            found[name] = f"{found.get(name, '')} {parameter}".lstrip()
+    return found
+
+
+def load_modules(waves: Sequence[Sequence[str]]) -> list[str]:
+    """Load modules; those of one wave need none of the same wave, so they load in parallel.
+
+    Returns what failed, in words; a missing module shows itself soon enough where it matters.
+    """
+    failed: list[str] = []
+    parameters = _module_parameters()
+
+    def load(path: str) -> None:
+        name = Path(path).stem.replace("-", "_")
+        try:
+            syscalls.finit_module(path, parameters.get(name, ""))
+        except OSError as error:
+            failed.append(f"{Path(path).name}: {error.strerror}")
+
+    for wave in waves:
+        threads = [threading.Thread(target=load, args=(path,)) for path in wave[1:]]
+        for thread in threads:
+            thread.start()
+        if wave:
+            load(wave[0])
+        for thread in threads:
+            thread.join()
+    return failed
+
+
+def _ext4_uuid(device: str) -> str | None:
+    """The UUID in an ext4 superblock (fs/ext4/ext4.h: s_magic at 0x38, s_uuid at 0x68)."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        block = os.pread(fd, 1024, 1024)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    if len(block) < 0x78 or struct.unpack_from("<H", block, 0x38)[0] != 0xEF53:
+        return None
+    raw = block[0x68:0x78].hex()
+    return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+
+
+def find_root(root: RootConfig, timeout: float = 30.0) -> str:
+    """The device node with the root file system, by UUID. Raises RootNotFoundError."""
+    deadline = time.monotonic() + timeout
+    while True:
+        for entry in sorted(os.listdir("/sys/class/block")):
+            if _ext4_uuid(f"/dev/{entry}") == root.uuid:
+                return f"/dev/{entry}"
+        if time.monotonic() > deadline:
+            raise RootNotFoundError(f"no block device has the root file system {root.uuid}")
+        time.sleep(0.01)
+
+
+def switch_root(root: RootConfig) -> None:
+    """Mount the real root and make it /, with /proc, /sys and /dev moved along."""
+    device = find_root(root)
+    Path(_NEW_ROOT).mkdir(exist_ok=True)
+    # The kernel parses "ro"/"rw" as a flag only.
+    syscalls.mount(device, _NEW_ROOT, root.fstype, root.flags & ~syscalls.MS_RDONLY, root.data)
+    initramfs = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    device_number = os.fstat(initramfs).st_dev
+    for directory in ("proc", "sys", "dev"):
+        syscalls.mount(f"/{directory}", f"{_NEW_ROOT}/{directory}", "", syscalls.MS_MOVE)
+    os.chdir(_NEW_ROOT)
+    syscalls.mount(".", "/", "", syscalls.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    _empty(initramfs, device_number)
+    os.close(initramfs)
+
+
+def _empty(directory: int, device: int) -> None:
+    """Free the initramfs: its files are RAM."""
+    for entry in os.listdir(directory):
+        status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
+        if status.st_dev != device:
+            continue
+        if (status.st_mode & 0o170000) == 0o040000:
+            inner = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            _empty(inner, device)
+            os.close(inner)
+            try:
+                os.rmdir(entry, dir_fd=directory)
+            except OSError:
+                continue
+        else:
+            os.unlink(entry, dir_fd=directory)
+
+
+def mount_all(mounts: Sequence[Mount]) -> None:
+    """The mounts that must stand before a restore, in order. Raises OSError naming the target."""
+    for item in mounts:
+        if os.path.ismount(item.target):
+            continue
+        Path(item.target).mkdir(parents=True, exist_ok=True)
+        syscalls.mount(item.source, item.target, item.fstype, item.flags, item.data)
+
+
+def unmount_transient(mounts: Sequence[Mount]) -> None:
+    """Take away again what only the restore needed, innermost first."""
+    for item in reversed(mounts):
+        if item.transient and os.path.ismount(item.target):
+            syscalls.umount(item.target, syscalls.MNT_DETACH)
+
+
+def execute_init(init: Sequence[str]) -> NoReturn:
+    """Become the distribution's init. Does not return; raises OSError if there is none."""
+    os.execve(init[0], list(init), {"TERM": "linux"})

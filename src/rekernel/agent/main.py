@@ -1,0 +1,262 @@
+"""The new side: /init of the small initrd. Restores what was carried, then becomes init.
+
+Whatever goes wrong, this boots the machine: a handover that is missing, damaged or foreign ends
+in a normal boot with the reason left in /run/rekernel/agent.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rekernel import syscalls
+from rekernel.agent import boot, memory, network, processes, restore
+from rekernel.agent.console import Timeline, say
+from rekernel.handover.config import CONFIG_PATH, AgentConfig, load_config
+from rekernel.handover.manifest import (
+    MANIFEST_BLOB,
+    Manifest,
+    ManifestError,
+    Phase,
+    load,
+)
+from rekernel.handover.store import StoreError, StoreReader, wipe
+from rekernel.memory.dax import DaxRegion
+
+RUN = Path("/run/rekernel")
+RESULT = RUN / "agent.json"
+
+
+class HandoverRefusedError(Exception):
+    """The handover is not for this machine or not for this kernel."""
+
+
+def main() -> NoReturn:
+    """Run as PID 1."""
+    timeline = Timeline()
+    started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    boot.mount_api()
+    with open(CONFIG_PATH, "rb") as file:
+        config = load_config(file.read())
+    say("agent started")
+    with timeline.phase("modules"):
+        for failure in boot.load_modules(config.modules):
+            say(f"module {failure}")
+    with timeline.phase("root"):
+        boot.switch_root(config.root)
+    init = list(config.init)
+    result: dict[str, Any] = {"schema": 1, "handover": "none"}
+    try:
+        init = _restore(config, timeline, started, result)
+    except (StoreError, ManifestError, HandoverRefusedError) as error:
+        say(f"booting normally: {error}")
+        result |= {"handover": "refused", "reason": str(error)}
+    except Exception as error:
+        # Whatever happened, the machine must boot.
+        say(f"booting normally: {error}")
+        result |= {
+            "handover": "failed",
+            "reason": str(error),
+            "traceback": traceback.format_exc(),
+        }
+    _write_result(result)
+    say(f"starting {init[0]}")
+    boot.execute_init(init)
+
+
+def _write_result(result: dict[str, Any]) -> None:
+    try:
+        if not os.path.ismount("/run"):
+            flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+            syscalls.mount("tmpfs", "/run", "tmpfs", flags, "mode=0755")
+        RUN.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(result))
+    except OSError as error:
+        say(f"cannot leave a report: {error}")
+
+
+def _set_clock(manifest: Manifest) -> int:
+    """Continue the old kernel's clock by way of the TSC; returns real time at boot, ns."""
+    clock = manifest.clock
+    boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    elapsed = (syscalls.rdtsc() - clock.tsc) * 1_000_000_000 // clock.tsc_hz
+    now = clock.realtime_ns + elapsed
+    drift = now - time.time_ns()
+    # The RTC counts whole seconds; anything much further off is a TSC that did not run through.
+    if 0 <= elapsed < 3600 * 10**9 and abs(drift) < 3 * 10**9:
+        time.clock_settime_ns(time.CLOCK_REALTIME, now)
+        return now - boottime
+    say(f"the TSC did not run through the kexec ({drift / 1e9:.1f} s off): keeping the RTC's time")
+    return time.time_ns() - boottime
+
+
+def _restore(
+    config: AgentConfig, timeline: Timeline, started: int, result: dict[str, Any]
+) -> list[str]:
+    with timeline.phase("store"):
+        region = memory.open_region(config) if config.region is not None else None
+        area = memory.map_store(config, region)
+        reader = StoreReader(area)
+        manifest = load(reader.read(MANIFEST_BLOB))
+        _check_origin(config, manifest)
+        zero = _set_clock(manifest)
+    # Used up, whatever happens now: nothing may be restored twice.
+    result |= {"handover": "used", "id": manifest.id}
+    with timeline.phase("host state"):
+        boot.mount_all(manifest.mounts)
+        RUN.mkdir(exist_ok=True)
+        # criu's probe of this kernel talks to itself over loopback: before the lock.
+        loopback = processes.start(["ip", "link", "set", "lo", "up"])
+        processes.wait(loopback, "ip")
+        probe = processes.start(manifest.criu_probe, log=str(RUN / "probe.log"))
+        _unpack(reader, manifest)
+        processes.wait(probe, "criu's probe of this kernel")
+        restore.make_cgroups(manifest.cgroups)
+        _apply_settings(manifest)
+    with timeline.phase("network"):
+        network.set_up(manifest.network)
+    journal = restore.listen_journal()
+    with timeline.phase("restore"):
+        restores = _restore_trees(manifest, region, reader)
+    wipe(area)
+    with timeline.phase("commit"):
+        restore.commit(restores)
+        processes.wait(network.unlock(manifest.network), "nft")
+    boot.unmount_transient(manifest.mounts)
+    say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
+    _report(manifest, timeline, restores, zero, started, result)
+    return _init_with_state(manifest, restores, journal)
+
+
+def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
+    if manifest.machine_id != config.machine_id:
+        raise HandoverRefusedError("the handover comes from another machine")
+    release = os.uname().release
+    if manifest.new_release != release:
+        raise HandoverRefusedError(
+            f"the handover is meant for kernel {manifest.new_release}, this is {release}"
+        )
+
+
+def _unpack(reader: StoreReader, manifest: Manifest) -> None:
+    """tmpfs contents, in the order of the mounts, and criu's images."""
+    tars = [
+        processes.feed(
+            ["tar", "-x", "--numeric-owner", "-C", item.target],
+            reader.read(item.contents),
+            log=str(RUN / "tar.log"),
+        )
+        for item in manifest.mounts
+        if item.contents
+    ]
+    if manifest.memory.backend == "region":
+        for tree in manifest.trees:
+            restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
+            (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
+        for entry in reader:
+            if entry.name.startswith("images/"):
+                (restore.WORK / entry.name).write_bytes(reader.read(entry.name))
+    for pid in tars:
+        processes.wait(pid, "tar")
+    for directory in manifest.directories:
+        os.makedirs(directory, exist_ok=True)
+    for tree in manifest.trees:
+        restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
+
+
+def _apply_settings(manifest: Manifest) -> None:
+    socket.sethostname(manifest.hostname)
+    for name, value in manifest.sysctls.items():
+        try:
+            Path("/proc/sys", name).write_text(value)
+        except OSError as error:
+            say(f"sysctl {name}: {error.strerror}")
+    # What starts from here on must not sit on a PID that a carried process needs.
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(manifest.highest_pid + 64))
+
+
+def _restore_trees(
+    manifest: Manifest, region: DaxRegion | None, reader: StoreReader
+) -> restore.Restores:
+    image_root = restore.WORK
+    if region is None:
+        image_root = Path(manifest.report["image_directory"])
+    else:
+        pagemap = RUN / "pagemap"
+        pagemap.write_bytes(reader.read("pagemap"))
+        sockets = [
+            str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees
+        ]
+        memory.start_pager(manifest.memory, region, str(pagemap), sockets)
+        memory.wait_for_sockets(sockets)
+    return restore.restore_all(manifest.trees, image_root)
+
+
+def _report(
+    manifest: Manifest,
+    timeline: Timeline,
+    restores: restore.Restores,
+    zero: int,
+    started: int,
+    result: dict[str, Any],
+) -> None:
+    resumed = time.time_ns()
+    phases = [
+        *manifest.phases,
+        Phase("kexec and kernel boot", manifest.clock.realtime_ns, zero + started, "new"),
+        *(
+            Phase(item.name, zero + item.start_ns, zero + item.end_ns, "new")
+            for item in timeline.phases
+        ),
+    ]
+    result |= {
+        "old_release": manifest.old_release,
+        "new_release": manifest.new_release,
+        "frozen_ns": manifest.frozen_ns,
+        "resumed_ns": resumed,
+        "phases": [
+            {"name": item.name, "start_ns": item.start_ns, "end_ns": item.end_ns, "side": item.side}
+            for item in phases
+        ],
+        "trees": [
+            {
+                "name": item.tree.name,
+                "unit": item.tree.unit,
+                "root_pid": item.tree.root_pid,
+                "failure": item.failure,
+                "log": str(restore.work_directory(item.tree)),
+            }
+            for item in restores.trees
+        ],
+        "memory": {
+            "backend": manifest.memory.backend,
+            "occupied": [[item.start, item.end] for item in manifest.memory.occupied],
+            "free": [[item.start, item.end] for item in manifest.memory.free],
+        },
+        "report": manifest.report,
+    }
+
+
+def _init_with_state(
+    manifest: Manifest, restores: restore.Restores, journal: socket.socket
+) -> list[str]:
+    """The init command line that makes systemd take the restored units as its own."""
+    failed = {item.tree.unit for item in restores.failed}
+    parts = [manifest.systemd_header.format(journal_fd=journal.fileno())]
+    parts += [text for unit, text in manifest.systemd_units.items() if unit not in failed]
+    state = os.memfd_create("systemd-state", 0)
+    os.write(state, "".join(parts).encode())
+    os.lseek(state, 0, os.SEEK_SET)
+    os.set_inheritable(journal.fileno(), True)
+    os.set_inheritable(state, True)
+    journal.detach()
+    return [*manifest.init, "--switched-root", "--system", "--deserialize", str(state)]
+
+
+if __name__ == "__main__":
+    main()

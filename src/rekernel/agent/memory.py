@@ -1,0 +1,115 @@
+"""The carry region on the new kernel: find the store, map what is occupied, start the pager."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rekernel.agent import processes
+from rekernel.handover.config import AgentConfig
+from rekernel.handover.manifest import Extent, Memory
+from rekernel.memory import dax
+
+PAGER = "/usr/lib/rekernel/rekernel-pager"
+DRAIN_STATUS = "/run/rekernel/drain.json"
+
+
+class RegionError(Exception):
+    """The carry region is not there or cannot be carved."""
+
+
+def _range(extent: Extent) -> dax.Range:
+    return dax.Range(extent.start, extent.end)
+
+
+def open_region(config: AgentConfig, timeout: float = 10.0) -> dax.DaxRegion:
+    """The dax region of the configuration. Raises RegionError."""
+    assert config.region is not None
+    deadline = time.monotonic() + timeout
+    while True:
+        region = dax.find_region(_range(config.region))
+        if region is not None:
+            return region
+        if time.monotonic() > deadline:
+            raise RegionError(f"no dax region at {config.region.start:#x}")
+        time.sleep(0.01)
+
+
+def _map(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
+    try:
+        name = dax.create_device(region, [_range(extent) for extent in extents])
+        dax.bind_mapping(name)
+    except OSError as error:
+        raise RegionError(f"cannot map the carry region: {error}") from error
+    return name, sum(extent.end - extent.start for extent in extents)
+
+
+def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> mmap.mmap:
+    """The store as writable memory. Raises RegionError or OSError."""
+    if region is None or config.store is None:
+        fd = os.open(config.store_file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
+    name, size = _map(region, [config.store])
+    return dax.map_device(name, size, writable=True)
+
+
+def start_pager(memory: Memory, region: dax.DaxRegion, pagemap: str, sockets: Sequence[str]) -> int:
+    """Map the occupied parts and start the pager over them; returns its PID.
+
+    The pager maps devices at an offset for every extent, in the order of physical addresses.
+    """
+    frames: list[str] = []
+    if memory.occupied:
+        name, _ = _map(region, memory.occupied)
+        offset = 0
+        for extent in sorted(memory.occupied, key=lambda item: item.start):
+            size = extent.end - extent.start
+            frames += ["--frames", f"/dev/{name}:{offset}:{extent.start:#x}:{size}"]
+            offset += size
+    if memory.stray_bytes and memory.store is not None:
+        store = next(
+            device
+            for device in region.devices()
+            if f"{memory.store.start:#x}" == _first_address(region, device)
+        )
+        start = memory.store.start + memory.stray_offset
+        frames += [
+            "--frames",
+            f"/dev/{store}:{memory.stray_offset}:{start:#x}:{memory.stray_bytes}",
+        ]
+    listeners: list[str] = []
+    for path in sockets:
+        listeners += ["--listen", path]
+    return processes.start(
+        [
+            PAGER,
+            "--map", pagemap,
+            *frames,
+            *listeners,
+            "--control", "/run/rekernel/pager.sock",
+            "--status-file", DRAIN_STATUS,
+            "--exit-when-drained",
+        ],
+        log="/run/rekernel/pager.log",
+    )  # fmt: skip
+
+
+def _first_address(region: dax.DaxRegion, device: str) -> str:
+    text = (region.sysfs / device / "mapping0" / "start").read_text().strip()
+    return f"{int(text, 16):#x}"
+
+
+def wait_for_sockets(sockets: Sequence[str], timeout: float = 10.0) -> None:
+    """Until the pager listens on all of them. Raises RegionError."""
+    deadline = time.monotonic() + timeout
+    for path in sockets:
+        while not Path(path).exists():
+            if time.monotonic() > deadline:
+                raise RegionError("the pager did not start; see /run/rekernel/pager.log")
+            time.sleep(0.002)

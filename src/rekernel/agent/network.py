@@ -1,0 +1,68 @@
+"""Links, addresses and routes, behind a table that drops everything until the commit."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from rekernel.agent import processes
+from rekernel.agent.console import say
+from rekernel.handover.manifest import Link, Network
+
+_LOG = "/run/rekernel/network.log"
+
+# include/uapi/linux/sockios.h
+_SIOCSIFNAME = 0x8923
+
+
+def _addresses() -> dict[str, str]:
+    """MAC address -> interface name."""
+    found = {}
+    for name in os.listdir("/sys/class/net"):
+        try:
+            with open(f"/sys/class/net/{name}/address") as file:
+                mac = file.read().strip()
+        except OSError:
+            continue
+        # A bridge or VLAN has the address of what it stands on; a device is the real one.
+        if name == "lo" or os.path.exists(f"/sys/class/net/{name}/device"):
+            found[mac] = name
+    return found
+
+
+def _rename(links: Sequence[Link], timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    for link in links:
+        while link.mac not in _addresses():
+            if time.monotonic() > deadline:
+                say(f"no network interface has the address {link.mac} ({link.name})")
+                break
+            time.sleep(0.005)
+        name = _addresses().get(link.mac)
+        if name is None or name == link.name:
+            continue
+        request = struct.pack("16s16s", name.encode(), link.name.encode())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, _SIOCSIFNAME, request)
+
+
+def set_up(network: Network) -> None:
+    """Lock first, then bring everything up. Raises ProgramFailedError."""
+    rules = network.ruleset + network.lock_rules
+    processes.wait(processes.feed(["nft", "-f", "-"], rules.encode(), log=_LOG), "nft")
+    _rename(network.links)
+    # -force: one refused line (an IPv6 link-local route, say) must not keep the rest out.
+    batch = processes.feed(["ip", "-force", "-batch", "-"], network.batch.encode(), log=_LOG)
+    try:
+        processes.wait(batch, "ip")
+    except processes.ProgramFailedError:
+        say(f"some network settings were refused, see {_LOG}")
+
+
+def unlock(network: Network) -> int:
+    """Start letting packets through; returns the PID to wait for."""
+    return processes.feed(["nft", "-f", "-"], network.unlock_rules.encode(), log=_LOG)

@@ -1,0 +1,74 @@
+"""Starting programs from PID 1 without the weight of the subprocess module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C",
+}
+# posix_spawnp searches the caller's own PATH; the kernel gives PID 1 none.
+os.environ["PATH"] = ENVIRONMENT["PATH"]
+
+
+class ProgramFailedError(Exception):
+    """A program ended with another status than 0."""
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    log: str | None = None,
+    stdin: int | None = None,
+    keep: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Start a program of the new root; returns its PID.
+
+    ``log``: file that gets its output. ``stdin``: descriptor to read from (else /dev/null).
+    ``keep``: descriptors it inherits under their own numbers.
+    """
+    actions: list[tuple[object, ...]] = []
+    if stdin is None:
+        actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
+    else:
+        actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions.append((os.POSIX_SPAWN_OPEN, 1, log or "/dev/null", flags, 0o600))
+    actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+    for fd in keep:
+        os.set_inheritable(fd, True)
+    try:
+        return os.posix_spawnp(
+            argv[0],
+            list(argv),
+            {**ENVIRONMENT, **(environment or {})},
+            file_actions=actions,
+        )
+    finally:
+        for fd in keep:
+            os.set_inheritable(fd, False)
+
+
+def wait(pid: int, what: str) -> None:
+    """Wait for a program; raises ProgramFailedError unless it ended with 0."""
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        raise ProgramFailedError(f"{what} ended with {code}")
+
+
+def feed(argv: Sequence[str], text: bytes, *, log: str | None = None) -> int:
+    """Start a program with this on its standard input; returns its PID."""
+    # A memfd, not a pipe: nobody has to keep writing while it reads.
+    fd = os.memfd_create("rekernel-input", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(text)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        return start(argv, stdin=fd, log=log)
+    finally:
+        os.close(fd)

@@ -1,0 +1,195 @@
+"""All trees restored in parallel and held; one commit lets them all run."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rekernel.agent import processes
+from rekernel.agent.console import say
+from rekernel.handover.manifest import Inherited, Tree
+
+WORK = Path("/run/rekernel/restore")
+_HOOK_SOCKET = "/run/rekernel/hook.sock"
+_CGROUPS = Path("/sys/fs/cgroup")
+JOURNAL_STDOUT = "/run/systemd/journal/stdout"
+
+
+@dataclass(slots=True)
+class Restore:
+    """One tree on its way back."""
+
+    tree: Tree
+    pid: int
+    pidfd: int
+    hook: socket.socket | None = None
+    failure: str = ""
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Restores:
+    """The trees and what they need open."""
+
+    trees: list[Restore] = field(default_factory=list)
+
+    @property
+    def held(self) -> list[Restore]:
+        """Completely restored, stopped before their first instruction."""
+        return [item for item in self.trees if item.hook is not None and not item.failure]
+
+    @property
+    def failed(self) -> list[Restore]:
+        """Not restored."""
+        return [item for item in self.trees if item.failure]
+
+
+def work_directory(tree: Tree) -> Path:
+    """Where criu of this tree keeps its log and its lazy-pages socket."""
+    return WORK / tree.name
+
+
+def listen_journal() -> socket.socket:
+    """The journal's stdout socket, listening before the journal does: connections wait in it."""
+    Path(JOURNAL_STDOUT).parent.mkdir(parents=True, exist_ok=True)
+    Path(JOURNAL_STDOUT).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(JOURNAL_STDOUT)
+    os.chmod(JOURNAL_STDOUT, 0o666)
+    listener.listen(4096)
+    return listener
+
+
+def _open_inherited(item: Inherited) -> int:
+    if item.kind == "journal":
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.connect(JOURNAL_STDOUT)
+        stream.sendall(item.header.encode())
+        # As systemd leaves it to a service: it only ever writes.
+        stream.shutdown(socket.SHUT_RD)
+        return stream.detach()
+    return os.open(item.path, item.flags | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def _start(tree: Tree, image_root: Path) -> Restore:
+    work = work_directory(tree)
+    argv = [
+        part.format(images=image_root / tree.images, work=work) if "{" in part else part
+        for part in tree.argv
+    ]
+    keep = []
+    # Above anything that criu opens for itself on start.
+    for item in tree.inherited:
+        fd = _open_inherited(item)
+        keep.append(fd)
+        argv += ["--inherit-fd", item.argument.format(fd=fd)]
+    try:
+        pid = processes.start(
+            argv,
+            log=str(work / "output.log"),
+            keep=keep,
+            environment={"REKERNEL_HOOK": _HOOK_SOCKET},
+        )
+    finally:
+        for fd in keep:
+            os.close(fd)
+    return Restore(tree, pid, os.pidfd_open(pid))
+
+
+def make_cgroups(paths: Sequence[str]) -> None:
+    """The control groups of all carried processes."""
+    for path in paths:
+        (_CGROUPS / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+
+
+def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0) -> Restores:
+    """Start one criu per tree and wait until each is held or has failed."""
+    Path(_HOOK_SOCKET).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(_HOOK_SOCKET)
+    listener.listen(len(trees) + 8)
+    restores = Restores([_start(tree, image_root) for tree in trees])
+    by_pid = {str(item.pid): item for item in restores.trees}
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ, None)
+    for item in restores.trees:
+        selector.register(item.pidfd, selectors.EVENT_READ, item)
+    deadline = time.monotonic() + timeout
+    waiting = len(restores.trees)
+    while waiting:
+        events = selector.select(max(0.0, deadline - time.monotonic()))
+        if not events and time.monotonic() >= deadline:
+            for item in restores.trees:
+                if item.hook is None and not item.failure:
+                    item.failure = f"not restored within {timeout:.0f} s"
+            break
+        for key, _ in events:
+            if key.data is None:
+                connection, _ = listener.accept()
+                words = connection.makefile("r").readline().split()
+                # "ACTION /proc/PID/fd/N TREE": criu names its image directory like that.
+                owner = by_pid.get(words[1].split("/")[2]) if len(words) > 1 else None
+                if owner is None:
+                    connection.close()
+                    continue
+                owner.hook = connection
+                _enter_cgroups(owner)
+                waiting -= 1
+            else:
+                item = key.data
+                selector.unregister(item.pidfd)
+                _, status = os.waitpid(item.pid, 0)
+                item.done = True
+                if item.hook is None:
+                    item.failure = f"criu ended with {os.waitstatus_to_exitcode(status)}"
+                    waiting -= 1
+    selector.close()
+    listener.close()
+    for item in restores.failed:
+        _clear_away(item)
+    return restores
+
+
+def _enter_cgroups(item: Restore) -> None:
+    for pid, path in item.tree.cgroups.items():
+        try:
+            (_CGROUPS / path.lstrip("/") / "cgroup.procs").write_text(pid)
+        except OSError as error:
+            say(f"{item.tree.name}: process {pid} could not enter {path}: {error.strerror}")
+
+
+def _clear_away(item: Restore) -> None:
+    """Nothing of a tree that failed may run: systemd starts its unit afresh."""
+    say(f"{item.tree.unit} could not be restored: {item.failure}")
+    if not item.done:
+        os.kill(item.pid, signal.SIGKILL)
+        os.waitpid(item.pid, 0)
+        item.done = True
+    for pid in item.tree.cgroups:
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def commit(restores: Restores) -> None:
+    """Let everything run. From here on there is no way back."""
+    for item in restores.held:
+        assert item.hook is not None
+        item.hook.sendall(b"go\n")
+    for item in restores.held:
+        if not item.done:
+            _, status = os.waitpid(item.pid, 0)
+            item.done = True
+            code = os.waitstatus_to_exitcode(status)
+            if code != 0:
+                item.failure = f"criu ended with {code} after the commit"
+        assert item.hook is not None
+        item.hook.close()
+        os.close(item.pidfd)

@@ -1,0 +1,161 @@
+"""Every service with its verdict: carried, restarted, plumbing, or blocking; and why."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+
+from rekernel.checkpoint.externals import descriptors
+from rekernel.checkpoint.options import roots_of
+from rekernel.policy import Policy
+from rekernel.systemd.units import Unit, processes_of
+
+
+class Verdict(StrEnum):
+    """What an upgrade does with a unit."""
+
+    CARRIED = "carried"
+    RESTARTED = "restarted"
+    PLUMBING = "plumbing"
+    BLOCKS = "blocks"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitVerdict:
+    """One unit with everything known about it."""
+
+    unit: Unit
+    verdict: Verdict
+    reason: str
+    remedy: str = ""
+    # PID -> control group.
+    processes: dict[int, str] = field(default_factory=dict)
+    root_pid: int = 0
+
+
+def plumbing_reason(name: str) -> str | None:
+    """Why this unit boots afresh, or None if it does not."""
+    text = resources.files("rekernel.census").joinpath("plumbing.toml").read_text()
+    for pattern, reason in tomllib.loads(text)["units"].items():
+        if fnmatch.fnmatch(name, pattern):
+            return str(reason)
+    return None
+
+
+# Link targets in /proc/PID/fd of what criu cannot dump, in words.
+_IMPOSSIBLE = (
+    (re.compile(r"^anon_inode:\[io_uring\]"), "an io_uring instance"),
+    (re.compile(r"^anon_inode:\[perf_event\]"), "a perf event"),
+    (re.compile(r"^anon_inode:kvm-"), "a KVM virtual machine"),
+    (re.compile(r"^anon_inode:\[?landlock-ruleset"), "a landlock rule set"),
+    (re.compile(r"^anon_inode:seccomp notify"), "a seccomp notification descriptor"),
+    (re.compile(r"^anon_inode:\[?bpf"), "a BPF object"),
+    (re.compile(r"^anon_inode:\[fanotify\]"), "a fanotify group"),
+    (re.compile(r"^anon_inode:\[userfaultfd\]"), "a userfaultfd"),
+    (re.compile(r"^/dev/(dri|nvidia|kfd|vfio|fuse|vhost|mem|kmsg)"), "the device {link}"),
+)
+
+
+def obstacle(pids: Sequence[int]) -> str:
+    """The first thing that criu cannot dump, in words; "" if none is known."""
+    for pid in pids:
+        try:
+            entries = descriptors(pid)
+        except OSError:
+            continue
+        for entry in entries:
+            for pattern, words in _IMPOSSIBLE:
+                if pattern.search(entry.link):
+                    what = words.format(link=entry.link)
+                    return f"process {pid} has {what} open (descriptor {entry.number})"
+    return ""
+
+
+def _nested_namespaces(pids: Sequence[int]) -> str:
+    for pid in pids:
+        for name, words in (("user", "user"), ("pid", "PID")):
+            try:
+                own = os.readlink(f"/proc/{pid}/ns/{name}")
+            except OSError:
+                continue
+            if own != os.readlink(f"/proc/1/ns/{name}"):
+                return f"process {pid} is in a {words} namespace of its own"
+    return ""
+
+
+def _judge(
+    unit: Unit, processes: dict[int, str], parents: dict[int, int]
+) -> tuple[Verdict, str, str]:
+    if unit.sub != "running":
+        return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
+    roots = roots_of(list(processes), parents)
+    if len(roots) != 1:
+        return (
+            Verdict.RESTARTED,
+            f"its processes form {len(roots)} separate trees",
+            "only units with one process tree are carried so far",
+        )
+    if unit.private_users:
+        return (
+            Verdict.RESTARTED,
+            "PrivateUsers= gives it a user namespace that criu cannot dump",
+            "let `rekernel setup` write a drop-in with PrivateUsers=no, then restart the unit",
+        )
+    namespaces = _nested_namespaces(list(processes))
+    if namespaces:
+        return Verdict.RESTARTED, namespaces, "criu cannot dump nested namespaces"
+    if any(path != unit.cgroup for path in processes.values()):
+        return (
+            Verdict.RESTARTED,
+            "it has control groups below its own",
+            "units with delegated control groups are not carried yet",
+        )
+    what = obstacle(list(processes))
+    if what:
+        return Verdict.RESTARTED, what, "criu cannot dump that"
+    return Verdict.CARRIED, "", ""
+
+
+def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> list[UnitVerdict]:
+    """One verdict per unit with processes, in the order of their names.
+
+    A unit that policy says must be carried and cannot be blocks the upgrade.
+    """
+    found = []
+    for unit in sorted(units, key=lambda item: item.name):
+        processes = processes_of(unit.cgroup) if unit.cgroup else {}
+        if not processes:
+            continue
+        reason = plumbing_reason(unit.name)
+        wish = policy.wish(unit.name)
+        roots = roots_of(list(processes), parents)
+        root = roots[0] if len(roots) == 1 else 0
+        if reason is not None and wish != "carry":
+            found.append(UnitVerdict(unit, Verdict.PLUMBING, reason, "", processes, root))
+            continue
+        if wish == "restart":
+            text = "policy says so"
+            found.append(UnitVerdict(unit, Verdict.RESTARTED, text, "", processes, root))
+            continue
+        verdict, why, remedy = _judge(unit, processes, parents)
+        if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
+            verdict = Verdict.BLOCKS
+        found.append(UnitVerdict(unit, verdict, why, remedy, processes, root))
+    return found
+
+
+def sessions() -> list[str]:
+    """Scopes of logged-in users: they end with an upgrade so far."""
+    top = Path("/sys/fs/cgroup/user.slice")
+    return sorted(
+        path.parent.name
+        for path in top.glob("user-*.slice/session-*.scope/cgroup.procs")
+        if path.read_text().strip()
+    )

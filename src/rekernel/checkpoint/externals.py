@@ -1,0 +1,115 @@
+"""Descriptors that reach out of a tree, and how they are made again on the new kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel.handover.manifest import Inherited
+from rekernel.host.mounts import parse_mountinfo
+from rekernel.run import run
+
+_JOURNAL_STDOUT = "/run/systemd/journal/stdout"
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """``dump``: value for criu dump --external; ``inherited``: what restore gives back for it."""
+
+    dump: str
+    inherited: Inherited
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """An open descriptor: what its link says and the mount it was opened through."""
+
+    pid: int
+    number: int
+    link: str
+    mount_id: int
+    flags: int
+    inode: int
+
+
+def descriptors(pid: int) -> list[Descriptor]:
+    """Every descriptor of a process; one that vanishes meanwhile is left out."""
+    found = []
+    for entry in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        try:
+            link = os.readlink(f"/proc/{pid}/fd/{entry}")
+            info = Path(f"/proc/{pid}/fdinfo/{entry}").read_text()
+            status = os.stat(f"/proc/{pid}/fd/{entry}")
+        except FileNotFoundError:
+            continue
+        mount = re.search(r"^mnt_id:\s*(\d+)", info, re.M)
+        flags = re.search(r"^flags:\s*(\d+)", info, re.M)
+        found.append(
+            Descriptor(
+                pid=pid,
+                number=int(entry),
+                link=link,
+                mount_id=int(mount[1]) if mount else -1,
+                flags=int(flags[1], 8) if flags else 0,
+                inode=status.st_ino,
+            )
+        )
+    return found
+
+
+def journal_streams() -> set[int]:
+    """Socket inodes on the services' side of connections to the journal's stdout socket."""
+    return parse_ss_peers(run(["ss", "--unix", "--all", "--numeric", "--no-header"]))
+
+
+def parse_ss_peers(text: str) -> set[int]:
+    """Peer inodes of the sockets bound to the journal's stdout path, from ``ss -xanH``.
+
+    Columns: netid state recv-q send-q local-address local-inode peer-address peer-inode.
+    """
+    found = set()
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 8 and fields[4] == _JOURNAL_STDOUT and fields[7].isdigit():
+            found.add(int(fields[7]))
+    found.discard(0)
+    return found
+
+
+def find(pids: Sequence[int], header: str, streams: set[int]) -> list[External]:
+    """The externals of a tree, each once."""
+    found: dict[str, External] = {}
+    for pid in pids:
+        own_mounts = {
+            mount.mount_id for mount in parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_text())
+        }
+        for item in descriptors(pid):
+            if item.link.startswith("socket:["):
+                inode = int(item.link[8:-1])
+                if inode in streams:
+                    found.setdefault(
+                        f"unix[{inode}]",
+                        External(
+                            f"unix[{inode}]",
+                            Inherited("journal", f"fd[{{fd}}]:socket:[{inode}]", header=header),
+                        ),
+                    )
+            elif item.link.startswith("/") and item.mount_id not in own_mounts:
+                # Opened by the init system before it entered the unit's mount namespace.
+                key = f"file[{item.mount_id:x}:{item.inode:x}]"
+                found.setdefault(
+                    key,
+                    External(
+                        key,
+                        Inherited(
+                            "file",
+                            f"fd[{{fd}}]:{key}",
+                            path=item.link,
+                            flags=item.flags & (os.O_ACCMODE | os.O_APPEND),
+                        ),
+                    ),
+                )
+    return list(found.values())

@@ -1,0 +1,106 @@
+"""criu's command lines for one tree. Why each option: DESIGN of the options is in docs/architecture.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HOOK = "/usr/lib/rekernel/rekernel-hook"
+# A bind mount of / with which criu can pivot when a tree has a mount namespace of its own.
+RESTORE_ROOT = "/run/rekernel/root"
+
+# Makes criu probe the kernel and keep the result in /run/criu.kdat. The probe talks to itself over
+# loopback, so it must have run before the network is locked.
+PROBE = ("criu", "check", "--feature", "pidfd_store")
+
+_COMMON = (
+    "--tcp-established",
+    # The lock is ours: one cut over all trees.
+    "--network-lock", "skip",
+    "--file-locks",
+    "--ext-unix-sk",
+    "--link-remap",
+    "--manage-cgroups=ignore",
+    # Warnings and errors; -v4 costs blackout time.
+    "-v2",
+)  # fmt: skip
+
+_MOUNTS = (
+    "--ext-mount-map", "auto",
+    "--enable-external-masters",
+    "--enable-external-sharing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TreeOptions:
+    """What decides the options of one tree."""
+
+    root_pid: int
+    cgroup: str
+    private_mounts: bool
+    lazy: bool
+    externals: tuple[str, ...] = ()
+
+
+def dump_argv(
+    tree: TreeOptions, images: Path, work: Path, page_server_fd: int, log: str = "dump.log"
+) -> list[str]:
+    """criu dump: everything written, then held in the post-dump hook until told."""
+    argv = [
+        "criu", "dump",
+        "--tree", str(tree.root_pid),
+        "--images-dir", str(images),
+        "--work-dir", str(work),
+        "--log-file", log,
+        # Whatever ends the dump without the kexec: the tree runs on.
+        "--leave-running",
+        "--freeze-cgroup", f"/sys/fs/cgroup{tree.cgroup}",
+        "--skip-in-flight",
+        "--ghost-limit", "256M",
+        "--timeout", "60",
+        "--action-script", HOOK,
+        *_COMMON,
+    ]  # fmt: skip
+    if tree.lazy:
+        # Never asked for a page: the pages stay where they are. Closed at its other end, so that
+        # an aborted dump ends at once instead of waiting for a client.
+        argv += ["--lazy-pages", "--ps-socket", str(page_server_fd)]
+    if tree.private_mounts:
+        argv += _MOUNTS
+    for external in tree.externals:
+        argv += ["--external", external]
+    return argv
+
+
+def restore_argv(tree: TreeOptions) -> list[str]:
+    """criu restore, for the agent: {images} and {work} stand for its directories."""
+    argv = [
+        "criu", "restore",
+        "--restore-detached",
+        "--images-dir", "{images}",
+        "--work-dir", "{work}",
+        "--log-file", "restore.log",
+        "--action-script", HOOK,
+        *_COMMON,
+    ]  # fmt: skip
+    if tree.lazy:
+        argv.append("--lazy-pages")
+    if tree.private_mounts:
+        argv += [*_MOUNTS, "--root", RESTORE_ROOT]
+    for external in tree.externals:
+        if external.startswith("mnt["):
+            argv += ["--external", external]
+    return argv
+
+
+def holds_namespace(pid: int, name: str) -> bool:
+    """Whether a process has another namespace of this kind than the init system."""
+    return Path(f"/proc/{pid}/ns/{name}").readlink() != Path(f"/proc/1/ns/{name}").readlink()
+
+
+def roots_of(pids: Sequence[int], parents: dict[int, int]) -> list[int]:
+    """Those whose parent is not among them."""
+    inside = set(pids)
+    return sorted(pid for pid in pids if parents.get(pid) not in inside)

@@ -1,0 +1,53 @@
+"""What is fixed when the initrd is built: a small JSON file inside of it. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from rekernel.handover.manifest import Extent, ManifestError, build
+
+CONFIG_PATH = "/rekernel-agent.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RootConfig:
+    """The root file system: found by UUID, mounted like this."""
+
+    uuid: str
+    fstype: str
+    flags: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Enough to find the handover, and to boot the machine normally without one."""
+
+    machine_id: str
+    root: RootConfig
+    # Modules by wave: each wave needs only what earlier ones loaded. Paths in the initrd.
+    modules: tuple[tuple[str, ...], ...]
+    # The carry region and, inside of it, the store; None for the image back-end.
+    region: Extent | None
+    store: Extent | None
+    # The store's file on the root file system, for the image back-end; "" with a region.
+    store_file: str
+    init: tuple[str, ...]
+
+
+def dump_config(config: AgentConfig) -> bytes:
+    """As JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=1).encode()
+
+
+def load_config(data: bytes) -> AgentConfig:
+    """Raises ManifestError if it is damaged."""
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise ManifestError(f"the agent's configuration is no JSON: {error}") from None
+    config = build(AgentConfig, raw, "configuration")
+    assert isinstance(config, AgentConfig)
+    return config

@@ -1,0 +1,221 @@
+"""The handover manifest: everything the agent must know, prepared by the old side.
+
+A versioned contract. The old side does the thinking (argument vectors, scripts, module lists are
+written out here); the agent only carries out. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+MANIFEST_BLOB = "manifest.json"
+
+
+class ManifestError(Exception):
+    """The manifest cannot be used here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """One instant on both clocks; the TSC runs through the kexec, the others do not."""
+
+    realtime_ns: int
+    tsc: int
+    tsc_hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A timed phase; nanoseconds of real time."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    side: str = "old"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Physical bytes [start, end)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file system to mount below the new root before the restore."""
+
+    target: str
+    fstype: str
+    source: str
+    flags: int
+    data: str = ""
+    # Store blob with a tar of its contents, "" for none.
+    contents: str = ""
+    # Only for the restore: gone again before init starts.
+    transient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface: found by MAC address, given this name, then configured."""
+
+    name: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How to set up the network; texts are input for ``nft -f`` and ``ip -batch``."""
+
+    lock_rules: str
+    unlock_rules: str
+    ruleset: str
+    links: tuple[Link, ...]
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A descriptor to give to criu; ``argument`` has {fd} for its number.
+
+    ``kind``: "journal" (a connection to the journal's stdout socket, after sending ``header``)
+    or "file" (``path``, opened with ``flags``).
+    """
+
+    kind: str
+    argument: str
+    path: str = ""
+    flags: int = 0
+    header: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One process tree: one criu restore."""
+
+    name: str
+    unit: str
+    root_pid: int
+    # Prefix of its image blobs in the store.
+    images: str
+    # criu command line; {images} and {work} stand for directories, --inherit-fd is appended.
+    argv: tuple[str, ...]
+    inherited: tuple[Inherited, ...]
+    # PID -> cgroup path below /sys/fs/cgroup, for every process.
+    cgroups: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where the carried pages lie. ``store`` holds copied strays too."""
+
+    backend: str
+    region: Extent | None
+    # Parts of the region with carried pages: mapped, drained, then given back.
+    occupied: tuple[Extent, ...]
+    # Parts that are free: RAM again right after the commit.
+    free: tuple[Extent, ...]
+    store: Extent | None
+    # Offset of the copied strays in the store, bytes.
+    stray_offset: int = 0
+    stray_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """See the module's description."""
+
+    schema: int
+    id: str
+    machine_id: str
+    old_release: str
+    new_release: str
+    clock: Clock
+    frozen_ns: int
+    memory: Memory
+    mounts: tuple[Mount, ...]
+    # Directories that must exist: mount points in the units' own mount namespaces.
+    directories: tuple[str, ...]
+    network: Network
+    hostname: str
+    sysctls: dict[str, str]
+    # Command that lets criu probe the kernel once, before the trees are restored in parallel.
+    criu_probe: tuple[str, ...]
+    trees: tuple[Tree, ...]
+    # cgroup directories to make (with their parents), below /sys/fs/cgroup.
+    cgroups: tuple[str, ...]
+    # PIDs in use by what is carried: the agent forks above them.
+    highest_pid: int
+    # Text for systemd's --deserialize: what comes first ({journal_fd} stands for the journal's
+    # listening socket), then a section for each carried unit.
+    systemd_header: str
+    systemd_units: dict[str, str]
+    init: tuple[str, ...]
+    phases: tuple[Phase, ...] = ()
+    # What the old side already knows for the report, passed through unread.
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def dump(manifest: Manifest) -> bytes:
+    """As JSON."""
+    return json.dumps(dataclasses.asdict(manifest), separators=(",", ":")).encode()
+
+
+def load(data: bytes) -> Manifest:
+    """Parse and check. Raises ManifestError for another schema or a missing or wrong field."""
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise ManifestError(f"the manifest is no JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ManifestError("the manifest is no JSON object")
+    if raw.get("schema") != SCHEMA:
+        raise ManifestError(
+            f"the manifest has schema {raw.get('schema')!r}, this agent understands {SCHEMA}"
+        )
+    manifest = build(Manifest, raw, "manifest")
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def build(kind: Any, raw: Any, where: str) -> Any:
+    """``raw`` as ``kind``, which is one of the few shapes that the classes above use."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(raw, dict):
+            raise ManifestError(f"{where} is no object")
+        hints = typing.get_type_hints(kind)
+        known = {item.name: item for item in dataclasses.fields(kind)}
+        values = {}
+        for name, item in known.items():
+            if name in raw:
+                values[name] = build(hints[name], raw[name], f"{where}.{name}")
+            elif (
+                item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+            ):
+                raise ManifestError(f"{where} has no {name}")
+        return typing.cast(type, kind)(**values)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise ManifestError(f"{where} is no list")
+        inner = typing.get_args(kind)[0]
+        return tuple(build(inner, item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is dict:
+        if not isinstance(raw, dict):
+            raise ManifestError(f"{where} is no object")
+        return raw
+    if origin is types.UnionType:
+        if raw is None:
+            return None
+        return build(typing.get_args(kind)[0], raw, where)
+    if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
+        raise ManifestError(f"{where} is no {kind.__name__}")
+    return raw

@@ -1,0 +1,207 @@
+"""What is mounted here, what of it must stand before a restore, and what its tmpfs hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel import syscalls
+from rekernel.errors import BlockedError
+from rekernel.handover.config import RootConfig
+from rekernel.handover.manifest import Mount
+from rekernel.run import run
+
+# Kernel interfaces: mounted afresh, as a unit's own mount namespace may hold copies of them.
+_API_TYPES = (
+    "binfmt_misc", "bpf", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fusectl", "hugetlbfs", "mqueue", "proc", "pstore", "rpc_pipefs", "securityfs", "sysfs",
+    "tracefs",
+)  # fmt: skip
+# Mounted by init when it wants them; nothing carried keeps state in them.
+_BY_INIT = ("autofs", "ramfs")
+
+# Parts of /run that belong to what boots afresh, or to this kernel: stale, they would mislead.
+RUN_OF_PLUMBING = (
+    "blkid", "console-setup", "credentials", "criu.kdat", "cryptsetup", "dbus", "initctl",
+    "initramfs", "log/journal", "motd.dynamic", "mount", "network", "nologin", "nscd", "rekernel",
+    "reboot-required", "sshd", "sshd.pid", "tmpfiles.d", "udev", "user", "utmp",
+)  # fmt: skip
+# Of /run/systemd only what the mounts of a unit's own namespace were made from.
+RUN_SYSTEMD_CARRIED = ("inaccessible", "propagate")
+
+
+@dataclass(frozen=True, slots=True)
+class MountInfo:
+    """A line of /proc/PID/mountinfo (Documentation/filesystems/proc.rst, 3.5)."""
+
+    mount_id: int
+    device: str
+    root: str
+    target: str
+    options: tuple[str, ...]
+    fstype: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def parse_mountinfo(text: str) -> list[MountInfo]:
+    """Every mount, in the kernel's order."""
+    found = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        fstype, source, super_options = right.split(" ", 2)
+        found.append(
+            MountInfo(
+                mount_id=int(fields[0]),
+                device=fields[2],
+                root=_unescape(fields[3]),
+                target=_unescape(fields[4]),
+                options=tuple(fields[5].split(",")),
+                fstype=fstype,
+                source=_unescape(source),
+                super_options=tuple(super_options.split(",")),
+            )
+        )
+    return found
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def observe(pid: str = "self") -> list[MountInfo]:
+    """The mounts that a process sees. Raises OSError if it is gone."""
+    return parse_mountinfo(Path("/proc", pid, "mountinfo").read_text())
+
+
+_FLAGS = {
+    "ro": syscalls.MS_RDONLY,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC,
+    "relatime": syscalls.MS_RELATIME,
+    "noatime": 1024,
+}
+
+
+def mount_flags(options: Sequence[str]) -> int:
+    """MS_* of the options of a mount."""
+    flags = 0
+    for option in options:
+        flags |= _FLAGS.get(option, 0)
+    return flags
+
+
+def root_config(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
+    """How to mount the root file system, and its device now. Raises BlockedError."""
+    root = [mount for mount in mounts if mount.target == "/"][-1]
+    if root.fstype != "ext4" or root.root != "/":
+        raise BlockedError(
+            f"the root file system is {root.fstype} ({root.source})",
+            "only ext4 on a plain disk or partition is supported so far",
+        )
+    major, _, minor = root.device.partition(":")
+    block = Path(f"/sys/dev/block/{major}:{minor}")
+    if (block / "dm").exists() or (block / "md").exists() or (block / "loop").exists():
+        raise BlockedError(
+            f"the root file system lies on {block.resolve().name}",
+            "only ext4 on a plain disk or partition is supported so far",
+        )
+    device = f"/dev/{block.resolve().name}"
+    uuid = run(["blkid", "-o", "value", "-s", "UUID", device]).strip()
+    if not uuid:
+        raise BlockedError(f"the file system on {device} has no UUID", "set one with tune2fs -U")
+    data = [option for option in root.super_options if option not in ("rw", "ro", "seclabel")]
+    return RootConfig(uuid, root.fstype, mount_flags(root.options), ",".join(data)), device
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsPlan:
+    """A tmpfs whose contents travel: its mount point and what of it stays behind."""
+
+    target: str
+    exclude: tuple[str, ...]
+
+
+def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
+    """Mounts that the agent cannot make again before the restore."""
+    return [
+        f"{mount.target} ({mount.fstype} on {mount.source})"
+        for mount in mounts
+        if mount.target != "/" and mount.fstype not in (*_API_TYPES, *_BY_INIT, "tmpfs")
+    ]
+
+
+def plan(mounts: Sequence[MountInfo]) -> tuple[list[Mount], list[TmpfsPlan]]:
+    """What the agent mounts, and which tmpfs contents it needs for that.
+
+    /run/user/UID and credentials belong to sessions and to init, which mount them again.
+    """
+    todo: list[Mount] = []
+    contents: list[TmpfsPlan] = []
+    for mount in mounts:
+        moved_by_agent = mount.target in ("/", "/proc", "/sys", "/dev")
+        by_init = mount.fstype in _BY_INIT or mount.target.startswith(
+            ("/run/user/", "/run/credentials/")
+        )
+        if moved_by_agent or by_init or mount.fstype not in (*_API_TYPES, "tmpfs"):
+            continue
+        data = [
+            option
+            for option in mount.super_options
+            if option not in ("rw", "ro") and not option.startswith("nr_blocks")
+        ]
+        blob = ""
+        if mount.fstype == "tmpfs":
+            blob = f"tmpfs{mount.target}"
+            inner = tuple(
+                os.path.relpath(other.target, mount.target)
+                for other in mounts
+                if other.target.startswith(f"{mount.target}/")
+            )
+            exclude = _run_exclusions() if mount.target == "/run" else ()
+            contents.append(TmpfsPlan(mount.target, (*exclude, *inner)))
+        todo.append(
+            Mount(
+                target=mount.target,
+                fstype=mount.fstype,
+                source=mount.source,
+                flags=mount_flags(mount.options),
+                data=",".join(data),
+                contents=blob,
+                # Its automount unit would refuse to start over a mount.
+                transient=mount.fstype == "binfmt_misc",
+            )
+        )
+    return todo, contents
+
+
+def _run_exclusions() -> tuple[str, ...]:
+    systemd = [
+        f"systemd/{name}"
+        for name in sorted(os.listdir("/run/systemd"))
+        if name not in RUN_SYSTEMD_CARRIED
+    ]
+    return (*RUN_OF_PLUMBING, *systemd)
+
+
+def mount_points(mounts: Sequence[MountInfo]) -> list[str]:
+    """Directories of /run that a unit's own mount namespace mounts something on."""
+    return sorted(
+        mount.target
+        for mount in mounts
+        if mount.target.startswith("/run/") and os.path.isdir(mount.target)
+    )
+
+
+def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:
+    """Write its contents as a tar file. Sockets stay behind: whoever listens binds anew."""
+    excludes = [f"--exclude=./{name}" for name in tmpfs.exclude]
+    run(
+        ["tar", "-c", "--numeric-owner", "--one-file-system", "--sparse", "--warning=no-file-ignored",
+         "--anchored", *excludes, "-f", str(target), "-C", tmpfs.target, "."]
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""The network as it stands, written out as input for ``ip -batch`` and ``nft -f``.
+
+Facts come from iproute2's and nft's JSON. What is not a plain link with addresses, routes and
+neighbours is named by :func:`unsupported`, never left out silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rekernel.handover.manifest import Link, Network
+from rekernel.run import run, run_json
+
+TABLE = "rekernel_lock"
+
+# All packets, loopback included: two carried ends of one connection must not acknowledge
+# data to each other while one of them is already written down.
+LOCK_RULES = f"""
+table inet {TABLE} {{
+    chain input {{ type filter hook input priority -400; policy drop; }}
+    chain output {{ type filter hook output priority -400; policy drop; }}
+    chain forward {{ type filter hook forward priority -400; policy drop; }}
+}}
+"""
+UNLOCK_RULES = f"delete table inet {TABLE}\n"
+
+# IFA_F_*/route protocols that the kernel makes by itself when an address appears.
+_KERNEL_ROUTES = ("kernel", "ra", "redirect")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """What iproute2 says; the lists are its JSON."""
+
+    links: list[dict[str, Any]]
+    addresses: list[dict[str, Any]]
+    routes: list[dict[str, Any]]
+    neighbours: list[dict[str, Any]]
+    ruleset: str
+
+
+def observe() -> NetworkFacts:
+    """Read everything that :func:`describe` needs. Changes nothing."""
+    return NetworkFacts(
+        links=run_json(["ip", "-json", "-details", "link", "show"]),
+        addresses=run_json(["ip", "-json", "address", "show"]),
+        routes=[
+            *(
+                route | {"family": family}
+                for family in ("-4", "-6")
+                for route in run_json(["ip", "-json", family, "route", "show", "table", "all"])
+            )
+        ],
+        neighbours=run_json(["ip", "-json", "neighbour", "show"]),
+        ruleset=run(["nft", "-s", "list", "ruleset"]),
+    )
+
+
+def unsupported(facts: NetworkFacts) -> list[str]:
+    """Names of interfaces that :func:`describe` cannot make again, with their kind."""
+    found = []
+    for link in facts.links:
+        kind = link.get("linkinfo", {}).get("info_kind")
+        if kind and link["ifname"] != "lo":
+            found.append(f"{link['ifname']} ({kind})")
+    return found
+
+
+def describe(facts: NetworkFacts) -> Network:
+    """The settings as scripts. Loopback comes first, then links, addresses, routes."""
+    lines = []
+    links = []
+    # A disabled queue or flag follows from "up"; MTU does not.
+    for link in facts.links:
+        name = link["ifname"]
+        if link.get("linkinfo", {}).get("info_kind"):
+            continue
+        if name != "lo":
+            links.append(Link(name, link["address"]))
+        state = "up" if "UP" in link["flags"] else "down"
+        lines.append(f"link set dev {name} mtu {link['mtu']} {state}")
+    known = {link.name for link in links} | {"lo"}
+    for entry in facts.addresses:
+        if entry["ifname"] in known:
+            lines += [
+                line
+                for info in entry.get("addr_info", [])
+                if (line := _address(entry["ifname"], info)) is not None
+            ]
+    lines += [
+        line
+        for route in facts.routes
+        if route.get("dev") in known and (line := _route(route)) is not None
+    ]
+    for neighbour in facts.neighbours:
+        states = neighbour.get("state", [])
+        if neighbour.get("dev") in known and "lladdr" in neighbour and "FAILED" not in states:
+            state = "permanent" if "PERMANENT" in states else "stale"
+            lines.append(
+                f"neighbour replace {neighbour['dst']} lladdr {neighbour['lladdr']} "
+                f"dev {neighbour['dev']} nud {state}"
+            )
+    return Network(
+        lock_rules=LOCK_RULES,
+        unlock_rules=UNLOCK_RULES,
+        ruleset=facts.ruleset,
+        links=tuple(links),
+        batch="\n".join(lines) + "\n",
+    )
+
+
+def _address(device: str, info: dict[str, Any]) -> str | None:
+    # The kernel makes loopback's own and IPv6 link-local addresses again by itself.
+    if info.get("scope") == "link" and info["family"] == "inet6":
+        return None
+    words = [f"address replace {info['local']}/{info['prefixlen']} dev {device}"]
+    if "broadcast" in info:
+        words.append(f"broadcast {info['broadcast']}")
+    if info.get("scope") not in (None, "global"):
+        words.append(f"scope {info['scope']}")
+    if info["family"] == "inet6":
+        # Duplicate detection would hold the address back for a second.
+        words.append("nodad")
+    lifetime = info.get("valid_life_time", 2**32 - 1)
+    if lifetime != 2**32 - 1:
+        words.append(f"valid_lft {lifetime} preferred_lft {info['preferred_life_time']}")
+    if info.get("noprefixroute"):
+        words.append("noprefixroute")
+    return " ".join(words)
+
+
+def _route(route: dict[str, Any]) -> str | None:
+    if route.get("protocol") in _KERNEL_ROUTES or route.get("table") in ("local", "255"):
+        return None
+    if route.get("type", "unicast") != "unicast" or "gateways" in route or "nexthops" in route:
+        return None
+    words = [f"route replace {route['dst']}"]
+    for key, word in (
+        ("gateway", "via"),
+        ("dev", "dev"),
+        ("protocol", "proto"),
+        ("scope", "scope"),
+        ("prefsrc", "src"),
+        ("metric", "metric"),
+        ("table", "table"),
+    ):
+        if key in route:
+            words.append(f"{word} {route[key]}")
+    if "onlink" in route.get("flags", []):
+        words.append("onlink")
+    return " ".join(words)
+
+
+def lock() -> None:
+    """Drop every packet from now on."""
+    run(["nft", "-f", "-"], stdin=LOCK_RULES)
+
+
+def unlock() -> None:
+    """Undo :func:`lock`; no lock is no error."""
+    run(["nft", "delete", "table", "inet", TABLE], check=False)

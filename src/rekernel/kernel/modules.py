@@ -1,0 +1,111 @@
+"""Which modules the agent loads: those of this machine's devices, resolved for another kernel."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel.errors import BlockedError
+from rekernel.run import CommandFailedError, run
+
+# Needed whatever the hardware: the carry region, the packet filter, the page map's device.
+ALWAYS = ("dax_hmem", "device_dax", "nf_tables")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSet:
+    """Module files in waves: each needs only modules of earlier ones."""
+
+    waves: tuple[tuple[Path, ...], ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them, in a working order."""
+        return [path for wave in self.waves for path in wave]
+
+
+def _device_aliases(device: Path) -> list[str]:
+    """The modaliases of a device and of everything that it hangs on."""
+    aliases = []
+    path = Path(os.path.realpath(device))
+    while path != Path("/sys/devices") and path != Path("/"):
+        modalias = path / "modalias"
+        if modalias.is_file():
+            aliases.append(modalias.read_text().strip())
+        path = path.parent
+    return aliases
+
+
+def needed_aliases(root_device: str, fstypes: Sequence[str]) -> list[str]:
+    """What must be loaded to reach the root file system, the network, and all that is mounted."""
+    aliases: list[str] = []
+    number = os.stat(root_device).st_rdev
+    block = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    aliases += _device_aliases(block)
+    for link in sorted(Path("/sys/class/net").iterdir()):
+        if (link / "device").exists():
+            aliases += _device_aliases(link / "device")
+    aliases += [f"fs-{fstype}" for fstype in fstypes]
+    aliases += ALWAYS
+    return list(dict.fromkeys(aliases))
+
+
+def resolve(release: str, aliases: list[str]) -> ModuleSet:
+    """Module files of kernel ``release`` for these names and aliases.
+
+    A name that is built in, or that no module of that kernel answers to, contributes nothing.
+    Raises BlockedError if the kernel's module index is missing.
+    """
+    if not Path("/usr/lib/modules", release, "modules.dep").exists():
+        raise BlockedError(f"kernel {release} has no module index", f"run depmod {release}")
+    depends = _dependencies(release)
+    chosen: dict[str, None] = {}
+    for alias in aliases:
+        try:
+            text = run(["modprobe", "-S", release, "--show-depends", "--", alias])
+        except CommandFailedError:
+            continue
+        for line in text.splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "insmod":
+                path = Path(os.path.realpath(rest.split()[0]))
+                chosen.setdefault(str(path))
+    rank: dict[str, int] = {}
+
+    def rank_of(name: str) -> int:
+        if name not in rank:
+            rank[name] = 0
+            inner = [rank_of(other) + 1 for other in depends.get(name, ()) if other in chosen]
+            rank[name] = max(inner, default=0)
+        return rank[name]
+
+    # Soft dependencies come first in modprobe's list but not in modules.dep: keep its order
+    # within a wave, and ext4's crc32c helpers before everything that has no dependency.
+    waves: dict[int, list[Path]] = {}
+    for name in chosen:
+        waves.setdefault(rank_of(name), []).append(Path(name))
+    return ModuleSet(tuple(tuple(waves[level]) for level in sorted(waves)))
+
+
+def _dependencies(release: str) -> dict[str, tuple[str, ...]]:
+    base = Path(os.path.realpath(Path("/usr/lib/modules", release)))
+    found = {}
+    for line in (base / "modules.dep").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        found[str(base / name)] = tuple(str(base / other) for other in rest.split())
+    return found
+
+
+def read_module(path: Path) -> bytes:
+    """The module, decompressed, so that loading it in the blackout need not."""
+    data = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(data)
+    if path.suffix == ".zst":
+        done = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=True)
+        return done.stdout
+    return data

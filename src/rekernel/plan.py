@@ -1,0 +1,95 @@
+"""What an upgrade would do: target kernel, units with verdicts, memory, obstacles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel.census.verdicts import UnitVerdict, Verdict, judge
+from rekernel.errors import BlockedError, NothingToDoError
+from rekernel.host import mounts, network
+from rekernel.kernel.installed import Kernel, choose, installed, running_release
+from rekernel.memory import region
+from rekernel.policy import Policy
+from rekernel.systemd.units import running_services
+from rekernel.transition.staging import parents
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Decided before anything is touched."""
+
+    kernel: Kernel
+    running: str
+    backend: str
+    where: region.Layout | None
+    units: tuple[UnitVerdict, ...]
+    resident_bytes: int
+    warnings: tuple[str, ...]
+
+    def having(self, verdict: Verdict) -> list[UnitVerdict]:
+        """The units with this verdict."""
+        return [item for item in self.units if item.verdict is verdict]
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Proportional set size of processes; one that is gone counts nothing."""
+    total = 0
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        for line in text.splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
+    """Look at the machine and decide.
+
+    ``memory``: "region", "image" or "auto". Raises BlockedError, NothingToDoError, UsageError.
+    """
+    kernels = installed()
+    kernel = choose(wanted, kernels)
+    running = running_release()
+    if wanted is None and kernel.release == running:
+        raise NothingToDoError(
+            f"{running} is the newest installed kernel and it is running",
+            "name a kernel to switch to it all the same",
+        )
+    table = mounts.observe()
+    mounts.root_config(table)
+    problems = mounts.unsupported(table) + network.unsupported(network.observe())
+    if problems:
+        raise BlockedError(
+            f"cannot be set up again before the restore: {', '.join(problems)}",
+            "only a plain root disk and plain network interfaces are supported so far",
+        )
+    where = region.current()
+    if memory == "region" and where is None:
+        raise BlockedError(
+            "no carry region is set up", "run `rekernel setup` and reboot once, or --memory=image"
+        )
+    if memory == "image":
+        where = None
+    units = judge(running_services(), policy, parents())
+    carried = [item for item in units if item.verdict is Verdict.CARRIED]
+    warnings = []
+    low = min((pid for item in carried for pid in item.processes), default=1 << 22)
+    if low < 1000:
+        warnings.append(
+            f"process {low} has a PID that the new kernel may need for itself: "
+            "`rekernel setup` keeps services above those"
+        )
+    return Plan(
+        kernel=kernel,
+        running=running,
+        backend="region" if where else "image",
+        where=where,
+        units=tuple(units),
+        resident_bytes=resident_bytes([pid for item in carried for pid in item.processes]),
+        warnings=tuple(warnings),
+    )

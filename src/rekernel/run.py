@@ -1,0 +1,96 @@
+"""The one place where the old side starts programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from rekernel.errors import RekernelError
+
+_log = logging.getLogger(__name__)
+
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
+
+
+class CommandFailedError(RekernelError):
+    """A program ended with another status than 0; ``status`` and ``output`` say more."""
+
+    def __init__(self, argv: Sequence[str], status: int, output: str) -> None:
+        last = output.strip().splitlines()[-1:] or ["no output"]
+        super().__init__(f"{argv[0]} failed ({status}): {last[0]}", f"tried: {shlex.join(argv)}")
+        self.status = status
+        self.output = output
+
+
+class CommandNotFoundError(RekernelError):
+    """A program is not installed."""
+
+    exit_code = 3
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} not found", f"install the package that has {name}")
+
+
+def run(
+    argv: Sequence[str], *, stdin: str = "", check: bool = True, timeout: float | None = 120
+) -> str:
+    """Run a program to its end; returns its standard output.
+
+    Raises CommandNotFoundError, CommandFailedError (with ``check``), or RekernelError after
+    ``timeout`` seconds. The program gets a fixed environment and never a terminal.
+    """
+    _log.debug("%s", shlex.join(argv))
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=_ENVIRONMENT,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise CommandNotFoundError(argv[0]) from None
+    except subprocess.TimeoutExpired:
+        raise RekernelError(f"{argv[0]} did not end within {timeout:.0f} s") from None
+    if check and done.returncode != 0:
+        raise CommandFailedError(argv, done.returncode, done.stderr or done.stdout)
+    return done.stdout
+
+
+def run_json(argv: Sequence[str]) -> Any:
+    """Run a program that prints JSON; an empty output is an empty list."""
+    text = run(argv)
+    return json.loads(text) if text.strip() else []
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    output: str,
+    pass_fds: Sequence[int] = (),
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program whose output goes to a file. Raises CommandNotFoundError."""
+    _log.debug("start %s", shlex.join(argv))
+    with open(output, "ab") as log:
+        try:
+            return subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**_ENVIRONMENT, **(environment or {})},
+                pass_fds=tuple(pass_fds),
+            )
+        except FileNotFoundError:
+            raise CommandNotFoundError(argv[0]) from None

@@ -1,0 +1,162 @@
+"""Every system call that Python does not offer: one typed function each, constants as in the headers.
+
+Known to both sides of the kexec, so standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+
+# include/uapi/linux/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MNT_DETACH = 2
+
+# include/uapi/linux/fs.h
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+
+# include/uapi/linux/reboot.h
+LINUX_REBOOT_MAGIC1 = 0xFEE1DEAD
+LINUX_REBOOT_MAGIC2 = 672274793
+LINUX_REBOOT_CMD_KEXEC = 0x45584543
+
+# include/uapi/linux/kexec.h
+KEXEC_FILE_UNLOAD = 0x00000001
+
+# arch/x86/entry/syscalls/syscall_64.tbl
+_NR_FINIT_MODULE = 313
+_NR_KEXEC_FILE_LOAD = 320
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# Made once: looking a symbol up is a dlsym each time.
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2). Raises OSError naming the target."""
+    result = _libc.mount(
+        source.encode(),
+        target.encode(),
+        fstype.encode() or None,
+        ctypes.c_ulong(flags),
+        data.encode() or None,
+    )
+    _check(result, target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2). Raises OSError naming the target."""
+    _check(_libc.umount2(target.encode(), flags), target)
+
+
+def finit_module(path: str, parameters: str = "") -> None:
+    """Load a kernel module from a file; one that is loaded already is no error."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_syscall(_NR_FINIT_MODULE, fd, parameters.encode(), 0), path)
+    except FileExistsError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def kexec_file_load(kernel: str, initrd: str, cmdline: str) -> None:
+    """Load a kernel for LINUX_REBOOT_CMD_KEXEC. Raises OSError (EPERM: lockdown or not root)."""
+    kernel_fd = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        initrd_fd = os.open(initrd, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = cmdline.encode() + b"\0"
+            result = _syscall(
+                _NR_KEXEC_FILE_LOAD,
+                kernel_fd,
+                initrd_fd,
+                ctypes.c_ulong(len(text)),
+                text,
+                ctypes.c_ulong(0),
+            )
+            _check(result, kernel)
+        finally:
+            os.close(initrd_fd)
+    finally:
+        os.close(kernel_fd)
+
+
+def kexec_unload() -> None:
+    """Forget the kernel that kexec_file_load() loaded."""
+    _check(
+        _syscall(_NR_KEXEC_FILE_LOAD, -1, -1, ctypes.c_ulong(0), None, KEXEC_FILE_UNLOAD),
+        "kexec unload",
+    )
+
+
+def reboot_kexec() -> None:
+    """Jump into the loaded kernel at once. Does not return unless none is loaded (OSError)."""
+    _check(
+        _libc.reboot(ctypes.c_int(LINUX_REBOOT_CMD_KEXEC)),
+        "no kernel is loaded for kexec",
+    )
+
+
+def freeze_filesystem(mountpoint: str) -> None:
+    """FIFREEZE: sync and hold all writes, so that the next mount replays no journal."""
+    _on_directory(mountpoint, FIFREEZE)
+
+
+def thaw_filesystem(mountpoint: str) -> None:
+    """FITHAW. Raises OSError (EINVAL) if it was not frozen."""
+    _on_directory(mountpoint, FITHAW)
+
+
+def _on_directory(path: str, request: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, request, 0)
+    finally:
+        os.close(fd)
+
+
+# x86-64 only, as the whole product: `rdtsc; shl $32,%rdx; or %rdx,%rax; ret`.
+_RDTSC = bytes.fromhex("0f3148c1e2204809d0c3")
+
+
+def _make_rdtsc() -> ctypes._CFuncPtr:
+    import mmap
+
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(_RDTSC)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    function = ctypes.CFUNCTYPE(ctypes.c_uint64)(address)
+    function._page = page  # type: ignore[attr-defined]  # keeps the code mapped
+    return function
+
+
+_tsc: ctypes._CFuncPtr | None = None
+
+
+def rdtsc() -> int:
+    """The time stamp counter: the one clock that runs through a kexec."""
+    global _tsc
+    if _tsc is None:
+        _tsc = _make_rdtsc()
+    return int(_tsc())

@@ -1,0 +1,100 @@
+"""The state with which a starting systemd takes carried services as its own.
+
+A system manager that follows an initrd is started as ``--switched-root --deserialize FD`` and
+reads there which units run already: ``key=value`` lines, a section per unit, keys that it does not
+know are skipped (src/core/manager-serialize.c, unit-serialize.c, service.c of systemd). We play the
+initrd: the services "it" started are the ones that were carried.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+
+from rekernel.host.mounts import MountInfo
+from rekernel.systemd.units import Unit
+
+
+def header(private_tmps: dict[str, tuple[str, str]]) -> str:
+    """Manager-level lines and the journal's socket; ``{journal_fd}`` is filled in by the agent.
+
+    ``private_tmps``: unit -> its private /tmp and /var/tmp directories.
+    """
+    lines = [
+        f"exec-runtime={unit} tmp-dir={tmp} var-tmp-dir={var_tmp}"
+        for unit, (tmp, var_tmp) in private_tmps.items()
+    ]
+    lines += [
+        "",
+        # Opened by the agent: what services write before the journal runs waits in it.
+        "systemd-journald.socket",
+        "state=dead",
+        "socket={journal_fd} 1 /run/systemd/journal/stdout",
+        "",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _timestamp(text: str) -> str | None:
+    """ "Sun 2026-11-22 20:37:00.123456 UTC" as systemd's "realtime monotonic" pair, µs."""
+    words = text.split()
+    if len(words) < 4:
+        return None
+    moment = datetime.datetime.strptime(f"{words[1]} {words[2]}", "%Y-%m-%d %H:%M:%S.%f")
+    realtime = int(moment.replace(tzinfo=datetime.UTC).timestamp() * 1_000_000)
+    # The monotonic clock starts anew; the smallest valid value says "before this boot".
+    return f"{realtime} 1"
+
+
+def section(unit: Unit) -> str:
+    """The section of one running unit."""
+    properties = unit.properties
+    lines = [unit.name]
+    for key, name in (
+        ("state-change-timestamp", "StateChangeTimestamp"),
+        ("inactive-exit-timestamp", "InactiveExitTimestamp"),
+        ("active-enter-timestamp", "ActiveEnterTimestamp"),
+    ):
+        stamp = _timestamp(properties.get(name, ""))
+        if stamp is not None:
+            lines.append(f"{key}={stamp}")
+    lines += [
+        "condition-result=yes",
+        "assert-result=yes",
+        f"cgroup={unit.cgroup}",
+        "cgroup-realized=yes",
+    ]
+    if properties.get("InvocationID"):
+        lines.append(f"invocation-id={properties['InvocationID']}")
+    lines += [f"state={unit.sub}", "result=success"]
+    if unit.main_pid:
+        lines += [f"main-pid={unit.main_pid}", "main-pid-known=yes"]
+    if properties.get("NRestarts", "0") != "0":
+        lines.append(f"n-restarts={properties['NRestarts']}")
+    if properties.get("StatusText"):
+        lines.append(f"status-text={properties['StatusText']}")
+    return "\n".join(lines) + "\n\n"
+
+
+def private_tmp(mounts: Sequence[MountInfo]) -> tuple[str, str] | None:
+    """The directories behind a unit's private /tmp and /var/tmp, from its own mounts."""
+    found = {}
+    for mount in mounts:
+        marker = "/systemd-private-"
+        if mount.target in ("/tmp", "/var/tmp") and marker in mount.root:
+            # The root is relative to its file system: on a tmpfs it lacks the mount point.
+            inner = mount.root[mount.root.index(marker) :]
+            found[mount.target] = os.path.dirname(f"{mount.target}{inner}")
+    if "/tmp" in found and "/var/tmp" in found:
+        return found["/tmp"], found["/var/tmp"]
+    return None
+
+
+def journal_header(unit: Unit) -> str:
+    """What a service sends first on its connection to the journal (src/core/exec-invoke.c)."""
+    properties = unit.properties
+    identifier = properties.get("SyslogIdentifier") or ""
+    priority = properties.get("SyslogPriority") or "30"
+    prefix = "0" if properties.get("SyslogLevelPrefix") == "no" else "1"
+    return "\n".join([identifier, unit.name, priority, prefix, "0", "0", "0"]) + "\n"

@@ -1,0 +1,204 @@
+"""The consistent cut: freeze every tree, lock the network, dump and record in parallel, hand over."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+from rekernel import syscalls
+from rekernel.errors import RekernelError
+from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Manifest, Memory, dump
+from rekernel.handover.store import StoreFullError, StoreWriter
+from rekernel.host import mounts, network
+from rekernel.memory import dax
+from rekernel.memory.region import Layout, ram_ranges, store_device
+from rekernel.run import start
+from rekernel.transition.staging import SCRATCH
+from rekernel.transition.undo import UndoList
+
+RECORDER = "/usr/lib/rekernel/rekernel-pagemap"
+
+
+def freeze(cgroups: Sequence[str], undo: UndoList, timeout: float = 20.0) -> None:
+    """Freeze these control groups, all told at once. Raises RekernelError naming a laggard."""
+    for cgroup in cgroups:
+        undo.push("thaw", cgroup)
+    for cgroup in cgroups:
+        Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.freeze").write_text("1")
+    deadline = time.monotonic() + timeout
+    for cgroup in cgroups:
+        events = Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.events")
+        while "frozen 1" not in events.read_text():
+            if time.monotonic() > deadline:
+                raise RekernelError(
+                    f"{cgroup} does not freeze", "a process there is in uninterruptible sleep"
+                )
+            time.sleep(0.001)
+
+
+def lock_network(undo: UndoList) -> None:
+    """Drop every packet from now on."""
+    undo.push("unlock-network")
+    network.lock()
+
+
+@dataclass(frozen=True, slots=True)
+class PageRecord:
+    """What the recorder found."""
+
+    summary: dict[str, object]
+    occupied: tuple[Extent, ...]
+    pages: int
+    stray_pages: int
+
+
+class Recorder:
+    """The native page-map recorder at work."""
+
+    def __init__(self, where: Layout, pids: Sequence[int], stray_base: int, stray_max: int) -> None:
+        self.output = SCRATCH / "pagemap"
+        self.strays = SCRATCH / "strays"
+        self._summary = SCRATCH / "recorder.json"
+        self._summary.unlink(missing_ok=True)
+        self._block = dax.block_size()
+        regions = ",".join(f"{item.start:#x}:{item.end:#x}" for item in ram_ranges(where))
+        self._process: Popen[bytes] = start(
+            [
+                RECORDER, "record",
+                "--out", str(self.output),
+                "--region", regions,
+                "--block", str(self._block),
+                "--stray-out", str(self.strays),
+                "--stray-base", f"{stray_base:#x}",
+                "--stray-max", str(stray_max),
+                *map(str, pids),
+            ],
+            output=str(self._summary),
+        )  # fmt: skip
+
+    def finish(self) -> PageRecord:
+        """Wait for it. Raises RekernelError with the recorder's own words."""
+        code = self._process.wait()
+        text = self._summary.read_text()
+        if code != 0:
+            raise RekernelError(f"the page map could not be recorded: {text.strip() or code}")
+        summary = json.loads(text.splitlines()[-1])
+        blocks = [
+            dax.Range(int(start, 16), int(start, 16) + self._block) for start in summary["blocks"]
+        ]
+        return PageRecord(
+            summary=summary,
+            occupied=tuple(Extent(item.start, item.end) for item in dax.merge(blocks)),
+            pages=summary["pages"],
+            stray_pages=summary["stray_pages"],
+        )
+
+
+@contextmanager
+def open_store(where: Layout | None, store_file: Path | None) -> Iterator[mmap.mmap]:
+    """The handover store as writable memory."""
+    if where is None:
+        assert store_file is not None
+        with store_file.open("r+b") as file:
+            area = mmap.mmap(file.fileno(), 0)
+    else:
+        device = store_device(where)
+        if device is None:
+            raise RekernelError(
+                "the handover store is not set up", "systemctl restart rekernel-region.service"
+            )
+        area = dax.map_device(device.name, where.store.size, writable=True)
+    try:
+        yield area
+    finally:
+        area.flush() if where is None else None
+        area.close()
+
+
+def add_images(writer: StoreWriter, images: Path) -> int:
+    """Put criu's images into the store; returns their bytes. Raises RekernelError if full."""
+    total = 0
+    for directory in sorted(images.iterdir()):
+        for path in sorted(directory.iterdir()):
+            data = path.read_bytes()
+            total += len(data)
+            _add(writer, f"images/{directory.name}/{path.name}", data)
+    return total
+
+
+def add_tmpfs(writer: StoreWriter, plans: Sequence[mounts.TmpfsPlan]) -> int:
+    """Put the contents of the tmpfs mounts into the store; returns their bytes."""
+    total = 0
+    for index, plan in enumerate(plans):
+        path = SCRATCH / f"tmpfs-{index}.tar"
+        mounts.archive_tmpfs(plan, path)
+        data = path.read_bytes()
+        total += len(data)
+        _add(writer, f"tmpfs{plan.target}", data)
+        path.unlink()
+    return total
+
+
+def add_file(writer: StoreWriter, name: str, path: Path) -> None:
+    """Put a file into the store. Raises RekernelError if it is full."""
+    _add(writer, name, path.read_bytes())
+
+
+def _add(writer: StoreWriter, name: str, data: bytes) -> None:
+    try:
+        writer.add(name, data)
+    except StoreFullError as error:
+        raise RekernelError(
+            str(error), "a larger region has a larger store: rekernel setup"
+        ) from None
+
+
+def seal(writer: StoreWriter, manifest: Manifest) -> None:
+    """The manifest, and with it the store becomes valid."""
+    _add(writer, MANIFEST_BLOB, dump(manifest))
+    try:
+        writer.commit()
+    except StoreFullError as error:
+        raise RekernelError(str(error)) from None
+
+
+def memory_facts(where: Layout | None, record: PageRecord | None, stray_offset: int) -> Memory:
+    """Where the carried pages lie, for the manifest."""
+    if where is None or record is None:
+        return Memory("image", None, (), (), None)
+    occupied = [dax.Range(item.start, item.end) for item in record.occupied]
+    free = dax.subtract(where.ram, occupied)
+    return Memory(
+        backend="region",
+        region=Extent(where.whole.start, where.whole.end),
+        occupied=record.occupied,
+        free=tuple(Extent(item.start, item.end) for item in free),
+        store=Extent(where.store.start, where.store.end),
+        stray_offset=stray_offset,
+        stray_bytes=record.stray_pages * mmap.PAGESIZE,
+    )
+
+
+def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> None:
+    """Sync and hold the disk file systems, the root last, so that no journal needs a replay."""
+    targets = [item.target for item in table if item.source.startswith("/dev/")]
+    for target in sorted(set(targets), key=len, reverse=True):
+        undo.push("thaw-filesystem", target)
+        try:
+            syscalls.freeze_filesystem(target)
+        except OSError as error:
+            if error.errno not in (16, 95):  # EBUSY: a bind mount of one that is frozen
+                raise
+
+
+def jump() -> None:
+    """Into the new kernel. Returns only by raising OSError."""
+    os.sync()
+    syscalls.reboot_kexec()

@@ -1,0 +1,129 @@
+"""One criu per tree, in parallel, each held in its post-dump hook once everything is written."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+from rekernel.checkpoint.options import TreeOptions, dump_argv
+from rekernel.errors import RekernelError
+from rekernel.run import start
+from rekernel.transition.undo import UndoList
+
+HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
+
+
+class DumpFailedError(RekernelError):
+    """criu could not dump a tree; the message has its own last error."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpJob:
+    """A tree to dump, and where to."""
+
+    name: str
+    unit: str
+    options: TreeOptions
+    images: Path
+    work: Path
+
+
+@dataclass(slots=True)
+class _Running:
+    job: DumpJob
+    process: Popen[bytes]
+    held: bool = False
+
+
+def last_error(log: Path) -> str:
+    """The last error in a criu log, without its prefix; "" if there is none."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line for line in lines if "Error (" in line]
+    # The last one says "Dumping FAILED"; the first is the cause.
+    return errors[0].partition("): ")[2] if errors else ""
+
+
+def criu_of_hook(words: Sequence[str]) -> str:
+    """The PID of the criu behind a hook's line: "ACTION /proc/PID/fd/N TREE"."""
+    return words[1].split("/")[2]
+
+
+class Dumps:
+    """Dumps under way. Closing it tells every criu to let its tree run on."""
+
+    def __init__(self, undo: UndoList) -> None:
+        self._undo = undo
+        self._running: list[_Running] = []
+        self._connections: list[socket.socket] = []
+        Path(HOOK_SOCKET).unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(HOOK_SOCKET)
+        self._listener.listen(1024)
+
+    def start(self, jobs: Sequence[DumpJob]) -> None:
+        """Start them all."""
+        for job in jobs:
+            job.images.mkdir(parents=True, exist_ok=True)
+            job.work.mkdir(parents=True, exist_ok=True)
+            ours, theirs = socket.socketpair()
+            ours.close()
+            with theirs:
+                process = start(
+                    dump_argv(job.options, job.images, job.work, theirs.fileno()),
+                    output=str(job.work / "output.log"),
+                    pass_fds=[theirs.fileno()],
+                    environment={"REKERNEL_HOOK": HOOK_SOCKET},
+                )
+            self._undo.push("wait", str(process.pid))
+            self._running.append(_Running(job, process))
+
+    def wait(self, cancelled: Callable[[], None], timeout: float = 120.0) -> None:
+        """Until all are held. Raises DumpFailedError for the first that fails."""
+        by_pid = {str(item.process.pid): item for item in self._running}
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ, None)
+            for item in self._running:
+                pidfd = os.pidfd_open(item.process.pid)
+                selector.register(pidfd, selectors.EVENT_READ, item)
+            try:
+                while not all(item.held for item in self._running):
+                    cancelled()
+                    if time.monotonic() > deadline:
+                        late = ", ".join(i.job.unit for i in self._running if not i.held)
+                        raise DumpFailedError(f"no dump of {late} within {timeout:.0f} s")
+                    for key, _ in selector.select(0.1):
+                        if key.data is not None:
+                            raise self._failure(key.data)
+                        connection, _ = self._listener.accept()
+                        self._connections.append(connection)
+                        words = connection.makefile("r").readline().split()
+                        by_pid[criu_of_hook(words)].held = True
+            finally:
+                for key in list(selector.get_map().values()):
+                    if key.data is not None:
+                        os.close(key.fd)
+
+    def _failure(self, item: _Running) -> DumpFailedError:
+        code = item.process.wait()
+        cause = last_error(item.job.work / "dump.log") or f"criu ended with {code}"
+        return DumpFailedError(
+            f"{item.job.unit} could not be dumped: {cause}",
+            f"criu's log: {item.job.work / 'dump.log'}; or leave it out: --restart {item.job.unit}",
+        )
+
+    def close(self) -> None:
+        """Let every tree run on: the hooks see the end of their connection and criu gives up."""
+        for connection in self._connections:
+            connection.close()
+        self._listener.close()
+        Path(HOOK_SOCKET).unlink(missing_ok=True)

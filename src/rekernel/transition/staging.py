@@ -1,0 +1,133 @@
+"""Everything that can be done while the machine runs: initrd, kernel loaded, host described."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel import syscalls
+from rekernel.errors import BlockedError, NotPermittedError, RekernelError
+from rekernel.handover.config import AgentConfig
+from rekernel.handover.manifest import Extent
+from rekernel.host import mounts
+from rekernel.kernel import initrd, modules
+from rekernel.kernel.installed import Kernel
+from rekernel.memory.region import Layout
+from rekernel.transition.undo import UndoList
+
+SCRATCH = Path("/run/rekernel/upgrade")
+INIT = "/sbin/init"
+
+
+def machine_id() -> str:
+    """This machine's identity; a handover of another one is refused."""
+    return Path("/etc/machine-id").read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What staging leaves: where the images go, and facts that the cut needs."""
+
+    id: str
+    images: Path
+    store_file: Path | None
+    mounts: tuple[mounts.MountInfo, ...]
+
+
+def load_kernel(
+    kernel: Kernel,
+    where: Layout | None,
+    store_file: Path | None,
+    cmdline: str,
+    undo: UndoList,
+) -> None:
+    """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
+    table = mounts.observe()
+    root, device = mounts.root_config(table)
+    aliases = modules.needed_aliases(device, sorted({mount.fstype for mount in table}))
+    chosen = modules.resolve(kernel.release, aliases)
+    config = AgentConfig(
+        machine_id=machine_id(),
+        root=root,
+        modules=initrd.module_waves(chosen),
+        region=Extent(where.whole.start, where.whole.end) if where else None,
+        store=Extent(where.store.start, where.store.end) if where else None,
+        store_file=str(store_file or ""),
+        init=(INIT,),
+    )
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    path = SCRATCH / "initrd"
+    path.write_bytes(initrd.build(config, chosen))
+    undo.push("unload-kernel")
+    try:
+        syscalls.kexec_file_load(str(kernel.image), str(path), cmdline)
+    except PermissionError as error:
+        raise NotPermittedError(
+            f"the kernel refuses kexec_file_load: {error}",
+            "see kernel.kexec_load_disabled and /sys/kernel/security/lockdown",
+        ) from None
+    except OSError as error:
+        raise RekernelError(f"the kernel cannot load {kernel.image}: {error.strerror}") from error
+    # The kernel has its own copy.
+    path.unlink()
+
+
+def new_cmdline(current: str) -> str:
+    """The next kernel's command line: this one's, without what only this boot was meant to have."""
+    words = [
+        word
+        for word in current.split()
+        if not word.startswith(("BOOT_IMAGE=", "initrd=", "rdinit="))
+    ]
+    return " ".join(words)
+
+
+class TscCalibration:
+    """The TSC's frequency, from two readings as far apart as an upgrade's preparations take."""
+
+    def __init__(self) -> None:
+        self._tsc = syscalls.rdtsc()
+        self._time = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+
+    def hertz(self) -> int:
+        """Cycles per second. Raises BlockedError if the counter stands still."""
+        elapsed = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - self._time
+        cycles = syscalls.rdtsc() - self._tsc
+        if cycles <= 0 or elapsed <= 0:
+            raise BlockedError("the time stamp counter of this machine stands still")
+        return cycles * 1_000_000_000 // elapsed
+
+
+def parents() -> dict[int, int]:
+    """PID -> parent's PID of every process."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_text()
+            except OSError:
+                continue
+            found[int(entry)] = int(stat.rpartition(")")[2].split()[1])
+    return found
+
+
+def quiet_memory(undo: UndoList, swaps: Sequence[str]) -> None:
+    """Stop what moves or hides pages, as a record of page frames must stay true."""
+    for path, value in (
+        ("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
+        ("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1"),
+        ("/sys/kernel/mm/ksm/run", "0"),
+        ("/proc/sys/kernel/numa_balancing", "0"),
+        ("/proc/sys/vm/compaction_proactiveness", "0"),
+    ):
+        file = Path(path)
+        if file.exists():
+            before = file.read_text().strip()
+            if before != value:
+                undo.push("write", f"{path}={before}")
+                file.write_text(value)
+    for name in swaps:
+        raise BlockedError(f"swap is in use on {name}", f"swapoff {name} first")

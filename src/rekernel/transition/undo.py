@@ -1,0 +1,118 @@
+"""What must be undone if an attempt ends before the kexec: a list on disk, one way to run it.
+
+Each step is written down before it is taken, so that the same code undoes an attempt whether it
+failed, was asked to stop, or was killed (then ``rekernel abort --after-death``, which the upgrade's
+unit runs when its process is gone, reads the list).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rekernel import syscalls
+from rekernel.host import network
+from rekernel.run import run
+
+STATE = Path("/run/rekernel/undo.json")
+
+
+class UndoList:
+    """The steps taken so far. Undone newest first; every step may be undone twice."""
+
+    def __init__(self, path: Path = STATE) -> None:
+        self._path = path
+        self._steps: list[tuple[str, str]] = []
+        if path.exists():
+            self._steps = [(kind, value) for kind, value in json.loads(path.read_text())]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def push(self, kind: str, value: str = "") -> None:
+        """Write down a step that is about to be taken."""
+        self._steps.append((kind, value))
+        self._save()
+
+    def run(self) -> list[str]:
+        """Undo everything; returns what could not be undone, in words."""
+        problems = []
+        while self._steps:
+            kind, value = self._steps.pop()
+            try:
+                _ACTIONS[kind](value)
+            except Exception as error:  # the next step must be undone all the same
+                problems.append(f"{kind} {value}: {error}")
+            self._save()
+        self._path.unlink(missing_ok=True)
+        return problems
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".new")
+        partial.write_text(json.dumps(self._steps))
+        partial.rename(self._path)
+
+
+def _thaw(cgroup: str) -> None:
+    path = Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.freeze")
+    if path.exists():
+        path.write_text("0")
+
+
+def _thaw_filesystem(mountpoint: str) -> None:
+    try:
+        syscalls.thaw_filesystem(mountpoint)
+    except OSError as error:
+        if error.errno != 22:  # EINVAL: it was not frozen
+            raise
+
+
+def _wait_for_process(pid: str) -> None:
+    """criu takes its parasite out of the tasks by itself when its hook tells it to give up."""
+    deadline = time.monotonic() + 60
+    while _runs(int(pid)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} does not end")
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def _online(block: str) -> None:
+    path = Path("/sys/devices/system/memory", block, "state")
+    if path.read_text().strip() == "offline":
+        path.write_text("online_movable")
+
+
+def _write(assignment: str) -> None:
+    path, _, value = assignment.partition("=")
+    Path(path).write_text(value)
+
+
+_ACTIONS: dict[str, Callable[[str], object]] = {
+    "thaw": _thaw,
+    "thaw-filesystem": _thaw_filesystem,
+    "unlock-network": lambda _: network.unlock(),
+    "wait": _wait_for_process,
+    "flush-journal": lambda _: run(["journalctl", "--flush"]),
+    "unload-kernel": lambda _: syscalls.kexec_unload(),
+    "online": _online,
+    "write": _write,
+    "swap-on": lambda name: run(["swapon", "--", name]),
+    "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
+    "unmount": lambda target: syscalls.umount(target, syscalls.MNT_DETACH),
+}
