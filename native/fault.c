@@ -114,7 +114,7 @@ static bool read_messages(struct uspace *s, struct batch *batch)
 /* Sequential faults are read ahead of, the further the longer they go on. */
 static uint64_t window_for(struct uspace *s, uint64_t addr)
 {
-	if (addr && addr == s->next_fault)
+	if (base_window > 1 && addr == s->next_fault)
 		s->window = min_u64(2 * s->window, max_u64(base_window, MAX_WINDOW));
 	else
 		s->window = base_window;

@@ -65,71 +65,77 @@ static uint64_t source(const struct model *m, uint64_t ordinal, uint64_t max,
 	return total;
 }
 
+static void present(struct uspace *s, uint64_t vaddr, uint64_t ordinal)
+{
+	uint64_t fresh = model_done(&s->model, ordinal, 1);
+
+	count(&counters.pages_home, fresh);
+	count(&counters.pages_present, fresh);
+	uffd_wake(s->fd, vaddr);
+}
+
 /*
  * The memory that held the page is broken.  Handing out zeros instead would be
  * a silent lie, so its owner gets SIGBUS, as from broken memory it maps itself.
- * Where the kernel cannot do that, the owner waits, and the space stays open.
+ * Where the kernel cannot do that, the page stays missing, its users wait, and
+ * the space is never closed.  Returns UFFD_OK if that settles the page.
  */
-static void lose(struct uspace *s, uint64_t vaddr, uint64_t ordinal)
+static enum uffd_result lose(struct uspace *s, uint64_t vaddr, uint64_t ordinal)
 {
-	bool poisoned = uffd_poison(s->fd, vaddr);
+	enum uffd_result res = uffd_poison(s->fd, vaddr);
 
-	log_line("process %u: page %#llx cannot be read from the old memory, %s", s->pid,
-		 (unsigned long long)vaddr, poisoned ? "poisoned" : "its users will hang");
-	count(&counters.pages_lost, 1);
-	if (poisoned) {
+	switch (res) {
+	case UFFD_OK:
 		count(&counters.pages_home, model_done(&s->model, ordinal, 1));
 		uffd_wake(s->fd, vaddr);
-	} else {
-		/* It stays missing, so nobody is ever given zeros for it. */
+		break;
+	case UFFD_PRESENT:
+		present(s, vaddr, ordinal);
+		return UFFD_OK;
+	case UFFD_ERROR:
 		__atomic_store_n(&s->damaged, true, __ATOMIC_RELAXED);
+		break;
+	default:
+		return res;
 	}
+	count(&counters.pages_lost, 1);
+	log_line("process %u: page %#llx cannot be read from the old memory, %s", s->pid,
+		 (unsigned long long)vaddr, res == UFFD_OK ? "poisoned" : "its users will hang");
+	return UFFD_OK;
 }
 
 enum uffd_result fill(struct uspace *s, const struct extent *ext, uint64_t limit,
 		      struct fill_buffer *buf, uint64_t *kind, uint64_t *filled)
 {
-	uint64_t fresh;
-
 	*filled = 0;
 	while (*filled < ext->npages) {
 		uint64_t vaddr = ext->vaddr + (*filled << PM_PAGE_SHIFT);
-		uint64_t ordinal = ext->ordinal + *filled, n, done;
-		enum uffd_result res;
+		uint64_t ordinal = ext->ordinal + *filled, n, done = 0;
+		enum uffd_result res = UFFD_UNREADABLE;
 		const void *from;
 
 		n = source(&s->model, ordinal, min_u64(limit, ext->npages - *filled), buf, &from);
-		if (!n) {
-			lose(s, vaddr, ordinal);
-			*filled += 1;
-			continue;
-		}
-		res = uffd_copy(s->fd, vaddr, from, n, &done);
+		if (n)
+			res = uffd_copy(s->fd, vaddr, from, n, &done);
 		if (done) {
-			fresh = model_done(&s->model, ordinal, done);
+			uint64_t fresh = model_done(&s->model, ordinal, done);
+
 			count(&counters.pages_home, fresh);
 			count(kind, fresh);
 			*filled += done;
 			vaddr += done << PM_PAGE_SHIFT;
 			ordinal += done;
 		}
-		switch (res) {
-		case UFFD_OK:
-			break;
-		case UFFD_PRESENT:
-			fresh = model_done(&s->model, ordinal, 1);
-			count(&counters.pages_home, fresh);
-			count(&counters.pages_present, fresh);
-			uffd_wake(s->fd, vaddr);
+		if (res == UFFD_UNREADABLE) {
+			res = lose(s, vaddr, ordinal);
+			*filled += res == UFFD_OK;
+		} else if (res == UFFD_PRESENT) {
+			present(s, vaddr, ordinal);
 			*filled += 1;
-			break;
-		case UFFD_UNREADABLE:
-			lose(s, vaddr, ordinal);
-			*filled += 1;
-			break;
-		default:
-			return res;
+			res = UFFD_OK;
 		}
+		if (res != UFFD_OK)
+			return res;
 	}
 	return UFFD_OK;
 }

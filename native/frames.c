@@ -32,7 +32,7 @@ struct frames {
 static struct frames *table;
 static size_t n_table;
 
-static _Thread_local sigjmp_buf *recover;
+static _Thread_local sigjmp_buf *volatile recover;
 
 bool frames_add(const char *spec)
 {
@@ -149,8 +149,11 @@ bool frames_read(void *to, const void *from)
 		recover = NULL;
 		return false;
 	}
+	/* The copy must stay between the two stores, for only the handler sees them. */
 	recover = &here;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	memcpy(to, from, PM_PAGE_SIZE);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	recover = NULL;
 	return true;
 }

@@ -94,9 +94,9 @@ void uffd_wake(int fd, uint64_t vaddr)
 	ioctl(fd, UFFDIO_WAKE, &range);
 }
 
-bool uffd_poison(int fd, uint64_t vaddr)
+enum uffd_result uffd_poison(int fd, uint64_t vaddr)
 {
 	struct poison_arg arg = { .range = { .start = vaddr, .len = PM_PAGE_SIZE } };
 
-	return !ioctl(fd, POISON_IOCTL, &arg);
+	return ioctl(fd, POISON_IOCTL, &arg) ? sort(errno, "UFFDIO_POISON", vaddr) : UFFD_OK;
 }

@@ -3,7 +3,6 @@
 #ifndef REKERNEL_UFFD_H
 #define REKERNEL_UFFD_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 enum uffd_result {
@@ -27,7 +26,7 @@ enum uffd_result uffd_zero(int fd, uint64_t vaddr, uint64_t npages, uint64_t *do
 
 /* Makes the thread that waits for this page try again. */
 void uffd_wake(int fd, uint64_t vaddr);
-/* From now on whoever touches the page gets SIGBUS; false before Linux 6.6. */
-bool uffd_poison(int fd, uint64_t vaddr);
+/* From now on whoever touches the page gets SIGBUS; UFFD_ERROR before Linux 6.6. */
+enum uffd_result uffd_poison(int fd, uint64_t vaddr);
 
 #endif

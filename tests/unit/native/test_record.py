@@ -284,8 +284,10 @@ def test_zombie_has_no_pages() -> None:
 
 def test_exit_8_without_privilege() -> None:
     done = subprocess.run(
-        ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-        + ["--reuid=65534", "--clear-groups", PAGEMAP, "stat", "--region", "none", "1"],
+        [
+            *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534"),
+            *("--clear-groups", PAGEMAP, "stat", "--region", "none", "1"),
+        ],
         capture_output=True,
         text=True,
         check=False,
