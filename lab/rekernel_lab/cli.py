@@ -104,6 +104,12 @@ def _reboot(arguments: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
+def _wait(arguments: argparse.Namespace, progress: Progress) -> int:
+    with progress.step(f"Waiting for {arguments.name}"):
+        vm.VM(arguments.name).wait_ready(arguments.timeout)
+    return 0
+
+
 def _run(arguments: argparse.Namespace, progress: Progress) -> int:
     one = scenario.load(arguments.scenario).override(
         kernel_from=arguments.kernel_from,
@@ -186,6 +192,10 @@ def parser() -> argparse.ArgumentParser:
     ):
         verb = verbs.add_parser(name, parents=[named], help=words)
         verb.set_defaults(function=function)
+
+    verb = verbs.add_parser("wait", parents=[named], help="wait until a guest answers")
+    verb.add_argument("--timeout", type=float, default=vm.BOOT_TIMEOUT_S, metavar="SECONDS")
+    verb.set_defaults(function=_wait)
 
     verb = verbs.add_parser("list", help="list the VMs")
     verb.set_defaults(function=_list)

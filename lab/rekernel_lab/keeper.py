@@ -23,6 +23,9 @@ from rekernel_lab.state import Process, State
 # Relative to the VM's directory, because the path of a socket may have 108 bytes only.
 _QMP = Path("qmp")
 
+# What begins every boot in the serial log.
+BOOT_MARK = b"\n[lab] boot "
+
 
 class _Stop(BaseException):
     """SIGTERM or SIGINT arrived."""
@@ -57,8 +60,8 @@ def _monitor(process: subprocess.Popen[bytes], vm: State) -> qemu.Monitor:
 def _run_once(vm: State) -> str:
     """Boot once and return why QEMU ended, in the words of QMP's SHUTDOWN event."""
     boot = _boot(vm)
-    with vm.serial_log.open("a") as serial:
-        serial.write(f"\n[lab] boot {vm.boots + 1}: {vm.release}: {boot.cmdline}\n")
+    with vm.serial_log.open("ab") as serial:
+        serial.write(BOOT_MARK + f"{vm.boots + 1}: {vm.release}: {boot.cmdline}\n".encode())
     command = qemu.command(vm.machine, boot, disk=vm.disk, serial=vm.serial_log, qmp=_QMP)
     with (vm.directory / "qemu.log").open("ab") as log:
         process = subprocess.Popen(

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel_lab import cache, state
+from rekernel_lab import cache, keeper, state
 from rekernel_lab.errors import DeadlineError, LabError, LostVMError, UsageError
 from rekernel_lab.guest import Guest
 from rekernel_lab.qemu import Machine
@@ -57,6 +57,8 @@ class VM:
         with self.state.serial_log.open("rb") as serial:
             serial.seek(serial_from)
             content = serial.read()
+        # A panic before the last boot is history: the machine came back from it.
+        content = content[max(content.rfind(keeper.BOOT_MARK), 0) :]
         if _PANIC in content:
             line = content[content.index(_PANIC) :].split(b"\n", 1)[0].decode(errors="replace")
             raise LostVMError(f"VM {self.name}: {line.strip()}", hint="see its serial log")
@@ -133,10 +135,10 @@ def start(
         new = State(name, machine, image.directory, release, cmdline)
         new.save()
         new.serial_log.touch()
-        keeper = _start_keeper(new, owned)
-        started = Process.of(keeper.pid)
+        process = _start_keeper(new, owned)
+        started = Process.of(process.pid)
         try:
-            _wait_for_qemu(VM(name), keeper)
+            _wait_for_qemu(VM(name), process)
         except BaseException:
             started.end()
             state.load(name).remove_leftovers()
@@ -158,10 +160,10 @@ def _start_keeper(new: State, owned: bool) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_for_qemu(vm: VM, keeper: subprocess.Popen[bytes], timeout: float = 120) -> None:
+def _wait_for_qemu(vm: VM, process: subprocess.Popen[bytes], timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while vm.state.phase == "starting":
-        if keeper.poll() is not None and vm.state.phase == "starting":
+        if process.poll() is not None and vm.state.phase == "starting":
             tail = (vm.state.directory / "keeper.log").read_text(errors="replace")[-1500:]
             raise LabError(f"the keeper of VM {vm.name} ended:\n{tail}")
         if time.monotonic() > deadline:
