@@ -15,7 +15,7 @@ static const char usage_text[] =
 "usage: rekernel-pagemap record --region START:END[,...]|none\n"
 "           (--out FILE | --out-dax PATH:OFFSET:MAXLEN)\n"
 "           [--stray-out FILE --stray-max BYTES | --stray-dax PATH:OFFSET:MAXLEN]\n"
-"           [--stray-base PHYS] [TREE/]PID...\n"
+"           [--stray-base PHYS] [--block BYTES] [TREE/]PID...\n"
 "       rekernel-pagemap stat --region START:END[,...]|none [--block BYTES] [TREE/]PID...\n"
 "\n"
 "Record which physical page holds each private anonymous page of the processes.\n"
@@ -156,8 +156,8 @@ static void print_summary(const struct record *rec, const struct options *opt, u
 	       (unsigned long long)record_map_bytes(rec),
 	       (unsigned long long)rec->stray_pages * PM_PAGE_SIZE,
 	       rec->scanner.has_pagemap_scan ? "true" : "false");
-	if (opt->stat)
-		record_print_blocks(rec, opt->block, stdout);
+	/* The next kernel must map the blocks that hold pages, and may use the others at once. */
+	record_print_blocks(rec, opt->block, stdout);
 	if (error)
 		printf(",\"error\":\"%s\",\"needed_bytes\":%llu", error,
 		       (unsigned long long)needed);
@@ -207,8 +207,9 @@ static int write_record(struct record *rec, struct options *opt, const char **er
 
 int main(int argc, char **argv)
 {
-	struct record rec = { 0 };
-	struct options opt = { 0 };
+	/* Static: never freed, for the kernel does that faster than we could. */
+	static struct record rec;
+	static struct options opt;
 	const char *error = NULL;
 	uint64_t needed = 0, begin = now_us();
 	int code = EXIT_OK;
@@ -235,6 +236,5 @@ int main(int argc, char **argv)
 	if (!opt.stat)
 		code = write_record(&rec, &opt, &error, &needed);
 	print_summary(&rec, &opt, now_us() - begin, error, needed);
-	/* The kernel frees memory faster than we could. */
 	return code;
 }

@@ -292,6 +292,8 @@ def test_trees_with_the_same_pids(world: WorldFactory) -> None:
 
 
 def test_unreadable_memory_is_never_replaced_by_zeros(world: WorldFactory, frames: bool) -> None:
+    if frames and PROGRAMS.name == "tsan":
+        pytest.skip("ThreadSanitizer's memcpy does not survive the jump out of SIGBUS")
     w = world(512, "all").recorded()
     if frames:
         scatter(w)
@@ -392,6 +394,7 @@ def test_abort_leaves_at_once(world: WorldFactory) -> None:
     pager = w.pager()
     client = w.client("hold")
     client.line()
+    wait_for(lambda: pager.status()["restores_finished"] == 1, "restore")
     pager.ask("abort")
     assert pager.process.wait() == 9
     assert json.loads(w.log().splitlines()[-1])["bytes_left"] > 0
