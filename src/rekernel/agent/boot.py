@@ -114,6 +114,8 @@ def switch_root(root: RootConfig) -> None:
     syscalls.mount(".", "/", "", syscalls.MS_MOVE)
     os.chroot(".")
     os.chdir("/")
+    # As systemd will have it: units' own namespaces are tied to these peer groups.
+    syscalls.mount("", "/", "", syscalls.MS_SHARED | syscalls.MS_REC)
     _empty(initramfs, device_number)
     os.close(initramfs)
 

@@ -91,7 +91,9 @@ class Recorder:
             raise RekernelError(f"the page map could not be recorded: {text.strip() or code}")
         summary = json.loads(text.splitlines()[-1])
         blocks = [
-            dax.Range(int(start, 16), int(start, 16) + self._block) for start in summary["blocks"]
+            dax.Range(item["start"], item["start"] + self._block)
+            for item in summary["blocks"]
+            if item["used_pages"]
         ]
         return PageRecord(
             summary=summary,
