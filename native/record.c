@@ -253,6 +253,30 @@ void record_write_map(const struct record *rec, void *data)
 				     record_map_bytes(rec) - PM_CRC_START);
 }
 
+static void set_bits(uint64_t *map, uint64_t from, uint64_t to)
+{
+	while (from < to) {
+		uint64_t n = min_u64(64 - from % 64, to - from);
+
+		map[from / 64] |= (n == 64 ? ~0ull : (1ull << n) - 1) << from % 64;
+		from += n;
+	}
+}
+
+static uint64_t count_bits(const uint64_t *map, uint64_t from, uint64_t to)
+{
+	uint64_t total = 0;
+
+	while (from < to) {
+		uint64_t n = min_u64(64 - from % 64, to - from);
+		uint64_t mask = (n == 64 ? ~0ull : (1ull << n) - 1) << from % 64;
+
+		total += __builtin_popcountll(map[from / 64] & mask);
+		from += n;
+	}
+	return total;
+}
+
 /* Pages shared after a fork are in several spaces, but take one frame. */
 static void mark_frames(const struct record *rec, uint64_t **used)
 {
@@ -264,20 +288,15 @@ static void mark_frames(const struct record *rec, uint64_t **used)
 
 		for (k = 0; k < list->n; k++) {
 			const struct pm_run *run = &list->v[k];
-			uint64_t pfn;
 
-			if (run->flags & PM_RUN_STRAY)
-				continue;
-			for (pfn = run->pfn; pfn < run->pfn + run->npages; pfn++)
-				for (r = 0; r < region->n; r++) {
-					uint64_t bit = pfn - region->ranges[r].first;
+			for (r = 0; !(run->flags & PM_RUN_STRAY) && r < region->n; r++) {
+				const struct pfn_range *range = &region->ranges[r];
+				uint64_t from = max_u64(run->pfn, range->first);
+				uint64_t to = min_u64(run->pfn + run->npages, range->end);
 
-					if (pfn < region->ranges[r].first ||
-					    pfn >= region->ranges[r].end)
-						continue;
-					used[r][bit / 64] |= 1ull << bit % 64;
-					break;
-				}
+				if (from < to)
+					set_bits(used[r], from - range->first, to - range->first);
+			}
 		}
 	}
 }
@@ -301,10 +320,9 @@ void record_print_blocks(const struct record *rec, uint64_t block_bytes, FILE *f
 
 		for (pfn = range->first; pfn < range->end;) {
 			start = pfn - pfn % block;
-			used = 0;
-			for (; pfn < range->end && pfn < start + block; pfn++)
-				used += maps[r][(pfn - range->first) / 64] >>
-					(pfn - range->first) % 64 & 1;
+			pfn = min_u64(range->end, start + block);
+			used = count_bits(maps[r], max_u64(start, range->first) - range->first,
+					  pfn - range->first);
 			fprintf(f, "%s{\"start\":%llu,\"used_pages\":%llu}", sep,
 				(unsigned long long)start << PM_PAGE_SHIFT,
 				(unsigned long long)used);

@@ -52,7 +52,8 @@ void die(int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	vmessage(0, fmt, ap);
 	va_end(ap);
-	exit(code);
+	/* Not exit(): other threads may be running, and nothing is buffered. */
+	_exit(code);
 }
 
 void die_errno(const char *fmt, ...)
@@ -63,7 +64,7 @@ void die_errno(const char *fmt, ...)
 	va_start(ap, fmt);
 	vmessage(err, fmt, ap);
 	va_end(ap);
-	exit(EXIT_FAILED);
+	_exit(EXIT_FAILED);
 }
 
 void *xcalloc(size_t n, size_t size)

@@ -15,7 +15,7 @@ from rekernel.memory.pagemap import PAGE_SIZE, PageMap, RunFlag, Space
 from .conftest import ADDRESS, PROGRAMS, STRAY_BASE, WorldFactory
 
 PAGEMAP = PROGRAMS / "rekernel-pagemap"
-ALL_MEMORY = "0:0x10000000000000"
+ALL_MEMORY = "0:1T"
 
 
 def run(*args: str | Path | int, **env: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +71,7 @@ def test_frames_are_those_the_kernel_names(
     assert recorded_frames(space, ADDRESS, w.pages) == expected
     assert summary["pages"] == space.pages == page_map.pages
     assert summary["stray_pages"] == 0
+    assert sum(b["used_pages"] for b in summary["blocks"]) == summary["distinct_pages"]
     assert summary["bytes"] == w.map.stat().st_size
     assert {key: summary["spaces"][0][key] for key in ("pid", "pages", "runs")} == {
         "pid": w.pid,
@@ -339,7 +340,7 @@ def test_stat_counts_blocks(world: WorldFactory) -> None:
 def test_stat_counts_a_shared_frame_once(world: WorldFactory) -> None:
     w = world(1000)
     w.fill()
-    once = json.loads(run("stat", "--region", ALL_MEMORY[:-4], w.pid).stdout)
-    twice = json.loads(run("stat", "--region", ALL_MEMORY[:-4], w.pid, w.pid).stdout)
+    once = json.loads(run("stat", "--region", "0:1T", w.pid).stdout)
+    twice = json.loads(run("stat", "--region", "0:1T", w.pid, w.pid).stdout)
     assert twice["pages"] == 2 * once["pages"]
     assert twice["distinct_pages"] == once["distinct_pages"] == once["pages"]
