@@ -63,7 +63,7 @@ class HostClient:
             tail = self.log.read_text(errors="replace").strip()[-1000:]
             raise LabError(f"host-client ended with {self._process.returncode}\n{tail}")
 
-    def finish(self, timeout: float = 60) -> int:
+    def finish(self, timeout: float) -> int:
         """Send SIGTERM, wait at most `timeout` seconds, and return the exit code."""
         if self._process.poll() is None:
             self._process.terminate()

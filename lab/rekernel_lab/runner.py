@@ -25,6 +25,10 @@ from rekernel_lab.vm import VM
 
 SCHEMA = 1
 
+# How long host-client may take to sum up after SIGTERM, at the end of a good and of a failed run.
+_CLIENT_END_S = 60.0
+_CLIENT_FAILED_END_S = 10.0
+
 _IN_GUEST = "/var/lib/rekernel-lab/scenario"
 
 
@@ -118,17 +122,13 @@ class Runner:
         self._deadline = time.monotonic() + scenario.timeout_s
         with self._vm(assembly) as machine:
             self._prepare(machine, deb, result)
-            with contextlib.ExitStack() as stack:
-                client = self._start_client(stack, machine)
+            with self._client(machine, result) as client:
                 for target in assembly.releases[1:]:
                     self._upgrade(machine, target, result)
                     if client:
                         client.check_alive()
-                self._guest_script(machine, GUEST_VERIFY, result)
-                if client:
-                    with progress.step("host-client: ending"):
-                        code = client.finish()
-                    result.scripts[HOST_CLIENT] = {"exit_code": code, "output": str(client.log)}
+            # Last, because it may restart services under the client's connections.
+            self._guest_script(machine, GUEST_VERIFY, result)
 
     @contextlib.contextmanager
     def _vm(self, assembly: Assembly) -> Iterator[VM]:
@@ -181,18 +181,28 @@ class Runner:
             if name == GUEST_PREPARE:
                 raise LabError(f"{name} exited with {done.returncode}", hint=f"see {log}")
 
-    def _start_client(self, stack: contextlib.ExitStack, machine: VM) -> HostClient | None:
+    @contextlib.contextmanager
+    def _client(self, machine: VM, result: Result) -> Iterator[HostClient | None]:
+        """Run host-client, if there is one, during the block; what it says is in the result."""
         script = self._scenario.script(HOST_CLIENT)
         if script is None:
-            return None
-        with self._progress.step("host-client: opening connections"):
-            client = HostClient(script, machine.state.namespace, self._output)
-            stack.enter_context(client)
-            client.wait_ready()
-        return client
+            yield None
+            return
+        with HostClient(script, machine.state.namespace, self._output) as client:
+            patience = _CLIENT_END_S
+            try:
+                with self._progress.step("host-client: opening connections"):
+                    client.wait_ready()
+                yield client
+            except LabError:
+                # Whatever it still waits for will not come.
+                patience = _CLIENT_FAILED_END_S
+                raise
+            finally:
+                code = client.finish(patience)
+                result.scripts[HOST_CLIENT] = {"exit_code": code, "output": str(client.log)}
 
     def _upgrade(self, machine: VM, target: str, result: Result) -> None:
-        self._progress.line(f"Upgrading to {target}")
         upgrade = Upgrade(machine, self._progress)
         with self._progress.step(f"Upgrade to {target}"):
             outcome = upgrade.run(target, self._scenario.carry, self._left())
