@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+#   make setup    what is needed to build and test: .cache/venv, host packages
+#   make demo     the main job in a virtual machine, from nothing
+#   make deb      the Debian package in .cache/dist/
+#   make test     lint, native, unit, vm; or each by itself
+#   make bench    blackout at several sizes, against reboots and the floor
+#   make clean    build results (make clean-all: all caches, too)
+
+.DEFAULT_GOAL := setup
+SHELL := /bin/sh
+
+BIN := .cache/venv/bin
+SCRIPTS := .ci/run packaging/build-deb packaging/run-tests packaging/setup-venv \
+	$(wildcard packaging/debian/*.p[or]*[a-z])
+PYTEST := $(BIN)/pytest --quiet -p no:cacheprovider
+
+venv:
+	@packaging/setup-venv
+
+setup: venv
+	@$(BIN)/rekernel-lab setup-host
+
+native:
+	@$(MAKE) --no-print-directory -C native
+
+native-check:
+	@$(MAKE) --no-print-directory -C native check
+
+deb:
+	@packaging/build-deb
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS) && shellcheck $(SCRIPTS); \
+		else echo "shellcheck is not installed: skipped"; fi
+
+unit: venv
+	$(PYTEST) tests/unit
+
+vm: setup
+	$(PYTEST) tests/vm
+
+test: setup
+	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm
+
+demo: setup deb
+	@$(BIN)/rekernel-lab run lab/scenarios/demo
+
+bench: setup deb
+	@$(BIN)/rekernel-lab bench blackout
+
+clean:
+	@$(MAKE) --no-print-directory -C native clean
+	rm -rf .cache/build .cache/dist
+
+clean-all: clean
+	@! test -x $(BIN)/rekernel-lab || $(BIN)/rekernel-lab clean --all
+	rm -rf .cache
+
+.PHONY: venv setup native native-check deb lint unit vm test demo bench clean clean-all

@@ -1,0 +1,1 @@
+"""What `rekernel setup` does to a machine, once, and how it is taken back."""

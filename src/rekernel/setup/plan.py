@@ -1,0 +1,181 @@
+"""What setup would change on this machine: only what is not so already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rekernel.census.verdicts import plumbing_reason
+from rekernel.errors import BlockedError
+from rekernel.memory import region
+from rekernel.memory.dax import Range
+from rekernel.policy import Policy
+from rekernel.setup import bootloader, files
+from rekernel.setup.bootloader import BootLoader
+from rekernel.setup.files import Record
+from rekernel.setup.host import Host
+from rekernel.setup.proposal import Memory, parse_iomem, propose
+from rekernel.systemd.units import Unit
+
+SERVICES = ("rekernel-pids.service", "rekernel-region.service", "rekernel-finish.service")
+_BLOCK_SIZE = "/sys/devices/system/memory/block_size_bytes"
+_UNIT_DROP_IN = (
+    "# Written by `rekernel setup`; taken back by `rekernel setup --undo`.\n"
+    "# A user namespace of its own is what criu cannot carry to another kernel.\n"
+    "[Service]\n"
+    "PrivateUsers=no\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file that gets another content."""
+
+    path: str
+    content: bytes
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What setup would do, and what is left to the administrator."""
+
+    region: Range
+    memory: Memory
+    loader: BootLoader
+    files: tuple[FileChange, ...]
+    enable: tuple[str, ...]
+    # Units whose drop-in takes effect when they are restarted.
+    restart: tuple[str, ...]
+    update_loader: bool
+    # Whether the running kernel was booted without the region.
+    reboot: bool
+    recorded: bool
+
+    @property
+    def words(self) -> list[str]:
+        """Of the kernel command line."""
+        return region.parameters(self.region)
+
+    @property
+    def empty(self) -> bool:
+        """Whether all of it is so already."""
+        return not (self.files or self.enable or self.update_loader) and self.recorded
+
+
+def drop_in(unit: str) -> str:
+    """The drop-in file for a unit."""
+    return f"/etc/systemd/system/{unit}.d/50-rekernel.conf"
+
+
+def read_memory(host: Host) -> Memory:
+    """This machine's RAM. Raises BlockedError or NotPermittedError."""
+    machine = os.uname().machine
+    block = host.text(_BLOCK_SIZE).strip()
+    if machine != "x86_64" or not block:
+        raise BlockedError(
+            f"this kernel cannot reserve a carry region ({machine}, "
+            f"{'with' if block else 'without'} memory hot-plug)",
+            "an amd64 kernel with CONFIG_MEMORY_HOTPLUG is needed, as Debian's are",
+        )
+    present = region.from_cmdline(host.text("/proc/cmdline"))
+    return parse_iomem(host.text("/proc/iomem"), int(block, 16), present)
+
+
+def _refuse_foreign_region(host: Host) -> None:
+    directory = host.path("/etc/default/grub.d")
+    others = [host.path("/etc/default/grub"), *sorted(directory.glob("*.cfg"))]
+    for path in others:
+        if path == host.path(bootloader.GRUB_DROP_IN) or not path.is_file():
+            continue
+        words = path.read_text(errors="replace").replace('"', " ").replace("'", " ")
+        if region.from_cmdline(words) is not None:
+            name = f"/{path.relative_to(host.root)}"
+            raise BlockedError(
+                f"{name} reserves a carry region already", f"remove its memmap= words from {name}"
+            )
+
+
+def _region(memory: Memory, record: Record | None, size: int | None) -> Range:
+    if record is not None and size is None:
+        return record.region
+    proposed = propose(memory, size)
+    if record is not None and record.region.size == proposed.size:
+        return record.region
+    return proposed
+
+
+def needy(units: Sequence[Unit], policy: Policy) -> list[str]:
+    """Running units that can be carried only with a drop-in."""
+    return sorted(
+        unit.name
+        for unit in units
+        if unit.private_users
+        and policy.wish(unit.name) != "restart"
+        and (plumbing_reason(unit.name) is None or policy.wish(unit.name) == "carry")
+        # A transient unit is gone before its drop-in is read.
+        and not unit.properties.get("FragmentPath", "").startswith("/run/")
+    )
+
+
+def _disabled(host: Host) -> list[str]:
+    found = []
+    for name in SERVICES:
+        state = host.run(["systemctl", "is-enabled", "--", name], check=False).strip()
+        if state in ("masked", "masked-runtime"):
+            raise BlockedError(f"{name} is masked", f"systemctl unmask {name}")
+        if state not in ("enabled", "disabled"):
+            raise BlockedError(f"{name} is not installed", "install rekernel's package")
+        if state == "disabled":
+            found.append(name)
+    return found
+
+
+def make(
+    host: Host, record: Record | None, size: int | None, units: Sequence[Unit], policy: Policy
+) -> Plan:
+    """The plan. ``size``: bytes, None for the recorded region or a default one.
+
+    Raises BlockedError if this machine cannot be set up.
+    """
+    memory = read_memory(host)
+    where = _region(memory, record, size)
+    loader = bootloader.detect(host)
+    if record is not None and record.boot_loader != loader.name:
+        raise BlockedError(
+            f"setup was done for another boot loader ({record.boot_loader}, now {loader.name})",
+            "run `rekernel setup --undo` first",
+        )
+    _refuse_foreign_region(host)
+    words = region.parameters(where)
+    wanted: list[FileChange] = []
+    if loader.file is not None:
+        current = files.read(host.path(loader.file))
+        content = loader.content(host, current.data if current is not None else None, words)
+        wanted.append(FileChange(loader.file, content, "reserves the carry region"))
+    kept = [item.path for item in record.files if item.path != loader.file] if record else []
+    names = needy(units, policy)
+    for path in sorted({*kept, *(drop_in(name) for name in names)}):
+        wanted.append(FileChange(path, _UNIT_DROP_IN.encode(), "PrivateUsers=no: to be carried"))
+    changes = []
+    for change in wanted:
+        present = files.read(host.path(change.path))
+        if present is None or present.data != change.content:
+            changes.append(change)
+    # An earlier setup that was killed is completed.
+    done = record is not None and record.state == "done"
+    stale = any(item.path == loader.file for item in changes) or (record is not None and not done)
+    booted = host.text("/proc/cmdline").split()
+    return Plan(
+        region=where,
+        memory=memory,
+        loader=loader,
+        files=tuple(changes),
+        enable=tuple(_disabled(host)),
+        restart=tuple(name for name in names if drop_in(name) in {c.path for c in changes}),
+        update_loader=(loader_changes or (record is not None and not done))
+        and bool(loader.command),
+        reboot=not set(words) <= set(booted),
+        recorded=done and record is not None and record.region == where,
+    )
