@@ -174,8 +174,7 @@ def make(
         files=tuple(changes),
         enable=tuple(_disabled(host)),
         restart=tuple(name for name in names if drop_in(name) in {c.path for c in changes}),
-        update_loader=(loader_changes or (record is not None and not done))
-        and bool(loader.command),
+        update_loader=stale and bool(loader.command),
         reboot=not set(words) <= set(booted),
         recorded=done and record is not None and record.region == where,
     )
