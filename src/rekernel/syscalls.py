@@ -1,4 +1,4 @@
-"""Every system call that Python does not offer: one typed function each, constants as in the headers.
+"""Every system call that Python does not offer: one typed function each, names as in the headers.
 
 Known to both sides of the kexec, so standard library only.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import mmap
 import os
+from collections.abc import Callable
 
 # include/uapi/linux/mount.h
 MS_RDONLY = 1
@@ -140,18 +142,17 @@ def _on_directory(path: str, request: int) -> None:
 _RDTSC = bytes.fromhex("0f3148c1e2204809d0c3")
 
 
-def _make_rdtsc() -> ctypes._CFuncPtr:
-    import mmap
-
+def _make_rdtsc() -> Callable[[], int]:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(_RDTSC)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     function = ctypes.CFUNCTYPE(ctypes.c_uint64)(address)
-    function._page = page  # type: ignore[attr-defined]  # keeps the code mapped
+    # The page stays mapped as long as the function can be called.
+    function._page = page  # type: ignore[attr-defined]
     return function
 
 
-_tsc: ctypes._CFuncPtr | None = None
+_tsc: Callable[[], int] | None = None
 
 
 def rdtsc() -> int:
@@ -159,4 +160,4 @@ def rdtsc() -> int:
     global _tsc
     if _tsc is None:
         _tsc = _make_rdtsc()
-    return int(_tsc())
+    return _tsc()

@@ -5,22 +5,36 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rekernel.handover.manifest import Phase
 
-_kmsg: int | None = None
+_NOTICE = 5
+_sinks: list[tuple[int, str]] | None = None
+
+
+def _open_sinks() -> list[tuple[int, str]]:
+    """The kernel log, and the console itself if "quiet" keeps notices from it."""
+    found = []
+    try:
+        found.append((os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC), f"<{_NOTICE}>"))
+        with open("/proc/sys/kernel/printk") as file:
+            quiet = int(file.read().split()[0]) <= _NOTICE
+        if quiet:
+            found.append((os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), ""))
+    except OSError:
+        pass
+    return found
 
 
 def say(text: str) -> None:
     """One line. Never raises: a lost message must not lose a process."""
-    global _kmsg
-    try:
-        if _kmsg is None:
-            _kmsg = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(_kmsg, f"<5>rekernel: {text}\n".encode())
-    except OSError:
-        pass
+    global _sinks
+    if _sinks is None:
+        _sinks = _open_sinks()
+    for fd, prefix in _sinks:
+        with suppress(OSError):
+            os.write(fd, f"{prefix}rekernel: {text}\n".encode())
 
 
 class Timeline:

@@ -100,37 +100,57 @@ def _restore(
 ) -> list[str]:
     with timeline.phase("store"):
         region = memory.open_region(config) if config.region is not None else None
-        area = memory.map_store(config, region)
-        reader = StoreReader(area)
+        store = memory.map_store(config, region)
+        reader = StoreReader(store.area)
         manifest = load(reader.read(MANIFEST_BLOB))
         _check_origin(config, manifest)
         zero = _set_clock(manifest)
     # Used up, whatever happens now: nothing may be restored twice.
     result |= {"handover": "used", "id": manifest.id}
-    with timeline.phase("host state"):
-        boot.mount_all(manifest.mounts)
-        RUN.mkdir(exist_ok=True)
-        # criu's probe of this kernel talks to itself over loopback: before the lock.
-        loopback = processes.start(["ip", "link", "set", "lo", "up"])
-        processes.wait(loopback, "ip")
-        probe = processes.start(manifest.criu_probe, log=str(RUN / "probe.log"))
-        _unpack(reader, manifest)
-        processes.wait(probe, "criu's probe of this kernel")
-        restore.make_cgroups(manifest.cgroups)
-        _apply_settings(manifest)
-    with timeline.phase("network"):
-        network.set_up(manifest.network)
-    journal = restore.listen_journal()
-    with timeline.phase("restore"):
-        restores = _restore_trees(manifest, region, reader)
-    wipe(area)
-    with timeline.phase("commit"):
-        restore.commit(restores)
-        processes.wait(network.unlock(manifest.network), "nft")
-    boot.unmount_transient(manifest.mounts)
+    locked = False
+    try:
+        with timeline.phase("host state"):
+            _set_up_host(reader, manifest)
+        with timeline.phase("network"):
+            locked = True
+            network.set_up(manifest.network)
+        journal = restore.listen_journal()
+        with timeline.phase("restore"):
+            restores = _restore_trees(manifest, region, store, reader)
+        wipe(store.area)
+        with timeline.phase("commit"):
+            restore.commit(restores)
+            locked = False
+            processes.wait(network.unlock(manifest.network), "nft")
+    except Exception:
+        wipe(store.area)
+        if locked:
+            restore.kill_all(manifest.trees)
+            network.give_up()
+        boot.unmount_transient(manifest.mounts)
+        raise
+    resumed = time.time_ns()
     say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
-    _report(manifest, timeline, restores, zero, started, result)
+    boot.unmount_transient(manifest.mounts)
+    if region is not None:
+        try:
+            memory.free_parts_to_ram(manifest.memory, region)
+        except (OSError, processes.ProgramFailedError) as error:
+            say(f"the free part of the region is not RAM yet: {error}")
+    _report(manifest, timeline, restores, zero, started, resumed, result)
     return _init_with_state(manifest, restores, journal)
+
+
+def _set_up_host(reader: StoreReader, manifest: Manifest) -> None:
+    boot.mount_all(manifest.mounts)
+    RUN.mkdir(exist_ok=True)
+    # criu's probe of this kernel talks to itself over loopback: before the lock.
+    processes.wait(processes.start(["ip", "link", "set", "lo", "up"]), "ip")
+    probe = processes.start(manifest.criu_probe, log=str(RUN / "probe.log"))
+    _unpack(reader, manifest)
+    processes.wait(probe, "criu's probe of this kernel")
+    restore.make_cgroups(manifest.cgroups)
+    _apply_settings(manifest)
 
 
 def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
@@ -181,7 +201,7 @@ def _apply_settings(manifest: Manifest) -> None:
 
 
 def _restore_trees(
-    manifest: Manifest, region: DaxRegion | None, reader: StoreReader
+    manifest: Manifest, region: DaxRegion | None, store: memory.Store, reader: StoreReader
 ) -> restore.Restores:
     image_root = restore.WORK
     if region is None:
@@ -192,7 +212,7 @@ def _restore_trees(
         sockets = [
             str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees
         ]
-        memory.start_pager(manifest.memory, region, str(pagemap), sockets)
+        memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
         memory.wait_for_sockets(sockets)
     return restore.restore_all(manifest.trees, image_root)
 
@@ -203,9 +223,9 @@ def _report(
     restores: restore.Restores,
     zero: int,
     started: int,
+    resumed: int,
     result: dict[str, Any],
 ) -> None:
-    resumed = time.time_ns()
     phases = [
         *manifest.phases,
         Phase("kexec and kernel boot", manifest.clock.realtime_ns, zero + started, "new"),

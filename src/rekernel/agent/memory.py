@@ -6,6 +6,7 @@ import mmap
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.agent import processes
@@ -47,22 +48,32 @@ def _map(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
     return name, sum(extent.end - extent.start for extent in extents)
 
 
-def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> mmap.mmap:
-    """The store as writable memory. Raises RegionError or OSError."""
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The handover store as writable memory; ``path`` is what it is a mapping of."""
+
+    area: mmap.mmap
+    path: str
+
+
+def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> Store:
+    """Raises RegionError or OSError."""
     if region is None or config.store is None:
         fd = os.open(config.store_file, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return mmap.mmap(fd, 0)
+            return Store(mmap.mmap(fd, 0), config.store_file)
         finally:
             os.close(fd)
     name, size = _map(region, [config.store])
-    return dax.map_device(name, size, writable=True)
+    return Store(dax.map_device(name, size, writable=True), f"/dev/{name}")
 
 
-def start_pager(memory: Memory, region: dax.DaxRegion, pagemap: str, sockets: Sequence[str]) -> int:
+def start_pager(
+    memory: Memory, region: dax.DaxRegion, store: str, pagemap: str, sockets: Sequence[str]
+) -> int:
     """Map the occupied parts and start the pager over them; returns its PID.
 
-    The pager maps devices at an offset for every extent, in the order of physical addresses.
+    A device shows its extents one after the other, in the order of physical addresses.
     """
     frames: list[str] = []
     if memory.occupied:
@@ -73,16 +84,8 @@ def start_pager(memory: Memory, region: dax.DaxRegion, pagemap: str, sockets: Se
             frames += ["--frames", f"/dev/{name}:{offset}:{extent.start:#x}:{size}"]
             offset += size
     if memory.stray_bytes and memory.store is not None:
-        store = next(
-            device
-            for device in region.devices()
-            if f"{memory.store.start:#x}" == _first_address(region, device)
-        )
         start = memory.store.start + memory.stray_offset
-        frames += [
-            "--frames",
-            f"/dev/{store}:{memory.stray_offset}:{start:#x}:{memory.stray_bytes}",
-        ]
+        frames += ["--frames", f"{store}:{memory.stray_offset}:{start:#x}:{memory.stray_bytes}"]
     listeners: list[str] = []
     for path in sockets:
         listeners += ["--listen", path]
@@ -100,9 +103,15 @@ def start_pager(memory: Memory, region: dax.DaxRegion, pagemap: str, sockets: Se
     )  # fmt: skip
 
 
-def _first_address(region: dax.DaxRegion, device: str) -> str:
-    text = (region.sysfs / device / "mapping0" / "start").read_text().strip()
-    return f"{int(text, 16):#x}"
+def free_parts_to_ram(memory: Memory, region: dax.DaxRegion) -> None:
+    """Make RAM of what holds nothing carried, so that pages drain into the region again.
+
+    kmem is loaded only now: before, it would have taken the mapped parts as well.
+    """
+    if not memory.free:
+        return
+    processes.wait(processes.start(["modprobe", "kmem"]), "modprobe kmem")
+    dax.bind_ram(dax.create_device(region, [_range(extent) for extent in memory.free]))
 
 
 def wait_for_sockets(sockets: Sequence[str], timeout: float = 10.0) -> None:

@@ -89,6 +89,8 @@ def _start(tree: Tree, image_root: Path) -> Restore:
         fd = _open_inherited(item)
         keep.append(fd)
         argv += ["--inherit-fd", item.argument.format(fd=fd)]
+    # In the tree's own control group from the start: memory is charged to who first touches it.
+    _enter(os.getpid(), next(iter(tree.cgroups.values())))
     try:
         pid = processes.start(
             argv,
@@ -97,15 +99,24 @@ def _start(tree: Tree, image_root: Path) -> Restore:
             environment={"REKERNEL_HOOK": _HOOK_SOCKET},
         )
     finally:
+        _enter(os.getpid(), "/")
         for fd in keep:
             os.close(fd)
     return Restore(tree, pid, os.pidfd_open(pid))
 
 
 def make_cgroups(paths: Sequence[str]) -> None:
-    """The control groups of all carried processes."""
+    """The control groups of all carried processes, with the controllers that systemd uses."""
+    parents = {str(parent) for path in paths for parent in Path(path).parents}
+    for parent in sorted(parents, key=len):
+        directory = _CGROUPS / parent.lstrip("/")
+        directory.mkdir(exist_ok=True)
+        try:
+            (directory / "cgroup.subtree_control").write_text("+memory +pids")
+        except OSError as error:
+            say(f"no controllers below {parent}: {error.strerror}")
     for path in paths:
-        (_CGROUPS / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        (_CGROUPS / path.lstrip("/")).mkdir(exist_ok=True)
 
 
 def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0) -> Restores:
@@ -156,12 +167,27 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
     return restores
 
 
+def _enter(pid: int, path: str) -> None:
+    try:
+        with open(_CGROUPS / path.lstrip("/") / "cgroup.procs", "w") as file:
+            file.write(str(pid))
+    except OSError as error:
+        say(f"process {pid} could not enter {path}: {error.strerror}")
+
+
 def _enter_cgroups(item: Restore) -> None:
     for pid, path in item.tree.cgroups.items():
-        try:
-            (_CGROUPS / path.lstrip("/") / "cgroup.procs").write_text(pid)
-        except OSError as error:
-            say(f"{item.tree.name}: process {pid} could not enter {path}: {error.strerror}")
+        _enter(int(pid), path)
+
+
+def kill_all(trees: Sequence[Tree]) -> None:
+    """Nothing of these may run: used when the machine boots normally after all."""
+    for tree in trees:
+        for pid in tree.cgroups:
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
 
 def _clear_away(item: Restore) -> None:
@@ -171,11 +197,7 @@ def _clear_away(item: Restore) -> None:
         os.kill(item.pid, signal.SIGKILL)
         os.waitpid(item.pid, 0)
         item.done = True
-    for pid in item.tree.cgroups:
-        try:
-            os.kill(int(pid), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill_all([item.tree])
 
 
 def commit(restores: Restores) -> None:
