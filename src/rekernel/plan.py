@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel.census.verdicts import UnitVerdict, Verdict, judge
+from rekernel.census.pages import Survey, survey
+from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
 from rekernel.errors import BlockedError, NothingToDoError
 from rekernel.host import mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
@@ -15,10 +16,13 @@ from rekernel.policy import Policy
 from rekernel.systemd.units import running_services
 from rekernel.transition.staging import parents
 
+# Kernel threads of a fresh kernel end well below this.
+LOWEST_SAFE_PID = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Decided before anything is touched."""
+    """Decided before anything is touched. ``pages`` is None where it cannot be told."""
 
     kernel: Kernel
     running: str
@@ -27,6 +31,7 @@ class Plan:
     units: tuple[UnitVerdict, ...]
     resident_bytes: int
     warnings: tuple[str, ...]
+    pages: Survey | None = None
 
     def having(self, verdict: Verdict) -> list[UnitVerdict]:
         """The units with this verdict."""
@@ -45,6 +50,24 @@ def resident_bytes(pids: Sequence[int]) -> int:
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def warnings_for(units: Sequence[UnitVerdict], logins: Sequence[str]) -> list[str]:
+    """What need not stop an upgrade but should be known before."""
+    found = []
+    carried = [item for item in units if item.verdict is Verdict.CARRIED]
+    low = min((pid for item in carried for pid in item.processes), default=1 << 22)
+    if low < LOWEST_SAFE_PID:
+        found.append(
+            f"process {low} has a PID that the new kernel may need for itself: "
+            "`rekernel setup` keeps services above those"
+        )
+    if not carried:
+        found.append("no unit would be carried: this is hardly more than a fast reboot")
+    if logins:
+        count = "one login ends" if len(logins) == 1 else f"{len(logins)} logins end"
+        found.append(f"{count}: sessions are not carried yet")
+    return found
 
 
 def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
@@ -76,20 +99,14 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     if memory == "image":
         where = None
     units = judge(running_services(), policy, parents())
-    carried = [item for item in units if item.verdict is Verdict.CARRIED]
-    warnings = []
-    low = min((pid for item in carried for pid in item.processes), default=1 << 22)
-    if low < 1000:
-        warnings.append(
-            f"process {low} has a PID that the new kernel may need for itself: "
-            "`rekernel setup` keeps services above those"
-        )
+    pids = [pid for item in units if item.verdict is Verdict.CARRIED for pid in item.processes]
     return Plan(
         kernel=kernel,
         running=running,
         backend="region" if where else "image",
         where=where,
         units=tuple(units),
-        resident_bytes=resident_bytes([pid for item in carried for pid in item.processes]),
-        warnings=tuple(warnings),
+        resident_bytes=resident_bytes(pids),
+        warnings=tuple(warnings_for(units, sessions())),
+        pages=survey(pids, region.ram_ranges(where)) if where else None,
     )

@@ -1,0 +1,84 @@
+"""The command line: one file per verb. Only code in this package prints and exits."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from rekernel import __version__
+from rekernel.cli.common import Parser, VerbParsers, print_error
+from rekernel.errors import RekernelError
+
+# In the order of the help text; every module has add_parser(subparsers) and run(args) -> int.
+VERBS = {
+    "setup": "setup",
+    "check": "check",
+    "plan": "plan",
+    "upgrade": "upgrade",
+    "abort": "abort",
+    "status": "status",
+    "history": "history",
+    "report": "report",
+}
+# For the units that the package installs: not in the help text.
+HIDDEN_VERBS = {"region-up": "region_up", "finish": "finish"}
+
+
+def _module(verb: str) -> ModuleType:
+    name = (VERBS | HIDDEN_VERBS)[verb]
+    return importlib.import_module(f"rekernel.cli.{name}")
+
+
+def build_parser(verbs: Sequence[str] = (*VERBS, *HIDDEN_VERBS)) -> Parser:
+    """The parser with these verbs."""
+    parser = Parser(
+        prog="rekernel",
+        description="Live kernel upgrades: change the kernel under a running machine.",
+        epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 blocked or not set up, 4 degraded, "
+        "5 rolled back, 6 nothing to do, 7 busy, 8 not permitted. See rekernel(8).",
+    )
+    parser.add_argument("--version", action="version", version=f"rekernel {__version__}")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show on stderr which commands are run"
+    )
+    subparsers: VerbParsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in verbs:
+        _module(verb).add_parser(subparsers)
+    return parser
+
+
+def _wanted(argv: Sequence[str]) -> Sequence[str]:
+    """Import only what is needed: the units in early boot should not wait for the rest."""
+    first = next((word for word in argv if not word.startswith("-")), "")
+    known = {**VERBS, **HIDDEN_VERBS}
+    return (first,) if first in known and argv[0] == first else tuple(known)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    in_json = "--json" in words
+    try:
+        args = build_parser(_wanted(words)).parse_args(words)
+        logging.basicConfig(
+            level=logging.DEBUG if args.verbose else logging.WARNING,
+            format="%(message)s",
+            stream=sys.stderr,
+        )
+        return int(_module(args.verb).run(args))
+    except RekernelError as error:
+        print_error(error, in_json=in_json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has seen enough; keep Python from complaining at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+__all__ = ["HIDDEN_VERBS", "VERBS", "build_parser", "main"]

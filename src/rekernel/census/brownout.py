@@ -1,0 +1,54 @@
+"""What of the last upgrade is still under way: the drain of pages that are not home yet.
+
+Read from what the agent, the pager and ``rekernel finish`` leave in /run/rekernel; all of it is
+gone after an ordinary boot, and then nothing is under way.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUN = Path("/run/rekernel")
+AGENT = "agent.json"
+DRAIN = "drain.json"
+FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Brownout:
+    """``drain``: the pager's own figures, None if there was nothing to drain."""
+
+    under_way: bool
+    handover: str
+    drain: dict[str, Any] | None
+
+    @property
+    def pager_died(self) -> bool:
+        """Whether the pager is gone and left pages behind: their processes cannot go on."""
+        return (
+            self.drain is not None
+            and self.drain.get("state") != "drained"
+            and not Path(f"/proc/{self.drain.get('pid', 0)}").exists()
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object in a file; None if the file is missing, half written or something else."""
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return raw if isinstance(raw, dict) else None
+
+
+def observe(run: Path = RUN) -> Brownout:
+    """How far the last upgrade of this boot is."""
+    agent = read_json(run / AGENT) or {}
+    handover = str(agent.get("handover", "none"))
+    in_place = agent.get("memory", {}).get("backend") == "region"
+    drain = read_json(run / DRAIN) if in_place else None
+    under_way = handover == "used" and not (run / FINISHED).exists()
+    return Brownout(under_way, handover, drain)

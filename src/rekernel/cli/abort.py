@@ -1,0 +1,83 @@
+"""``rekernel abort``: stop a running attempt and see to it that everything is undone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from rekernel.census import attempt
+from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
+from rekernel.cli.in_unit import undo_after_death
+from rekernel.cli.upgrade import stop_unit
+from rekernel.errors import NothingToDoError, RekernelError
+from rekernel.transition.undo import UndoList
+
+_DEADLINE = 180.0
+
+
+def add_parser(subparsers: VerbParsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "abort",
+        "stop an upgrade that is under way and undo everything",
+        "Stop an upgrade that is under way, and wait until everything is undone and runs on under "
+        "the old kernel. Possible until the jump into the new kernel.",
+    )
+    parser.add_argument("--after-death", action="store_true", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0 when everything is undone. Raises NothingToDoError, RekernelError."""
+    require_root()
+    if args.after_death:
+        return _after_death()
+    if not attempt.unit_active():
+        return _leftovers(in_json=args.json)
+    stop_unit()
+    deadline = time.monotonic() + _DEADLINE
+    while attempt.unit_active():
+        if time.monotonic() > deadline:
+            raise RekernelError(
+                f"the upgrade did not stop within {_DEADLINE:.0f} s",
+                f"journalctl -u {attempt.UNIT}",
+            )
+        time.sleep(0.2)
+    return _tell(attempt.read_outcome(), in_json=args.json)
+
+
+def _tell(report: dict[str, Any] | None, *, in_json: bool) -> int:
+    if report is None:
+        raise RekernelError("the upgrade ended and left no report", f"journalctl -u {attempt.UNIT}")
+    undone = report["outcome"] in ("rolled-back", "refused")
+    if in_json:
+        print_json({"schema": 1, "undone": undone, "report": report})
+    else:
+        print(report["error"])
+        for note in report["notes"]:
+            print(f"rekernel: {note}", file=sys.stderr)
+    return 0 if undone else 1
+
+
+def _leftovers(*, in_json: bool) -> int:
+    """Of an attempt that was killed together with its unit."""
+    if not len(UndoList()):
+        raise NothingToDoError("no upgrade is under way", "`rekernel history` has the past ones")
+    problems, report = undo_after_death()
+    if in_json:
+        print_json({"schema": 1, "undone": not problems, "report": report})
+    elif not problems:
+        print("an attempt that was cut off is undone; everything runs on as before")
+    for problem in problems:
+        print(f"rekernel: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _after_death() -> int:
+    """ExecStopPost= of the upgrade's unit: nothing to do if the attempt undid itself."""
+    problems, _ = undo_after_death()
+    for problem in problems:
+        print(f"rekernel: {problem}", file=sys.stderr)
+    return 1 if problems else 0

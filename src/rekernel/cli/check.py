@@ -1,0 +1,146 @@
+"""``rekernel check``: is this host ready, and what becomes of every unit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rekernel import policy
+from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all
+from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
+from rekernel.cli.common import (
+    VerbParsers,
+    add_memory_option,
+    add_verb,
+    paint_for_stdout,
+    print_json,
+    require_root,
+)
+from rekernel.report.layout import Paint, table
+from rekernel.systemd.units import running_services
+from rekernel.transition.staging import parents
+
+BLOCKED = 3
+
+
+def add_parser(subparsers: VerbParsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "check",
+        "tell whether this host is ready, and what becomes of every unit",
+        "Probe whether this host is ready for an upgrade, and tell for every unit whether it "
+        "would be carried, restarted, booted afresh or block the upgrade; why; and what to do. "
+        "A small test process of its own is dumped and restored. Exit code 3 if it is not ready.",
+    )
+    add_memory_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0 if the host is ready, else 3. Raises RekernelError."""
+    require_root()
+    units = judge(running_services(), policy.load(), parents())
+    findings = probe_all(Context(backend=args.memory, units=tuple(units)), PROBES)
+    ready = is_ready(findings, units)
+    logins = sessions()
+    if args.json:
+        print_json(document(findings, units, logins, ready))
+    else:
+        print(render(findings, units, logins, ready, paint_for_stdout()))
+    return 0 if ready else BLOCKED
+
+
+def is_ready(findings: Sequence[Finding], units: Sequence[UnitVerdict]) -> bool:
+    """Whether an upgrade could be started."""
+    failed = any(item.status is Status.FAIL for item in findings)
+    return not failed and not any(item.verdict is Verdict.BLOCKS for item in units)
+
+
+def unit_document(item: UnitVerdict) -> dict[str, Any]:
+    """A unit and its verdict for JSON."""
+    return {
+        "unit": item.unit.name,
+        "verdict": str(item.verdict),
+        "reason": item.reason,
+        "remedy": item.remedy,
+        "main_pid": item.unit.main_pid,
+        "processes": sorted(item.processes),
+    }
+
+
+def document(
+    findings: Sequence[Finding],
+    units: Sequence[UnitVerdict],
+    logins: Sequence[str],
+    ready: bool,
+) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "schema": 1,
+        "ready": ready,
+        "probes": [
+            {
+                "name": item.name,
+                "status": str(item.status),
+                "reason": item.reason,
+                "remedy": item.remedy,
+            }
+            for item in findings
+        ],
+        "units": [unit_document(item) for item in units],
+        "sessions": list(logins),
+    }
+
+
+def _painted(status: Status, paint: Paint) -> str:
+    return {Status.OK: paint.good, Status.WARN: paint.warn, Status.FAIL: paint.bad}[status](
+        str(status)
+    )
+
+
+def verdict_lines(units: Sequence[UnitVerdict], paint: Paint) -> list[str]:
+    """The units as a table, those that matter most first."""
+    painted = {
+        Verdict.BLOCKS: paint.bad,
+        Verdict.CARRIED: paint.good,
+        Verdict.RESTARTED: paint.warn,
+        Verdict.PLUMBING: paint.dim,
+    }
+    rows = []
+    for verdict, colour in painted.items():
+        for item in units:
+            if item.verdict is verdict:
+                why = item.reason
+                if item.remedy:
+                    why += f" {paint.dim('→')} {item.remedy}"
+                pid = str(item.unit.main_pid or "-")
+                rows.append([item.unit.name, colour(str(verdict)), pid, why])
+    return table(rows, ("unit", "verdict", "PID", "why, and what to do"), paint=paint, right=(2,))
+
+
+def render(
+    findings: Sequence[Finding],
+    units: Sequence[UnitVerdict],
+    logins: Sequence[str],
+    ready: bool,
+    paint: Paint,
+) -> str:
+    """What people see."""
+    rows = []
+    for item in findings:
+        reason = item.reason + (f" {paint.dim('→')} {item.remedy}" if item.remedy else "")
+        rows.append([_painted(item.status, paint), item.name, reason])
+    lines = [*table(rows, indent=""), ""]
+    lines += verdict_lines(units, paint)
+    if logins:
+        count = "1 login" if len(logins) == 1 else f"{len(logins)} logins"
+        lines += ["", paint.warn(f"{count} would end: sessions are not carried yet")]
+    lines.append("")
+    if ready:
+        lines.append(paint.good("This host is ready: rekernel plan"))
+    else:
+        failed = [item.name for item in findings if item.status is Status.FAIL]
+        failed += [item.unit.name for item in units if item.verdict is Verdict.BLOCKS]
+        lines.append(paint.bad(f"This host is not ready: {', '.join(failed)}"))
+    return "\n".join(lines)

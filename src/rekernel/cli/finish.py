@@ -1,0 +1,180 @@
+"""``rekernel finish``: report on an upgrade and release its memory; rekernel-finish.service.
+
+Runs once after every boot that followed an upgrade; may be run again at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rekernel.census import attempt, brownout, pager
+from rekernel.cli.common import VerbParsers, add_verb, require_root
+from rekernel.cli.in_unit import new_id
+from rekernel.errors import RekernelError
+from rekernel.memory import region
+from rekernel.report import after, builder
+from rekernel.report.history import History
+from rekernel.run import run as run_command
+from rekernel.systemd.units import show
+
+_log = logging.getLogger(__name__)
+
+RUN = Path("/run/rekernel")
+_SETTLED = ("active", "inactive", "failed")
+_UNITS_DEADLINE = 60.0
+_POLL = 0.5
+
+
+def add_parser(subparsers: VerbParsers) -> None:
+    """Declare the verb."""
+    add_verb(
+        subparsers,
+        "finish",
+        "report on the upgrade before this boot, wait for the drain, release its memory; "
+        "rekernel-finish.service runs this",
+        hidden=True,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0, also if there is nothing to finish. Raises RekernelError."""
+    require_root()
+    if (RUN / brownout.FINISHED).exists():
+        return 0
+    history = History()
+    agent = brownout.read_json(RUN / brownout.AGENT)
+    if agent is not None and agent.get("handover") == "used":
+        _finish_used(agent, history)
+    elif agent is not None and agent.get("handover") in ("refused", "failed"):
+        _finish_failed(agent, history)
+    close_stale(history)
+    _mark_finished()
+    return 0
+
+
+def close_stale(history: History) -> None:
+    """Attempts of other boots without a report: the machine died, or was booted otherwise."""
+    for item in history.unfinished():
+        if item.get("boot_id") != attempt.boot_id():
+            reason = "the machine came up without a handover"
+            history.record(builder.not_carried(item, reason), RUN / "none")
+
+
+def _attempt_of(agent: dict[str, Any], history: History) -> dict[str, Any]:
+    """The attempt behind a handover that was not used."""
+    unfinished = history.unfinished()
+    if "id" in agent:
+        known = history.attempt(str(agent["id"]))
+        return known or {"id": agent["id"], "new_release": os.uname().release}
+    return unfinished[0] if unfinished else {"id": new_id(), "new_release": os.uname().release}
+
+
+def _finish_failed(agent: dict[str, Any], history: History) -> None:
+    reason = str(agent.get("reason", "no reason given"))
+    history.record(builder.not_carried(_attempt_of(agent, history), reason), RUN)
+    # Nothing that ran needs the mapped pages any more.
+    state = brownout.read_json(RUN / brownout.DRAIN)
+    if pager.ask("abort") is not None and state is not None:
+        _wait_for_exit(int(state.get("pid", 0)))
+    _settle()
+
+
+def _finish_used(agent: dict[str, Any], history: History) -> None:
+    _start_what_restarts(agent)
+    _wait_for_units(agent)
+    seen = after.observe(agent)
+    drain = brownout.read_json(RUN / brownout.DRAIN)
+    history.record(builder.carried_over(agent, seen, drain=drain), RUN)
+    notes: list[str] = []
+    drained_ns = _follow_drain(notes)
+    if drained_ns:
+        problem = _settle()
+        if problem:
+            notes.append(problem)
+    brownout_s = None
+    if drained_ns and "resumed_ns" in agent:
+        brownout_s = round(max(0, drained_ns - agent["resumed_ns"]) / 1e9, 3)
+    drain = brownout.read_json(RUN / brownout.DRAIN)
+    report = builder.carried_over(agent, seen, drain=drain, brownout_s=brownout_s, notes=notes)
+    history.record(report, RUN)
+    if not drained_ns:
+        raise RekernelError(notes[-1], "restart the carried units")
+    for name in ("restore", "upgrade"):
+        shutil.rmtree(RUN / name, ignore_errors=True)
+    (RUN / "pagemap").unlink(missing_ok=True)
+
+
+def _start_what_restarts(agent: dict[str, Any]) -> None:
+    """Units that ran before and that no target of the new boot wants, or whose restore failed."""
+    failed = [item["unit"] for item in agent.get("trees", []) if item["failure"]]
+    for unit in [*after.names(agent, "restarted"), *failed]:
+        run_command(["systemctl", "start", "--no-block", "--", unit], check=False)
+
+
+def _wait_for_units(agent: dict[str, Any]) -> None:
+    names = after.names(agent, "carried", "restarted")
+    deadline = time.monotonic() + _UNITS_DEADLINE
+    while time.monotonic() < deadline:
+        waiting = [unit.name for unit in show(names) if unit.active not in _SETTLED]
+        if not waiting and not _jobs(names):
+            return
+        time.sleep(_POLL)
+
+
+def _jobs(names: Sequence[str]) -> bool:
+    """Whether systemd is still about to start one of these."""
+    listed = run_command(["systemctl", "list-jobs", "--no-legend", "--plain"], check=False)
+    words = {line.split()[1] for line in listed.splitlines() if len(line.split()) > 1}
+    return bool(words & set(names))
+
+
+def _follow_drain(notes: list[str]) -> int:
+    """Until every page is home; returns when (ns), or 0 if that cannot happen any more."""
+    asked = False
+    while True:
+        state = brownout.observe(RUN)
+        if state.drain is None:
+            return time.time_ns()
+        if state.drain.get("state") == "drained":
+            drained_ns = (RUN / brownout.DRAIN).stat().st_mtime_ns
+            _wait_for_exit(int(state.drain.get("pid", 0)))
+            return drained_ns
+        if state.pager_died and brownout.observe(RUN).drain == state.drain:
+            left = state.drain.get("bytes_left", 0)
+            notes.append(f"the pager died with {left} bytes not home: see pager.log")
+            return 0
+        if not asked and state.drain.get("state") in ("serving", "waiting"):
+            # rekernel-region.service does this too, where it is enabled.
+            asked = pager.ask("drain") is not None
+        time.sleep(_POLL)
+
+
+def _wait_for_exit(pid: int, timeout: float = 10.0) -> None:
+    """Until the pager has let go of its mappings."""
+    deadline = time.monotonic() + timeout
+    while pid and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _settle() -> str:
+    """Returns what went wrong, in words."""
+    try:
+        region.settle(drained=True)
+    except (RekernelError, OSError) as error:
+        _log.warning("%s", error)
+        return f"the region could not be given back to the system: {error}"
+    return ""
+
+
+def _mark_finished() -> None:
+    RUN.mkdir(parents=True, exist_ok=True)
+    path = RUN / brownout.FINISHED
+    path.write_text(json.dumps({"schema": 1, "at_ns": time.time_ns()}) + "\n")

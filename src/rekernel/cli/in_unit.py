@@ -1,0 +1,99 @@
+"""The upgrade itself, as the main process of its own unit: ``rekernel upgrade --in-unit``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Any
+
+from rekernel.census import attempt
+from rekernel.cli import plan as plan_verb
+from rekernel.cli.common import print_error, require_root
+from rekernel.errors import RekernelError, RolledBackError
+from rekernel.report import builder
+from rekernel.report.history import History
+from rekernel.transition.events import Event, EventStream, JsonLines
+from rekernel.transition.undo import UndoList
+from rekernel.transition.upgrade import Upgrade, exclusive
+
+NOT_UNDONE = "could not be undone"
+
+
+def new_id() -> str:
+    """An ID for an attempt that starts now."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+def run_in_unit(args: argparse.Namespace) -> int:
+    """Returns the exit code of an attempt that was undone; does not return from one that was not.
+
+    Raises BusyError, NotPermittedError.
+    """
+    from rekernel.cli.upgrade import refuse_or_pass
+
+    require_root()
+    with exclusive():
+        events = EventStream()
+        events.subscribe(JsonLines())
+        problems: list[str] = []
+
+        def collect(event: Event) -> None:
+            if event.kind == "note" and event.name.startswith(NOT_UNDONE):
+                problems.append(event.name)
+
+        events.subscribe(collect)
+        facts: dict[str, Any] = {"id": new_id(), "old_release": os.uname().release}
+        history = History()
+        try:
+            with events.phase("plan"):
+                plan, prediction = plan_verb.decide(args)
+                refuse_or_pass(args, plan, prediction)
+            upgrade = Upgrade(plan, events)
+            facts = {
+                "id": upgrade.id,
+                "old_release": plan.running,
+                "new_release": plan.kernel.release,
+                "backend": plan.backend,
+                "boot_id": attempt.boot_id(),
+                "predicted_blackout_s": prediction.seconds,
+            }
+            history.begin(upgrade.id, facts)
+            upgrade.run()
+        except RekernelError as error:
+            ended = error
+        except Exception as error:
+            # Upgrade undoes whatever it meets, so this is a defect outside of it.
+            ended = RekernelError(f"{type(error).__name__}: {error}", "please report this")
+        else:
+            ended = RekernelError("the jump into the new kernel returned")
+        report = builder.undone(facts, ended, events.phases, problems)
+        history.record(report)
+        attempt.write_outcome(report)
+    print_error(ended, in_json=False)
+    return int(report["exit_code"])
+
+
+def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
+    """Undo what an attempt left that was killed, and put it into the history.
+
+    Returns what could not be undone, and the report if there was such an attempt. Raises BusyError
+    if the attempt still runs.
+    """
+    with exclusive():
+        undo = UndoList()
+        problems = [f"{NOT_UNDONE}: {problem}" for problem in undo.run()] if len(undo) else []
+        history = History()
+        killed = [item for item in history.unfinished() if item.get("boot_id") == attempt.boot_id()]
+        report = None
+        for item in killed:
+            # Set by systemd for ExecStopPost= (systemd.exec(5)).
+            cause = os.environ.get("EXIT_STATUS") or "unknown cause"
+            error = RolledBackError(
+                f"the upgrade's process died ({cause}); everything was undone",
+                f"journalctl -u {attempt.UNIT}",
+            )
+            report = builder.undone(item, error, (), problems)
+            history.record(report)
+            attempt.write_outcome(report)
+    return problems, report

@@ -1,0 +1,139 @@
+"""``rekernel plan``: what an upgrade would do."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rekernel import plan as planning
+from rekernel import policy
+from rekernel.census.verdicts import Verdict
+from rekernel.cli.check import unit_document, verdict_lines
+from rekernel.cli.common import (
+    VerbParsers,
+    add_policy_options,
+    add_verb,
+    paint_for_stdout,
+    print_json,
+    require_root,
+)
+from rekernel.errors import RekernelError
+from rekernel.plan import Plan
+from rekernel.report.history import History
+from rekernel.report.layout import Paint, human_bytes, human_seconds, plural
+from rekernel.report.prediction import Prediction, parse_boot_seconds, predict
+from rekernel.run import run as run_command
+
+
+def add_parser(subparsers: VerbParsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "plan",
+        "show what an upgrade would do",
+        "Show what an upgrade would do: the kernel, the units and what becomes of them, where "
+        "their memory lies, and the blackout to expect. Nothing is changed.",
+    )
+    add_policy_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0. Raises RekernelError, as the upgrade would."""
+    require_root()
+    plan, prediction = decide(args)
+    show(plan, prediction, in_json=args.json)
+    return 0
+
+
+def decide(args: argparse.Namespace) -> tuple[Plan, Prediction]:
+    """The plan for these options, and what it will cost. Raises RekernelError."""
+    made = planning.make(args.kernel, policy.load(args.carry, args.restart), args.memory)
+    return made, prediction_for(made)
+
+
+def prediction_for(plan: Plan) -> Prediction:
+    """The blackout to expect of a plan."""
+    try:
+        boot = parse_boot_seconds(
+            run_command(
+                ["systemctl", "show", "--property=InitRDTimestampMonotonic",
+                 "--property=UserspaceTimestampMonotonic"]
+            )
+        )  # fmt: skip
+    except (RekernelError, ValueError):
+        boot = 0.0
+    return predict(
+        backend=plan.backend,
+        trees=len(plan.having(Verdict.CARRIED)),
+        resident_bytes=plan.resident_bytes,
+        past=History().reports(),
+        boot_seconds=boot,
+    )
+
+
+def show(plan: Plan, prediction: Prediction, *, in_json: bool) -> None:
+    """Print it."""
+    if in_json:
+        print_json(document(plan, prediction))
+    else:
+        print(render(plan, prediction, paint_for_stdout()))
+
+
+def document(plan: Plan, prediction: Prediction) -> dict[str, Any]:
+    """What --json prints."""
+    where = plan.where
+    return {
+        "schema": 1,
+        "old_release": plan.running,
+        "new_release": plan.kernel.release,
+        "image": str(plan.kernel.image),
+        "backend": plan.backend,
+        "region": {"start": where.whole.start, "size": where.whole.size} if where else None,
+        "units": [unit_document(item) for item in plan.units],
+        "memory": {
+            "resident_bytes": plan.resident_bytes,
+            "in_region_bytes": plan.pages.in_region_bytes if plan.pages else None,
+            "stray_bytes": plan.pages.stray_bytes if plan.pages else None,
+        },
+        "prediction": {
+            "blackout_s": prediction.seconds,
+            "basis": prediction.basis,
+            "samples": prediction.samples,
+        },
+        "warnings": list(plan.warnings),
+    }
+
+
+def _memory(plan: Plan) -> str:
+    resident = human_bytes(plan.resident_bytes)
+    if plan.where is None:
+        return f"{resident} resident, through images on disk"
+    if plan.pages is None:
+        return f"{resident} resident, left in the carry region"
+    inside = human_bytes(plan.pages.in_region_bytes)
+    return (
+        f"{resident} resident; private pages: {inside} in the carry region stay where they are, "
+        f"{human_bytes(plan.pages.stray_bytes)} outside of it are copied"
+    )
+
+
+def render(plan: Plan, prediction: Prediction, paint: Paint) -> str:
+    """What people see."""
+    carried = plan.having(Verdict.CARRIED)
+    blocking = plan.having(Verdict.BLOCKS)
+    lines = [
+        f"{paint.bold(plan.running)} → {paint.bold(plan.kernel.release)}",
+        "",
+        *verdict_lines(plan.units, paint),
+        "",
+        f"carried   {plural(len(carried), 'unit')}, "
+        f"{plural(sum(len(item.processes) for item in carried), 'process')}",
+        f"memory    {_memory(plan)}",
+        f"blackout  about {paint.bold(human_seconds(prediction.seconds))} "
+        f"{paint.dim(f'({prediction.explanation})')}",
+    ]
+    lines += [paint.warn(f"warning: {text}") for text in plan.warnings]
+    lines += [
+        paint.bad(f"blocked by {item.unit.name}: {item.reason}; {item.remedy}") for item in blocking
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,237 @@
+"""``rekernel upgrade``: show the plan, ask, run as a unit of its own, show the phases."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rekernel import policy
+from rekernel.census import attempt, brownout
+from rekernel.census.verdicts import Verdict
+from rekernel.cli import plan as plan_verb
+from rekernel.cli.common import (
+    Parser,
+    VerbParsers,
+    add_policy_options,
+    add_verb,
+    print_json,
+    require_root,
+)
+from rekernel.cli.progress import display_for
+from rekernel.errors import (
+    BlockedError,
+    BusyError,
+    RekernelError,
+    UsageError,
+)
+from rekernel.plan import Plan
+from rekernel.report.layout import human_seconds
+from rekernel.report.prediction import Prediction
+from rekernel.run import run as run_command
+from rekernel.run import start
+
+_RUN = Path("/run/rekernel")
+_PROPERTIES = (
+    "KillMode=process",
+    "TimeoutStopSec=120",
+    # It must not be the victim of the memory shortage that it may cause.
+    "OOMScoreAdjust=-900",
+)
+
+
+class AttemptError(RekernelError):
+    """An attempt that ran as a unit ended like this."""
+
+    def __init__(self, message: str, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds"
+
+
+def add_parser(subparsers: VerbParsers) -> None:
+    """Declare the verb."""
+    parser: Parser = add_verb(
+        subparsers,
+        "upgrade",
+        "change to another kernel now",
+        "Change to another kernel now, carrying services with their memory in place and their "
+        "connections open. Shows the plan and asks first. Runs as a unit of its own, so that "
+        "losing the terminal does not matter; `rekernel abort` (or Ctrl-C) stops it and undoes "
+        "everything.",
+    )
+    add_policy_options(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what `plan` prints and do nothing"
+    )
+    parser.add_argument(
+        "--max-blackout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="refuse if a longer blackout is predicted",
+    )
+    parser.add_argument("--in-unit", action="store_true", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the attempt's exit code, unless the kernel changes. Raises RekernelError."""
+    if args.in_unit:
+        from rekernel.cli.in_unit import run_in_unit
+
+        return run_in_unit(args)
+    require_root()
+    if args.dry_run:
+        return plan_verb.run(args)
+    if attempt.unit_active():
+        raise BusyError(
+            "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
+        )
+    plan, prediction = plan_verb.decide(args)
+    refuse_or_pass(args, plan, prediction)
+    if not args.json:
+        plan_verb.show(plan, prediction, in_json=False)
+        print(flush=True)
+    if not args.yes:
+        ask(plan, in_json=args.json)
+    return _follow(args, plan)
+
+
+def refuse_or_pass(args: argparse.Namespace, plan: Plan, prediction: Prediction) -> None:
+    """Whatever stands against this plan. Raises BlockedError, BusyError."""
+    if brownout.observe().under_way:
+        raise BusyError(
+            "the last upgrade is not finished: carried pages are still on their way home",
+            "`rekernel status` shows how far it is",
+        )
+    blocking = plan.having(Verdict.BLOCKS)
+    if blocking:
+        names = ", ".join(f"{item.unit.name} ({item.reason})" for item in blocking)
+        raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
+    limit = args.max_blackout
+    if limit is None:
+        limit = policy.load(args.carry, args.restart).max_blackout
+    if limit is not None and prediction.seconds > limit:
+        raise BlockedError(
+            f"the predicted blackout is {human_seconds(prediction.seconds)} "
+            f"({prediction.explanation}), more than {human_seconds(limit)}",
+            "allow more with --max-blackout, or carry less with --restart UNIT",
+        )
+
+
+def ask(plan: Plan, *, in_json: bool) -> None:
+    """Raises UsageError without a terminal, RekernelError for a no."""
+    if in_json or not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", "give --yes to upgrade without asking")
+    answer = input(f"Change to {plan.kernel.release} now? [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
+        raise RekernelError("not confirmed: nothing was touched")
+
+
+def self_argv() -> list[str]:
+    """How a unit starts this very program."""
+    return [sys.executable, "-I", "-m", "rekernel"]
+
+
+def unit_argv(args: argparse.Namespace, release: str) -> list[str]:
+    """systemd-run with everything that the unit needs."""
+    argv = [
+        "systemd-run", "--quiet", "--wait", "--collect",
+        f"--unit={attempt.UNIT.removesuffix('.service')}",
+        f"--description=Change to kernel {release}",
+    ]  # fmt: skip
+    stop = " ".join([*self_argv(), "abort", "--after-death"])
+    argv += [f"--property={item}" for item in (*_PROPERTIES, f"ExecStopPost={stop}")]
+    argv += ["--", *self_argv(), "upgrade", "--in-unit", "--yes", f"--memory={args.memory}"]
+    if args.max_blackout is not None:
+        argv.append(f"--max-blackout={args.max_blackout}")
+    argv += [f"--carry={unit}" for unit in args.carry]
+    argv += [f"--restart={unit}" for unit in args.restart]
+    return [*argv, release]
+
+
+@contextmanager
+def _stopping_the_unit() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the attempt instead of us; we then show how it is undone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stop_unit()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_unit() -> None:
+    """Ask the attempt to stop. Only its main process: criu must end by itself."""
+    argv = ["systemctl", "kill", "--kill-whom=main", "--signal=SIGTERM", "--", attempt.UNIT]
+    run_command(argv, check=False)
+
+
+def _follow(args: argparse.Namespace, plan: Plan) -> int:
+    _RUN.mkdir(parents=True, exist_ok=True)
+    log = _RUN / "systemd-run.log"
+    log.unlink(missing_ok=True)
+    attempt.OUTCOME.unlink(missing_ok=True)
+    follower = attempt.Follower(since_ns=time.time_ns())
+    display = display_for(in_json=args.json)
+    try:
+        with _stopping_the_unit():
+            process = start(unit_argv(args, plan.kernel.release), output=str(log))
+            code = _watch(process, follower, display.show)
+    finally:
+        display.close()
+    report = attempt.read_outcome()
+    if report is None:
+        text = log.read_text(errors="replace").strip()
+        if "already" in text:
+            raise BusyError(
+                "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
+            )
+        raise RekernelError(
+            f"the upgrade's unit ended with {code} and left no report: {text or 'no output'}",
+            f"journalctl -u {attempt.UNIT}",
+        )
+    return conclude(report, in_json=args.json)
+
+
+def _watch(process: subprocess.Popen[bytes], follower: attempt.Follower, show: Any) -> int:
+    while True:
+        ended = process.poll()
+        for event in follower.poll():
+            show(event)
+        if ended is not None:
+            return ended
+        time.sleep(0.05)
+
+
+def conclude(report: dict[str, Any], *, in_json: bool) -> int:
+    """Say how an attempt ended that did not change the kernel. Raises AttemptError."""
+    code = int(report["exit_code"])
+    if in_json:
+        print_json(report)
+        return code
+    notes: Sequence[str] = report["notes"]
+    for note in notes:
+        print(f"rekernel: {note}", file=sys.stderr)
+    raise AttemptError(report["error"], report["hint"], code)

@@ -1,0 +1,245 @@
+"""The report of an attempt, from what both sides wrote down and what is seen afterwards.
+
+docs/json.md describes every member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rekernel.errors import RekernelError
+from rekernel.handover.manifest import Phase
+
+SCHEMA = 1
+_PAGE = 4096
+
+DONE = "done"
+DEGRADED = "degraded"
+ROLLED_BACK = "rolled-back"
+FAILED = "failed"
+REFUSED = "refused"
+
+_EXIT_CODES = {DONE: 0, FAILED: 1, DEGRADED: 4, ROLLED_BACK: 5}
+
+
+@dataclass(frozen=True, slots=True)
+class UnitAfter:
+    """A unit on the new kernel."""
+
+    active: bool
+    main_pid: int
+    cgroup: str
+    processes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """What is seen on the new kernel. ``connections``: as census.connections has them."""
+
+    units: Mapping[str, UnitAfter] = field(default_factory=dict)
+    connections: Sequence[Sequence[str]] = ()
+
+
+def phase_record(phase: Phase) -> dict[str, Any]:
+    """A phase as reports have it."""
+    return {
+        "name": phase.name,
+        "start_ns": phase.start_ns,
+        "end_ns": phase.end_ns,
+        "side": phase.side,
+        "seconds": round((phase.end_ns - phase.start_ns) / 1e9, 4),
+    }
+
+
+def _phases(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        phase_record(Phase(item["name"], item["start_ns"], item["end_ns"], item["side"]))
+        for item in raw
+    ]
+
+
+def _unit(
+    before: Mapping[str, Any], after: UnitAfter | None, tree: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    carried = before["verdict"] == "carried"
+    failure = str(tree["failure"]) if tree else ""
+    if carried and tree is None:
+        failure = "it was not handed over"
+    kept = (
+        carried
+        and not failure
+        and after is not None
+        and after.active
+        and after.main_pid == before["main_pid"]
+        and after.cgroup == before["cgroup"]
+        # Where systemd knows no main process, its first one must be there at least.
+        and (before["main_pid"] != 0 or (tree or {}).get("root_pid") in after.processes)
+    )
+    if carried and not kept and not failure:
+        failure = _difference(before, after)
+    return {
+        "unit": before["unit"],
+        "verdict": before["verdict"],
+        "reason": before["reason"],
+        "main_pid_before": before["main_pid"],
+        "main_pid_after": after.main_pid if after else 0,
+        "processes_before": list(before["processes"]),
+        "processes_after": list(after.processes) if after else [],
+        "active_after": after.active if after else False,
+        "control_group_before": before["cgroup"],
+        "control_group_after": after.cgroup if after else "",
+        "kept": kept,
+        "failure": failure,
+        "log": str(tree["log"]) if tree and tree["failure"] else "",
+    }
+
+
+def _difference(before: Mapping[str, Any], after: UnitAfter | None) -> str:
+    if after is None or not after.active:
+        return "it is not active on the new kernel"
+    if after.main_pid != before["main_pid"]:
+        return f"its main process was {before['main_pid']} and is {after.main_pid}"
+    if after.cgroup != before["cgroup"]:
+        return f"its control group was {before['cgroup']} and is {after.cgroup}"
+    return "its first process is gone"
+
+
+def _memory(agent: Mapping[str, Any], drain: Mapping[str, Any] | None) -> dict[str, Any]:
+    old = agent.get("report", {})
+    strays = int(old.get("stray_pages", 0))
+    images = int(old.get("image_bytes", 0))
+    tmpfs = int(old.get("tmpfs_bytes", 0))
+    return {
+        "backend": agent.get("memory", {}).get("backend", old.get("backend", "")),
+        "pages_in_place": int(old.get("pages_in_place", 0)),
+        "stray_pages": strays,
+        "image_bytes": images,
+        "tmpfs_bytes": tmpfs,
+        "resident_bytes": int(old.get("resident_bytes", 0)),
+        "bytes_copied": strays * _PAGE + images + tmpfs,
+        "drain": dict(drain) if drain else None,
+    }
+
+
+def _connections(before: Sequence[Sequence[str]], after: After) -> dict[str, Any]:
+    open_now = {tuple(item) for item in after.connections}
+    return {
+        "before": [list(item) for item in before],
+        "after": [list(item) for item in after.connections],
+        "lost": [list(item) for item in before if tuple(item) not in open_now],
+    }
+
+
+def carried_over(
+    agent: Mapping[str, Any],
+    after: After,
+    *,
+    drain: Mapping[str, Any] | None = None,
+    brownout_s: float | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The report after a handover that was used; ``agent`` is the agent's own result.
+
+    ``brownout_s``: None while pages are still on their way.
+    """
+    old = agent.get("report", {})
+    failed = "resumed_ns" not in agent
+    trees = {item["unit"]: item for item in agent.get("trees", [])}
+    units = [
+        _unit(item, after.units.get(item["unit"]), trees.get(item["unit"]))
+        for item in old.get("units", [])
+    ]
+    lost = [item for item in units if item["verdict"] == "carried" and not item["kept"]]
+    outcome = FAILED if failed else DEGRADED if lost else DONE
+    error = hint = ""
+    if failed:
+        error = str(agent.get("reason", "the agent did not finish"))
+        hint = "the machine was booted normally; the kernel log has the agent's messages"
+    elif lost:
+        error = f"not carried over: {', '.join(item['unit'] for item in lost)}"
+        hint = "they were started afresh; the criu logs are kept beside this report"
+    frozen, resumed = agent.get("frozen_ns"), agent.get("resumed_ns")
+    return {
+        "schema": SCHEMA,
+        "id": agent["id"],
+        "outcome": outcome,
+        "exit_code": _EXIT_CODES[outcome],
+        "old_release": agent.get("old_release", ""),
+        "new_release": agent.get("new_release", ""),
+        "backend": agent.get("memory", {}).get("backend", old.get("backend", "")),
+        "frozen_ns": frozen,
+        "resumed_ns": resumed,
+        "blackout_s": round((resumed - frozen) / 1e9, 4) if frozen and resumed else None,
+        "phases": _phases(agent.get("phases", [])),
+        "units": units,
+        "connections": _connections(old.get("connections", []), after),
+        "memory": _memory(agent, drain),
+        "brownout_s": brownout_s,
+        "notes": list(notes),
+        "error": error,
+        "hint": hint,
+    }
+
+
+def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    """A report of an attempt that did not carry anything over."""
+    return {
+        "schema": SCHEMA,
+        "id": attempt["id"],
+        "outcome": FAILED,
+        "exit_code": _EXIT_CODES[FAILED],
+        "old_release": attempt.get("old_release", ""),
+        "new_release": attempt.get("new_release", ""),
+        "backend": attempt.get("backend", ""),
+        "frozen_ns": None,
+        "resumed_ns": None,
+        "blackout_s": None,
+        "phases": [],
+        "units": [],
+        "connections": {"before": [], "after": [], "lost": []},
+        "memory": None,
+        "brownout_s": None,
+        "notes": [],
+        "error": "",
+        "hint": "",
+    }
+
+
+def not_carried(attempt: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The report after a jump from which nothing came over: the machine booted normally."""
+    return _bare(attempt) | {
+        "error": f"nothing was carried over: {reason}",
+        "hint": "every service was started afresh; the kernel log has the agent's messages",
+    }
+
+
+def undone(
+    attempt: Mapping[str, Any],
+    error: RekernelError,
+    phases: Sequence[Phase] = (),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The report of an attempt that ended before the jump.
+
+    ``notes``: what could not be undone; without any, everything runs on as before. An attempt
+    that failed and was undone counts as rolled back whatever the failure; one that was refused
+    keeps its own exit code.
+    """
+    code = error.exit_code
+    if notes:
+        outcome, code = FAILED, _EXIT_CODES[FAILED]
+    elif code in (1, _EXIT_CODES[ROLLED_BACK]):
+        outcome, code = ROLLED_BACK, _EXIT_CODES[ROLLED_BACK]
+    else:
+        outcome = REFUSED
+    records = [phase_record(phase) for phase in phases]
+    return _bare(attempt) | {
+        "outcome": outcome,
+        "exit_code": code,
+        "phases": records,
+        "notes": list(notes),
+        "error": error.message,
+        "hint": error.hint,
+    }

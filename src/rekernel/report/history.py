@@ -1,0 +1,131 @@
+"""What was done on this machine: one directory per attempt, with its report and its logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rekernel.errors import NothingToDoError, UsageError
+
+DIRECTORY = Path("/var/lib/rekernel/history")
+_RUN = Path("/run/rekernel")
+_KEPT = 50
+_ID = re.compile(r"^[0-9]{8}-[0-9]{6}(-[0-9]+)?$")
+# Enough of a log to see why something failed.
+_LOG_LIMIT = 1 << 20
+
+
+class History:
+    """The attempts in a directory, by their IDs; an ID is the time of its start (UTC)."""
+
+    def __init__(self, directory: Path = DIRECTORY) -> None:
+        self.directory = directory
+
+    def begin(self, identifier: str, facts: Mapping[str, Any]) -> None:
+        """Write down that an attempt starts, so that it is known whatever becomes of it."""
+        self._write(identifier, "attempt.json", {"schema": 1, "id": identifier, **facts})
+
+    def record(self, report: Mapping[str, Any], run: Path = _RUN) -> Path:
+        """Write (or replace) a report and copy the logs there are; returns its directory."""
+        identifier = str(report["id"])
+        directory = self.directory / identifier
+        self._write(identifier, "report.json", report)
+        _copy_logs(run, directory)
+        self._prune()
+        return directory
+
+    def _write(self, identifier: str, name: str, content: Mapping[str, Any]) -> None:
+        directory = self.directory / identifier
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f".{name}"
+        with partial.open("w") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+            file.flush()
+            # The machine may well change its kernel a second later.
+            os.fsync(file.fileno())
+        partial.rename(directory / name)
+
+    def ids(self) -> list[str]:
+        """All attempts, newest first."""
+        if not self.directory.is_dir():
+            return []
+        found = (path.name for path in self.directory.iterdir())
+        return sorted((name for name in found if _ID.match(name)), reverse=True)
+
+    def reports(self) -> Iterator[dict[str, Any]]:
+        """All reports that can be read, newest first."""
+        for identifier in self.ids():
+            report = _load(self.directory / identifier / "report.json")
+            if report is not None:
+                yield report
+
+    def get(self, identifier: str | None = None) -> dict[str, Any]:
+        """A report: this one, or the newest. Raises UsageError, NothingToDoError."""
+        if identifier is None:
+            for report in self.reports():
+                return report
+            raise NothingToDoError(
+                "no upgrade was tried on this machine yet", "see `rekernel check`"
+            )
+        found = None
+        if _ID.match(identifier):
+            found = _load(self.directory / identifier / "report.json")
+        if found is None:
+            raise UsageError(f"no report {identifier}", "`rekernel history` lists them")
+        return found
+
+    def attempt(self, identifier: str) -> dict[str, Any] | None:
+        """What :meth:`begin` wrote."""
+        return _load(self.directory / identifier / "attempt.json")
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Attempts without a report: under way, or cut off."""
+        found = []
+        for identifier in self.ids():
+            attempt = self.attempt(identifier)
+            if attempt is not None and not (self.directory / identifier / "report.json").exists():
+                found.append(attempt)
+        return found
+
+    def _prune(self) -> None:
+        for identifier in self.ids()[_KEPT:]:
+            shutil.rmtree(self.directory / identifier, ignore_errors=True)
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return raw if isinstance(raw, dict) and raw.get("schema") == 1 else None
+
+
+def _copy_logs(run: Path, directory: Path) -> None:
+    """criu's logs of both sides and the helpers' own; a log that vanishes is left out."""
+    sources = {
+        **{f"{path.stem}.log": path for path in run.glob("*.log")},
+        **{
+            f"dump-{path.parent.name}-{path.name}": path
+            for path in run.glob("upgrade/work/*/*.log")
+        },
+        **{f"restore-{path.parent.name}-{path.name}": path for path in run.glob("restore/*/*.log")},
+    }
+    for name, path in sources.items():
+        try:
+            size = path.stat().st_size
+            if size == 0:
+                continue
+            with path.open("rb") as source:
+                source.seek(max(0, size - _LOG_LIMIT))
+                content = source.read()
+            target = directory / "logs"
+            target.mkdir(exist_ok=True)
+            (target / name).write_bytes(content)
+        except OSError:
+            continue
