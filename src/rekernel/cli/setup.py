@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from rekernel import policy
-from rekernel.errors import BusyError, NothingToDoError, NotPermittedError, UsageError
+from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
+from rekernel.errors import BusyError, NothingToDoError, UsageError
 from rekernel.memory import region
 from rekernel.setup import files, operation, plan
 from rekernel.setup.files import Record
@@ -35,14 +34,15 @@ def _size(text: str) -> int:
     return size
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb and its options."""
-    parser = subparsers.add_parser(
+def add_parser(subparsers: VerbParsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
         "setup",
-        help="prepare this machine for upgrades, once",
-        description="Reserve the carry region on the kernel command line, keep low process "
-        "numbers free, and write the drop-ins that some units need to be carried. Everything is "
-        "listed before it is done, and --undo takes it back.",
+        "prepare this machine for upgrades, once",
+        "Reserve the carry region on the kernel command line, keep low process numbers free, and "
+        "write the drop-ins that some units need to be carried. Everything is listed before it is "
+        "done, and --undo takes it back.",
     )
     parser.add_argument(
         "--region", type=_size, metavar="SIZE", help="of the carry region: 2G, 1536M (default: "
@@ -51,15 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--undo", action="store_true", help="take back what setup changed")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, only")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, host: Host | None = None) -> int:
     """Returns the exit code; raises RekernelError."""
     host = host if host is not None else Host()
-    if os.geteuid() != 0:
-        raise NotPermittedError("setup needs root", "try sudo rekernel setup")
+    require_root()
     if args.undo and args.region is not None:
         raise UsageError("--undo takes no --region")
     with contextlib.nullcontext() if args.dry_run else _lock(host):
@@ -154,7 +151,7 @@ def _print_plan(todo: Plan) -> None:
 
 def _show(args: argparse.Namespace, todo: Plan, state: str) -> None:
     if args.json:
-        print(json.dumps(_json(todo, state), indent=2))
+        print_json(_json(todo, state))
         return
     if state == "planned":
         _print_plan(todo)
@@ -174,7 +171,7 @@ def _undo(args: argparse.Namespace, host: Host, record: Record | None) -> int:
     done: list[dict[str, str]] = []
     if record is None:
         if args.json:
-            print(json.dumps(_undo_json("unchanged", done, reboot=False), indent=2))
+            print_json(_undo_json("unchanged", done, reboot=False))
         else:
             print("Nothing to do: there is no record of a setup.")
         return _NOTHING
@@ -184,7 +181,7 @@ def _undo(args: argparse.Namespace, host: Host, record: Record | None) -> int:
         *({"kind": "disable", "what": name} for name in record.enabled),
     ]
     if args.dry_run and args.json:
-        print(json.dumps(_undo_json("planned", planned, reboot=reboot), indent=2))
+        print_json(_undo_json("planned", planned, reboot=reboot))
         return 0
     if not args.json:
         print("Undo will:")
@@ -198,11 +195,13 @@ def _undo(args: argparse.Namespace, host: Host, record: Record | None) -> int:
         return _DECLINED
     operation.undo(host, record, lambda what, which: done.append({"kind": what, "what": which}))
     if args.json:
-        print(json.dumps(_undo_json("changed", done, reboot=reboot), indent=2))
+        print_json(_undo_json("changed", done, reboot=reboot))
         return 0
     for change in done:
         print(f"{change['kind']} {change['what']}")
-    print("Done. Units that had a drop-in get their own settings back when they are restarted.")
+    print("Done.")
+    if any(item.path.startswith(plan.UNIT_DIRECTORY) for item in record.files):
+        print("Units that had a drop-in get their own settings back when they are restarted.")
     if reboot:
         print("The region is ordinary memory again after the next reboot.")
     return 0

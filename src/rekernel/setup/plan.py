@@ -19,6 +19,7 @@ from rekernel.setup.proposal import Memory, parse_iomem, propose
 from rekernel.systemd.units import Unit
 
 SERVICES = ("rekernel-pids.service", "rekernel-region.service", "rekernel-finish.service")
+UNIT_DIRECTORY = "/etc/systemd/system"
 _BLOCK_SIZE = "/sys/devices/system/memory/block_size_bytes"
 _UNIT_DROP_IN = (
     "# Written by `rekernel setup`; taken back by `rekernel setup --undo`.\n"
@@ -66,7 +67,7 @@ class Plan:
 
 def drop_in(unit: str) -> str:
     """The drop-in file for a unit."""
-    return f"/etc/systemd/system/{unit}.d/50-rekernel.conf"
+    return f"{UNIT_DIRECTORY}/{unit}.d/50-rekernel.conf"
 
 
 def read_memory(host: Host) -> Memory:

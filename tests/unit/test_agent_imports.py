@@ -1,0 +1,58 @@
+"""The agent may import nothing that its initrd lacks, or that costs blackout time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+# Printed by a fresh interpreter, isolated as in the initrd.
+_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+import rekernel.agent.main
+import json
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+_OURS = {
+    "rekernel",
+    "rekernel.agent",
+    "rekernel.handover",
+    "rekernel.memory",
+    "rekernel.memory.dax",
+    "rekernel.syscalls",
+}
+_OUR_PACKAGES = ("rekernel.agent.", "rekernel.handover.")
+_SLOW = {"argparse", "asyncio", "logging", "multiprocessing", "subprocess", "tomllib"}
+
+
+def imported() -> list[str]:
+    """The modules that the agent's import brings in."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _PROGRAM, str(SOURCE)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names: list[str] = json.loads(done.stdout)
+    return names
+
+
+def test_only_the_allowed_modules() -> None:
+    ours = {name for name in imported() if name.partition(".")[0] == "rekernel"}
+    assert not {name for name in ours - _OURS if not name.startswith(_OUR_PACKAGES)}
+    assert "rekernel.agent.main" in ours
+
+
+def test_only_the_standard_library() -> None:
+    tops = {name.partition(".")[0] for name in imported()} - {"rekernel"}
+    assert not tops - set(sys.stdlib_module_names)
+
+
+def test_nothing_slow() -> None:
+    assert not {name.partition(".")[0] for name in imported()} & _SLOW
