@@ -122,7 +122,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> int:
     if result.error:
         progress.error(result.error)
     for name, script in result.scripts.items():
-        progress.line(f"{name}: exit code {script['exit_code']}, {script['output']}")
+        progress.line(f"{name}: exit code {script.exit_code}, {script.log}")
     progress.line(f"{one.name}: {'passed' if result.passed else 'FAILED'}, logs in {result.output}")
     return 0 if result.passed else 1
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +13,8 @@ from rekernel_lab.guestfiles import HOST_ADDRESS, PREFIX_LENGTH
 from rekernel_lab.run import run
 
 TAP = "tap0"
+# linux/sched.h
+_CLONE_NEWNET = 0x40000000
 _NAMED = Path("/run/netns")
 
 
@@ -40,3 +46,21 @@ class Namespace:
         """Remove the namespace if it exists; QEMU must have ended for the tap to go."""
         if self.exists():
             run(["ip", "netns", "delete", self.name])
+
+    def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
+        """Return a TCP connection made inside the namespace; raises OSError."""
+
+        def inside() -> socket.socket:
+            libc = ctypes.CDLL(None, use_errno=True)
+            descriptor = os.open(_NAMED / self.name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if libc.setns(descriptor, _CLONE_NEWNET):
+                    error = ctypes.get_errno()
+                    raise OSError(error, os.strerror(error), self.name)
+            finally:
+                os.close(descriptor)
+            return socket.create_connection(address, timeout)
+
+        # A namespace is a property of a thread, and a socket stays where it was made.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(inside).result()

@@ -1,7 +1,8 @@
-"""Scenario directories: scenario.toml and up to three executables.
+"""Scenario directories: scenario.toml and up to four executables.
 
 scenario.toml   packages, memory_mib, region_mib, carry, from, upgrades, timeout_s
 guest-prepare   in the guest as root, before the first upgrade
+guest-check     in the guest as root, after each upgrade, when all of its memory is home
 host-client     on the host, in the guest's network, through all upgrades (GUEST_IP, OUT_DIR);
                 may create OUT_DIR/ready when its connections are open; SIGTERM ends it
 guest-verify    in the guest as root, after the last upgrade
@@ -20,9 +21,10 @@ from typing import Any
 from rekernel_lab.errors import UsageError
 
 GUEST_PREPARE = "guest-prepare"
+GUEST_CHECK = "guest-check"
 HOST_CLIENT = "host-client"
 GUEST_VERIFY = "guest-verify"
-SCRIPTS = (GUEST_PREPARE, HOST_CLIENT, GUEST_VERIFY)
+SCRIPTS = (GUEST_PREPARE, GUEST_CHECK, HOST_CLIENT, GUEST_VERIFY)
 
 
 @dataclass(frozen=True, slots=True)

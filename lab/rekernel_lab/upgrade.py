@@ -16,6 +16,8 @@ from rekernel_lab.progress import Progress
 from rekernel_lab.vm import VM
 
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+_REPORT = "rekernel report --json"
+_STATUS = "rekernel status --json"
 
 # The agent's lines on the console begin so.
 _AGENT = "rekernel:"
@@ -26,6 +28,9 @@ _QUIET_S = 120.0
 
 # An attempt to log in is given up after this time, and another one made.
 _PROBE_LIMIT_S = 20.0
+
+# From the guest's first answer to the end of the drain.
+_FINISH_S = 300.0
 
 # A login that was carried gets this long to say its last words.
 _GRACE_S = 10.0
@@ -58,10 +63,15 @@ def drained(status: Any) -> bool:
     return drain is None or (isinstance(drain, dict) and drain.get("finished") is True)
 
 
-def command(target: str, carry: Sequence[str] | None) -> list[str]:
+def _id(report: Any) -> str | None:
+    """The ID of a report, None if there is none."""
+    return report.get("id") if isinstance(report, dict) else None
+
+
+def command(target: str, carry: Sequence[str] | None, options: Sequence[str] = ()) -> list[str]:
     """Return the product's command line for an upgrade to kernel `target`."""
     carried = [word for unit in carry or () for word in ("--carry", unit)]
-    return ["rekernel", "upgrade", "--yes", *carried, target]
+    return ["rekernel", "upgrade", "--yes", *options, *carried, target]
 
 
 class _BootId:
@@ -112,25 +122,33 @@ class Upgrade:
         self._serial_seen = self._serial_offset
         self._agent_spoke = False
 
-    def run(self, target: str, carry: Sequence[str] | None, timeout: float) -> Outcome:
+    def run(
+        self,
+        target: str,
+        carry: Sequence[str] | None,
+        timeout: float,
+        options: Sequence[str] = (),
+    ) -> Outcome:
         """Upgrade to `target` and wait until the guest has drained.
 
         Raises LostVMError if the VM is lost, DeadlineError after `timeout`.
         """
         deadline = time.monotonic() + timeout
         boot_id = self._guest.text(_BOOT_ID)
-        code = self._watch(command(target, carry), boot_id, deadline)
+        known = _id(self._json(_REPORT))
+        code = self._watch(command(target, carry, options), boot_id, deadline)
         release = self._guest.text(["uname", "-r"])
-        report = self._json("rekernel report --json")
-        if code is None and isinstance(report, dict):
-            recorded = report.get("exit_code", 0 if release == target else None)
-            code = recorded if isinstance(recorded, int) else None
         error = ""
-        if code == 0:
+        if code is None:
             try:
-                self._wait_drained(deadline)
+                self._wait_finished(known, min(deadline, time.monotonic() + _FINISH_S))
             except DeadlineError as problem:
                 error = str(problem)
+        report = self._json(_REPORT)
+        if _id(report) == known:
+            report = None
+        elif code is None:
+            code = report.get("exit_code")
         return Outcome(target, code, release, report, error)
 
     def _watch(self, words: Sequence[str], boot_id: str, deadline: float) -> int | None:
@@ -190,9 +208,10 @@ class Upgrade:
         except (ValueError, LabError):
             return None
 
-    def _wait_drained(self, deadline: float) -> None:
-        while not drained(self._json("rekernel status --json")):
+    def _wait_finished(self, known: str | None, deadline: float) -> None:
+        """Wait until there is a report of this upgrade and every carried page is home."""
+        while _id(self._json(_REPORT)) == known or not drained(self._json(_STATUS)):
             self._vm.check_alive(self._serial_offset)
             if time.monotonic() > deadline:
-                raise DeadlineError("the drain did not finish in time")
+                raise DeadlineError("no report of the upgrade, or no end of its drain, in time")
             time.sleep(1)

@@ -12,11 +12,14 @@ from rekernel_lab import cache, qemu, state, tinyinit
 from rekernel_lab.bench import REGISTRY, Request, benchmark, find
 from rekernel_lab.cli import parser
 from rekernel_lab.errors import UsageError
+from rekernel_lab.guest import Guest
 from rekernel_lab.hostsetup import PACKAGES, backports_source, missing, parse_qemu_version
 from rekernel_lab.leftovers import orphans
+from rekernel_lab.netns import Namespace
 from rekernel_lab.product import newest, parse_depends
-from rekernel_lab.rootfs import Image, preferences
+from rekernel_lab.rootfs import Image, Keys, preferences
 from rekernel_lab.runner import Result
+from rekernel_lab.session import Script
 from rekernel_lab.state import Process, State
 from rekernel_lab.upgrade import Outcome, command, drained
 
@@ -174,9 +177,9 @@ def test_upgrade_command() -> None:
 def test_result_passes_only_as_a_whole(tmp_path: Path) -> None:
     good = Outcome("7.3.4", 0, "7.3.4", {})
     result = Result("s", tmp_path, upgrades=[good], finished=True)
-    result.scripts["guest-verify"] = {"exit_code": 0, "output": "x"}
+    result.scripts["guest-verify"] = Script(0, tmp_path)
     assert result.passed and result.to_json()["passed"] is True
-    result.scripts["host-client"] = {"exit_code": 1, "output": "x"}
+    result.scripts["host-client"] = Script(1, tmp_path)
     assert not result.passed
     del result.scripts["host-client"]
     result.upgrades.append(Outcome("6.12", 4, "6.12", {}))
@@ -201,3 +204,15 @@ def test_benchmarks_register_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no benchmark 'other'"):
         find("other")
     del REGISTRY["nothing"]
+
+
+def test_pushed_file_gets_exactly_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The guest's shell is played by the one here.
+    monkeypatch.setattr(Guest, "ssh", lambda self, command, options=(): ["sh", "-c", command])
+    guest = Guest(Namespace("none"), Keys(tmp_path))
+    source = tmp_path / "t1.py"
+    source.write_text("x")
+    for name in ("t1.py", "with space.py", "with 'quote'.py", "a\\.b"):
+        guest.push(source, str(tmp_path / "into" / name))
+        assert (tmp_path / "into" / name).read_text() == "x"
+    assert len(list((tmp_path / "into").iterdir())) == 4
