@@ -138,12 +138,36 @@ def _empty(directory: int, device: int) -> None:
             os.unlink(entry, dir_fd=directory)
 
 
+def mount_run() -> None:
+    """/run, as init would; what else is known of it comes with the manifest."""
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount("tmpfs", "/run", "tmpfs", flags, "mode=0755")
+    os.makedirs("/run/rekernel", exist_ok=True)
+
+
+def prefetch(paths: Sequence[str]) -> None:
+    """Start reading these files into the page cache in large requests; does not wait for them.
+
+    A program started cold reads itself page by page: with criu and its libraries that is seconds.
+    """
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        os.close(fd)
+
+
 def mount_all(mounts: Sequence[Mount]) -> None:
     """The mounts that must stand before a restore, in order. Raises OSError naming the target."""
     for item in mounts:
         if os.path.ismount(item.target):
+            if item.target == "/run":
+                flags = item.flags | syscalls.MS_REMOUNT
+                syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
             continue
-        Path(item.target).mkdir(parents=True, exist_ok=True)
+        os.makedirs(item.target, exist_ok=True)
         syscalls.mount(item.source, item.target, item.fstype, item.flags, item.data)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -49,10 +50,14 @@ def main() -> NoReturn:
             say(f"module {failure}")
     with timeline.phase("root"):
         boot.switch_root(config.root)
+        boot.mount_run()
+    # Both take their time beside what follows.
+    threading.Thread(target=boot.prefetch, args=(config.prefetch,)).start()
+    probe = _start_probe(config)
     init = list(config.init)
     result: dict[str, Any] = {"schema": 1, "handover": "none"}
     try:
-        init = _restore(config, timeline, started, result)
+        init = _restore(config, timeline, started, probe, result)
     except (StoreError, ManifestError, HandoverRefusedError) as error:
         say(f"booting normally: {error}")
         result |= {"handover": "refused", "reason": str(error)}
@@ -71,10 +76,6 @@ def main() -> NoReturn:
 
 def _write_result(result: dict[str, Any]) -> None:
     try:
-        if not os.path.ismount("/run"):
-            flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-            syscalls.mount("tmpfs", "/run", "tmpfs", flags, "mode=0755")
-        RUN.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result))
     except OSError as error:
         say(f"cannot leave a report: {error}")
@@ -96,7 +97,7 @@ def _set_clock(manifest: Manifest) -> int:
 
 
 def _restore(
-    config: AgentConfig, timeline: Timeline, started: int, result: dict[str, Any]
+    config: AgentConfig, timeline: Timeline, started: int, probe: int, result: dict[str, Any]
 ) -> list[str]:
     with timeline.phase("store"):
         region = memory.open_region(config) if config.region is not None else None
@@ -111,6 +112,8 @@ def _restore(
     try:
         with timeline.phase("host state"):
             _set_up_host(reader, manifest)
+        with timeline.phase("criu's probe"):
+            processes.wait(probe, "criu's probe of this kernel")
         with timeline.phase("network"):
             locked = True
             network.set_up(manifest.network)
@@ -141,14 +144,15 @@ def _restore(
     return _init_with_state(manifest, restores, journal)
 
 
+def _start_probe(config: AgentConfig) -> int:
+    """criu's probe of this kernel talks to itself over loopback, so it comes before the lock."""
+    network.loopback_up()
+    return processes.start(config.criu_probe, log=str(RUN / "probe.log"))
+
+
 def _set_up_host(reader: StoreReader, manifest: Manifest) -> None:
     boot.mount_all(manifest.mounts)
-    RUN.mkdir(exist_ok=True)
-    # criu's probe of this kernel talks to itself over loopback: before the lock.
-    processes.wait(processes.start(["ip", "link", "set", "lo", "up"]), "ip")
-    probe = processes.start(manifest.criu_probe, log=str(RUN / "probe.log"))
     _unpack(reader, manifest)
-    processes.wait(probe, "criu's probe of this kernel")
     restore.make_cgroups(manifest.cgroups)
     _apply_settings(manifest)
 

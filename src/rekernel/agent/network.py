@@ -16,7 +16,10 @@ from rekernel.handover.manifest import Link, Network
 _LOG = "/run/rekernel/network.log"
 
 # include/uapi/linux/sockios.h
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
 _SIOCSIFNAME = 0x8923
+_IFF_UP = 1
 
 
 def _addresses() -> dict[str, str]:
@@ -48,6 +51,14 @@ def _rename(links: Sequence[Link], timeout: float = 10.0) -> None:
         request = struct.pack("16s16s", name.encode(), link.name.encode())
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             fcntl.ioctl(sock, _SIOCSIFNAME, request)
+
+
+def loopback_up() -> None:
+    """Bring loopback up, without the cost of a program."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        _, flags = struct.unpack("16sh14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
 def set_up(network: Network) -> None:

@@ -1,4 +1,4 @@
-"""criu's command lines for one tree. Why each option: DESIGN of the options is in docs/architecture.md."""
+"""criu's command lines for one tree; docs/architecture.md says why each option is there."""
 
 from __future__ import annotations
 

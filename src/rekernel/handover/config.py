@@ -35,6 +35,10 @@ class AgentConfig:
     # The store's file on the root file system, for the image back-end; "" with a region.
     store_file: str
     init: tuple[str, ...]
+    # Lets criu probe the kernel once, before the trees are restored in parallel.
+    criu_probe: tuple[str, ...]
+    # Files of the root file system that the restore reads: fetched ahead while other work runs.
+    prefetch: tuple[str, ...] = ()
 
 
 def dump_config(config: AgentConfig) -> bytes:

@@ -147,8 +147,6 @@ class Manifest:
     network: Network
     hostname: str
     sysctls: dict[str, str]
-    # Command that lets criu probe the kernel once, before the trees are restored in parallel.
-    criu_probe: tuple[str, ...]
     trees: tuple[Tree, ...]
     # cgroup directories to make (with their parents), below /sys/fs/cgroup.
     cgroups: tuple[str, ...]

@@ -202,6 +202,6 @@ def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:
     """Write its contents as a tar file. Sockets stay behind: whoever listens binds anew."""
     excludes = [f"--exclude=./{name}" for name in tmpfs.exclude]
     run(
-        ["tar", "-c", "--numeric-owner", "--one-file-system", "--sparse", "--warning=no-file-ignored",
-         "--anchored", *excludes, "-f", str(target), "-C", tmpfs.target, "."]
+        ["tar", "-c", "--numeric-owner", "--one-file-system", "--sparse",
+         "--warning=no-file-ignored", "--anchored", *excludes, "-f", str(target), "-C", tmpfs.target, "."]
     )  # fmt: skip

@@ -50,7 +50,7 @@ def agent_imports(python: str) -> dict[str, Path]:
     return {name: Path(path) for name, path in json.loads(text).items() if path}
 
 
-def _shared_objects(paths: list[Path]) -> list[Path]:
+def shared_objects(paths: list[Path]) -> list[Path]:
     """The libraries that these objects are linked with, and the loader."""
     found: dict[Path, None] = {}
     for path in paths:
@@ -97,7 +97,7 @@ def build(config: AgentConfig, modules: ModuleSet) -> bytes:
             else:
                 archive.file(str(path.with_suffix(".pyc")), _compile(path, name, Path(scratch)))
     archive.copy(Path(python))
-    for library in _shared_objects(objects):
+    for library in shared_objects(objects):
         archive.copy(library)
     archive.directory(str(stdlib / "lib-dynload"))
     for path in modules.files:

@@ -1,4 +1,4 @@
-"""The consistent cut: freeze every tree, lock the network, dump and record in parallel, hand over."""
+"""The consistent cut: freeze every tree, lock the network, dump and record, hand over."""
 
 from __future__ import annotations
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
@@ -16,6 +18,7 @@ from rekernel.host import mounts
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
 from rekernel.memory.region import Layout
+from rekernel.run import run
 from rekernel.transition.undo import UndoList
 
 SCRATCH = Path("/run/rekernel/upgrade")
@@ -37,11 +40,37 @@ class Staged:
     mounts: tuple[mounts.MountInfo, ...]
 
 
+# What the agent and criu start on the new root, in the order of need.
+_TOOLS = ("ip", "criu", "tar", "sh", "nft", "modprobe")
+_OWN_TOOLS = Path("/usr/lib/rekernel")
+
+
+def _restore_files(carried: Sequence[int]) -> list[str]:
+    """Files that the restore reads: programs with their libraries, what carried processes map."""
+    tools = [Path(path) for name in _TOOLS if (path := shutil.which(name)) is not None]
+    tools += sorted(_OWN_TOOLS.glob("rekernel-*"))
+    found = dict.fromkeys(str(path) for path in [*tools, *initrd.shared_objects(tools)])
+    for pid in carried:
+        try:
+            entries = list(Path(f"/proc/{pid}/map_files").iterdir())
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                target = os.readlink(entry)
+            except OSError:
+                continue
+            if target.startswith("/") and not target.endswith(" (deleted)"):
+                found.setdefault(target)
+    return list(found)
+
+
 def load_kernel(
     kernel: Kernel,
     where: Layout | None,
     store_file: Path | None,
     cmdline: str,
+    carried: Sequence[int],
     undo: UndoList,
 ) -> None:
     """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
@@ -57,6 +86,8 @@ def load_kernel(
         store=Extent(where.store.start, where.store.end) if where else None,
         store_file=str(store_file or ""),
         init=(INIT,),
+        criu_probe=PROBE,
+        prefetch=tuple(_restore_files(carried)),
     )
     SCRATCH.mkdir(parents=True, exist_ok=True)
     path = SCRATCH / "initrd"
@@ -73,6 +104,13 @@ def load_kernel(
         raise RekernelError(f"the kernel cannot load {kernel.image}: {error.strerror}") from error
     # The kernel has its own copy.
     path.unlink()
+
+
+def probe_kernel() -> None:
+    """Let criu probe the running kernel now. Raises CommandFailedError."""
+    # A stale result, of another kernel say, would fail the dump inside the blackout.
+    Path("/run/criu.kdat").unlink(missing_ok=True)
+    run(PROBE)
 
 
 def new_cmdline(current: str) -> str:

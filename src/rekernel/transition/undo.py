@@ -7,6 +7,7 @@ unit runs when its process is gone, reads the list).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -81,10 +82,8 @@ def _wait_for_process(pid: str) -> None:
 
 
 def _runs(pid: int) -> bool:
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

@@ -17,14 +17,21 @@ from rekernel import syscalls
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import externals
 from rekernel.checkpoint.options import (
-    PROBE,
     RESTORE_ROOT,
     TreeOptions,
     holds_namespace,
     restore_argv,
 )
 from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
-from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Mount, Tree
+from rekernel.handover.manifest import (
+    SCHEMA,
+    Clock,
+    Manifest,
+    Memory,
+    Mount,
+    Network,
+    Tree,
+)
 from rekernel.handover.store import StoreWriter
 from rekernel.host import mounts, network, sysctls
 from rekernel.plan import Plan
@@ -139,12 +146,11 @@ class Upgrade:
             _empty(images)
         with self._events.phase("load kernel"):
             cmdline = staging.new_cmdline(Path("/proc/cmdline").read_text())
-            staging.load_kernel(plan.kernel, region, store_file, cmdline, self._undo)
+            pids = [pid for item in plan.having(Verdict.CARRIED) for pid in sorted(item.processes)]
+            staging.load_kernel(plan.kernel, region, store_file, cmdline, pids, self._undo)
         self._check()
         with self._events.phase("describe host"):
-            # A stale result, of another kernel say, would fail the dump inside the blackout.
-            Path("/run/criu.kdat").unlink(missing_ok=True)
-            run(PROBE)
+            staging.probe_kernel()
             swaps = [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
             staging.quiet_memory(self._undo, swaps)
             carried = self._describe_trees()
@@ -175,7 +181,6 @@ class Upgrade:
             with self._events.phase("dump"):
                 recorder = None
                 if region is not None:
-                    pids = [pid for item in carried for pid in item.verdict.processes]
                     base = region.store.start + stray_offset
                     recorder = cut.Recorder(region, pids, base, len(area) - stray_offset)
                 dumps.start(
@@ -257,10 +262,10 @@ class Upgrade:
     def _manifest(
         self,
         carried: list[_Carried],
-        net: network.Network,
+        net: Network,
         mount_list: list[Mount],
         settings: dict[str, str],
-        memory: cut.Memory,
+        memory: Memory,
         frozen_ns: int,
         report: dict[str, Any],
     ) -> Any:
@@ -304,7 +309,6 @@ class Upgrade:
                 network=net,
                 hostname=os.uname().nodename,
                 sysctls=settings,
-                criu_probe=PROBE,
                 trees=trees,
                 cgroups=tuple(
                     dict.fromkeys(path for tree in trees for path in tree.cgroups.values())
