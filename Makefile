@@ -11,8 +11,9 @@
 SHELL := /bin/sh
 
 BIN := .cache/venv/bin
-SCRIPTS := .ci/run packaging/build-deb packaging/run-tests packaging/setup-venv \
-	$(wildcard packaging/debian/*.p[or]*[a-z])
+# Everything for sh, wherever it is.
+SCRIPTS = $(shell grep -rIlE '^\#!/bin/(ba)?sh' --exclude='*.py' --exclude='*.md' \
+	.ci packaging lab native/tests tests)
 PYTEST := $(BIN)/pytest --quiet -p no:cacheprovider
 
 venv:
@@ -30,11 +31,15 @@ native-check:
 deb:
 	@packaging/build-deb
 
-lint: venv
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: lint-check lint-format lint-types lint-sh
+lint-check: venv
+	$(BIN)/ruff check --quiet .
+lint-format: venv
+	$(BIN)/ruff format --quiet --check .
+lint-types: venv
 	$(BIN)/mypy
-	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS) && shellcheck $(SCRIPTS); \
+lint-sh: venv
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 		else echo "shellcheck is not installed: skipped"; fi
 
 unit: venv
@@ -60,4 +65,5 @@ clean-all: clean
 	@! test -x $(BIN)/rekernel-lab || $(BIN)/rekernel-lab clean --all
 	rm -rf .cache
 
-.PHONY: venv setup native native-check deb lint unit vm test demo bench clean clean-all
+.PHONY: venv setup native native-check deb lint lint-check lint-format lint-types \
+	lint-sh unit vm test demo bench clean clean-all
