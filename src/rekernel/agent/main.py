@@ -189,6 +189,9 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
         processes.wait(pid, "tar")
     for directory in manifest.directories:
         os.makedirs(directory, exist_ok=True)
+    for path, text in manifest.files.items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).write_text(text)
     for tree in manifest.trees:
         restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
 

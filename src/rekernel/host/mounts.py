@@ -203,5 +203,6 @@ def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:
     excludes = [f"--exclude=./{name}" for name in tmpfs.exclude]
     run(
         ["tar", "-c", "--numeric-owner", "--one-file-system", "--sparse",
-         "--warning=no-file-ignored", "--anchored", *excludes, "-f", str(target), "-C", tmpfs.target, "."]
+         "--warning=no-file-ignored", "--anchored", *excludes, "-f", str(target),
+         "-C", tmpfs.target, "."]
     )  # fmt: skip

@@ -9,6 +9,7 @@ initrd: the services "it" started are the ones that were carried.
 from __future__ import annotations
 
 import datetime
+import glob
 import os
 from collections.abc import Sequence
 
@@ -91,10 +92,39 @@ def private_tmp(mounts: Sequence[MountInfo]) -> tuple[str, str] | None:
     return None
 
 
+TMPFILES_OVERRIDE = "/run/tmpfiles.d/systemd-tmp.conf"
+
+
+def keep_private_tmps(private_tmps: dict[str, tuple[str, str]]) -> str:
+    """A tmpfiles.d file that stands in for systemd's own systemd-tmp.conf for one boot.
+
+    That one removes every unit's private /tmp at boot; carried units still use theirs. What
+    belongs to other units of this boot is removed as ever.
+    """
+    kept = {path for pair in private_tmps.values() for path in pair}
+    lines = []
+    for top in ("/tmp", "/var/tmp"):
+        lines += [f"x {top}/systemd-private-*", f"X {top}/systemd-private-*/tmp"]
+        lines += [
+            f"R! {path}"
+            for path in sorted(glob.glob(f"{top}/systemd-private-*"))
+            if path not in kept
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _program(pid: int) -> str:
+    """The base name of what a process executes: systemd's default identifier."""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return ""
+
+
 def journal_header(unit: Unit) -> str:
     """What a service sends first on its connection to the journal (src/core/exec-invoke.c)."""
     properties = unit.properties
-    identifier = properties.get("SyslogIdentifier") or ""
+    identifier = properties.get("SyslogIdentifier") or _program(unit.main_pid)
     priority = properties.get("SyslogPriority") or "30"
     prefix = "0" if properties.get("SyslogLevelPrefix") == "no" else "1"
     return "\n".join([identifier, unit.name, priority, prefix, "0", "0", "0"]) + "\n"

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from rekernel import syscalls
+from rekernel.census.connections import established
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import externals
 from rekernel.checkpoint.options import (
@@ -170,6 +171,8 @@ class Upgrade:
             run(["journalctl", "--relinquish-var"])
             os.sync()
         self._check()
+        # As late as it costs no blackout.
+        connections = established(pids)
 
         frozen_ns = time.time_ns()
         with self._events.phase("freeze"):
@@ -219,6 +222,7 @@ class Upgrade:
                         "pages_in_place": (record.pages - record.stray_pages) if record else 0,
                         "stray_pages": record.stray_pages if record else 0,
                         "resident_bytes": plan.resident_bytes,
+                        "connections": connections,
                         "units": [self._unit_report(item) for item in plan.units],
                     },
                 )  # fmt: skip
@@ -289,6 +293,7 @@ class Upgrade:
             )
             for item in carried
         )
+        files = {adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps)}
         header = adoption.header(private_tmps)
         sections = {item.verdict.unit.name: adoption.section(item.verdict.unit) for item in carried}
         bind = Mount(RESTORE_ROOT, "", "/", syscalls.MS_BIND, transient=True)
@@ -306,6 +311,7 @@ class Upgrade:
                 memory=memory,
                 mounts=(*mount_list, bind),
                 directories=tuple(sorted(directories)),
+                files=files,
                 network=net,
                 hostname=os.uname().nodename,
                 sysctls=settings,
