@@ -1,0 +1,124 @@
+"""Makes the installed rekernel fail at a chosen point. Only ever put into a test guest.
+
+A .pth file imports this into every Python of the guest. It does nothing unless
+/etc/rekernel-fault.json names a phase: when that phase begins, it does the deed, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SPEC = Path("/etc/rekernel-fault.json")
+REACHED = Path("/run/rekernel-fault.reached")
+GO = Path("/run/rekernel-fault.go")
+
+
+def _kill(spec: dict[str, Any]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _terminate(spec: dict[str, Any]) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait(spec: dict[str, Any]) -> None:
+    """Until the test says go, or a signal has been handled and the phase may go on."""
+    REACHED.touch()
+    deadline = time.monotonic() + 60
+    while not GO.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _criu_children() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() == "criu":
+                found.append(int(entry.name))
+    return found
+
+
+def _kill_criu(spec: dict[str, Any]) -> None:
+    """Every criu, so many seconds after the first one is seen."""
+
+    def hunt() -> None:
+        while not _criu_children():
+            time.sleep(0.002)
+        time.sleep(spec.get("delay", 0))
+        for pid in _criu_children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    threading.Thread(target=hunt, daemon=True).start()
+
+
+def _fill(spec: dict[str, Any]) -> None:
+    """Leave no more than this on a file system."""
+    directory = spec["directory"]
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize - spec.get("leave", 0)
+    with open(f"{directory}/rekernel-fault.fill", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(free, 1))
+
+
+def _unlink(spec: dict[str, Any]) -> None:
+    os.unlink(spec["path"])
+
+
+def _corrupt(spec: dict[str, Any]) -> None:
+    """One bit of the sealed store's index, right before the jump."""
+    from rekernel.memory import region
+    from rekernel.transition import cut
+
+    jump = cut.jump
+
+    def corrupt_and_jump() -> None:
+        with cut.open_store(region.current(), None) as area:
+            index = int.from_bytes(area[16:24], "little")
+            area[index + 5] ^= 1
+        jump()
+
+    cut.jump = corrupt_and_jump
+
+
+_DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "kill": _kill,
+    "term": _terminate,
+    "wait": _wait,
+    "kill-criu": _kill_criu,
+    "fill": _fill,
+    "unlink": _unlink,
+    "corrupt": _corrupt,
+}
+
+
+def _arm(spec: dict[str, Any]) -> None:
+    from rekernel.transition.events import EventStream
+
+    emit = EventStream.emit
+
+    def emit_and_do(self: EventStream, kind: str, name: str, **detail: Any) -> None:
+        emit(self, kind, name, **detail)
+        if kind == "begin" and name == spec["phase"] and SPEC.exists():
+            SPEC.unlink()
+            _DEEDS[spec["do"]](spec)
+
+    EventStream.emit = emit_and_do  # type: ignore[method-assign]
+
+
+def _start() -> None:
+    # Only the upgrade's own process, not each of the guest's Pythons.
+    if SPEC.exists() and "--in-unit" in getattr(sys, "orig_argv", ()):
+        _arm(json.loads(SPEC.read_text()))
+
+
+_start()

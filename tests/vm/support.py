@@ -1,0 +1,150 @@
+"""What the VM tests share: a guest with rekernel in it, faults to inject, a connection."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rekernel_lab import assemble, cache, runner, scenario, session
+from rekernel_lab.client import HostClient
+from rekernel_lab.guestfiles import GUEST_ADDRESS
+from rekernel_lab.progress import Progress
+from rekernel_lab.session import Script, Session
+from rekernel_lab.upgrade import Outcome
+
+SCENARIOS = cache.REPOSITORY / "lab" / "scenarios"
+OLD, NEW = "6.12", "7"
+
+_FAULTS = Path(__file__).parent / "faults"
+_SITE = "/usr/lib/python3/dist-packages"
+_STATE = "/usr/local/sbin/rekernel-state"
+
+
+@dataclass(slots=True)
+class Guest:
+    """A session with what the tests do in it. `releases`: the full name of each prefix."""
+
+    session: Session
+    directory: Path
+    releases: dict[str, str]
+    scripts: dict[str, Script] = field(default_factory=dict)
+
+    @property
+    def serial_log(self) -> Path:
+        """Where to look when something went wrong."""
+        return self.session.machine.state.serial_log
+
+    def run(self, words: Sequence[str] | str, timeout: float = 120) -> tuple[int, str]:
+        """Exit code and output (both streams) of a command in the guest."""
+        done = self.session.machine.guest.run(words, check=False, timeout=timeout)
+        return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+
+    def text(self, words: Sequence[str] | str) -> str:
+        """What a command prints; it must succeed."""
+        code, output = self.run(words)
+        assert code == 0, f"{words}: {code}\n{output}"
+        return output.strip()
+
+    def json(self, words: str) -> Any:
+        """What a command prints, parsed."""
+        return self.session.json(words)
+
+    def write(self, path: str, content: str) -> None:
+        """Write a file in the guest."""
+        self.session.machine.guest.run(["tee", path], stdin=content.encode())
+
+    def main_pid(self, unit: str) -> int:
+        """The main process of a unit."""
+        return int(self.text(["systemctl", "show", "--property=MainPID", "--value", unit]))
+
+    def upgrade(self, prefix: str, *options: str) -> Outcome:
+        """A whole upgrade to the kernel of this prefix, drain included."""
+        return self.session.upgrade(self.releases[prefix], options=options)
+
+    def explain(self, outcome: Outcome) -> str:
+        """For messages of failed assertions."""
+        error = outcome.report.get("error") if isinstance(outcome.report, dict) else "no report"
+        return (
+            f"upgrade to {outcome.target}: exit code {outcome.exit_code}, runs {outcome.release}, "
+            f"{outcome.error or error}; serial log: {self.kept}/serial.log"
+        )
+
+    @property
+    def kept(self) -> Path:
+        """The directory with everything that stays after the test."""
+        return self.session.output
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[HostClient]:
+        """The scenario's host-client."""
+        with self.session.client(self.directory / "host-client", self.scripts) as client:
+            yield client
+
+    def finish(self, client: HostClient) -> None:
+        """End the client; it must have seen no violation."""
+        code = client.finish(60)
+        assert code == 0, f"host-client: {client.log.read_text()}"
+
+    def connect(self, port: int) -> socket.socket:
+        """A TCP connection from the host."""
+        namespace = self.session.machine.state.namespace
+        return namespace.connect((GUEST_ADDRESS, port), 120)
+
+    def install_faults(self) -> None:
+        """Let :meth:`fault` work."""
+        push = self.session.machine.guest.push
+        push(_FAULTS / "rekernel_faults.py", f"{_SITE}/rekernel_faults.py")
+        push(_FAULTS / "state.py", _STATE)
+        self.text(["chmod", "755", _STATE])
+        self.write(f"{_SITE}/rekernel_faults.pth", "import rekernel_faults\n")
+
+    def fault(self, phase: str, do: str, **more: Any) -> None:
+        """Let the next upgrade do this when it begins this phase."""
+        self.text("rm -f /run/rekernel-fault.*")
+        self.write("/etc/rekernel-fault.json", json.dumps({"phase": phase, "do": do, **more}))
+
+    def no_fault(self) -> None:
+        """Take back a fault that was not reached."""
+        self.text("rm -f /etc/rekernel-fault.json /run/rekernel-fault.*")
+
+    def record_state(self, *units: str) -> None:
+        """Remember what a failed upgrade must leave as it is."""
+        self.text([_STATE, "record", "/root/state.json", *units])
+
+    def state_differences(self, *units: str) -> str:
+        """What is not as it was."""
+        _, output = self.run(["timeout", "60", _STATE, "compare", "/root/state.json", *units])
+        return output.strip()
+
+
+@contextlib.contextmanager
+def opened(name: str, which: str, *, limit_s: float, memory_mib: int = 0) -> Iterator[Guest]:
+    """A fresh guest with the package, not set up, and a scenario directory in it."""
+    wanted = scenario.load(SCENARIOS / which)
+    progress = Progress(terminal=False)
+    deb = runner.package(progress, None)
+    assembly = runner.assemble_for(wanted, progress, assemble.Options(), deb)
+    prefixes = (wanted.kernel_from, *wanted.upgrades)
+    releases = {
+        prefix: release
+        for wish, release in zip(prefixes, assembly.releases, strict=True)
+        for prefix in (wish, wish.split(".")[0] if wish != OLD else wish)
+    }
+    output = runner.output_directory(f"test-{name}")
+    with session.opened(
+        f"test-{name}-{os.getpid()}",
+        assembly,
+        progress,
+        output,
+        session.Deadline(limit_s, f"the tests in {name}"),
+        memory_mib=memory_mib or wanted.memory_mib,
+    ) as running:
+        running.install(deb)
+        running.push(wanted.directory)
+        yield Guest(running, wanted.directory, releases)

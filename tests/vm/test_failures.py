@@ -1,0 +1,327 @@
+"""What goes wrong before the kexec leaves everything as it was; what goes wrong after it, a machine
+that has booted. One guest for all: none of these but the last few reboots it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pytest
+
+from rekernel_lab.client import HostClient
+from vm.support import NEW, Guest, opened
+
+CARRIED = ("demo.service", "nginx.service", "redis-server.service")
+
+# In the order of an upgrade; test_phases_are_all_known sees to it that none is missing.
+PHASES = (
+    "plan",
+    "load kernel",
+    "describe host",
+    "stop what restarts",
+    "sync",
+    "freeze",
+    "lock network",
+    "dump",
+    "hand over",
+    "freeze file systems",
+)
+
+# Changed by the demo's guest-prepare, the tests and systemd itself, not by setup.
+_NOT_SETUP = re.compile(r"redis|nginx|demo|rekernel/history|adjtime|random-seed")
+
+
+@dataclass
+class Lab:
+    """The guest and a connection to its Redis that stays open through everything."""
+
+    guest: Guest
+    client: HostClient
+    redis: socket.socket
+    replies: BinaryIO
+    number: int = 0
+    etc_before: frozenset[str] = frozenset()
+
+    def increment(self) -> None:
+        """Redis answers over the connection from before, and has not forgotten anything."""
+        self.redis.sendall(b"*2\r\n$4\r\nINCR\r\n$4\r\ntest\r\n")
+        reply = self.replies.readline().rstrip()
+        assert reply == b":%d" % (self.number + 1), reply
+        self.number += 1
+
+    def upgrade(self, *options: str, timeout: float = 240) -> tuple[int, str]:
+        """Exit code and output of an upgrade that must not come to the kexec."""
+        words = ["rekernel", "upgrade", "--yes", *options, self.guest.releases[NEW]]
+        return self.guest.run(words, timeout)
+
+    def newest(self) -> dict[str, Any]:
+        """The newest attempt in the history."""
+        upgrades: list[dict[str, Any]] = self.guest.json("rekernel history --json")["upgrades"]
+        return upgrades[0] if upgrades else {"id": ""}
+
+    def assert_unharmed(self) -> None:
+        """Everything runs on, and nothing is left behind."""
+        self.increment()
+        self.client.check_alive()
+        differences = self.guest.state_differences(*CARRIED)
+        assert not differences, f"{differences}\nserial log: {self.guest.serial_log}"
+        self.increment()
+
+    def assert_fails(self, *options: str, code: int, message: str) -> dict[str, Any]:
+        """An upgrade fails like this, does no harm and gets into the history; returns that."""
+        before = self.newest()["id"]
+        exit_code, output = self.upgrade(*options)
+        self.assert_unharmed()
+        assert exit_code == code, output
+        assert re.search(message, output), output
+        newest = self.newest()
+        assert newest["id"] > before, f"not in the history: {output}"
+        assert newest["exit_code"] == code
+        assert newest["new_release"] in ("", self.guest.releases[NEW])
+        return newest
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with opened("failures", "demo", limit_s=2400, memory_mib=5120) as guest:
+        etc = etc_of(guest)
+        guest.session.set_up(1024)
+        prepared = guest.session.script("guest-prepare")
+        assert prepared.exit_code == 0, prepared.log.read_text()
+        guest.install_faults()
+        guest.record_state(*CARRIED)
+        with guest.client() as client, guest.connect(6379) as redis:
+            yield Lab(guest, client, redis, redis.makefile("rb"), etc_before=etc)
+
+
+def etc_of(guest: Guest) -> frozenset[str]:
+    """Names and contents of all configuration, of what the boot loader reads, and of units."""
+    lines = guest.text(
+        "find /etc /boot/grub /var/lib/rekernel -type f ! -name '*.cache' -print0 2>/dev/null"
+        " | xargs -0 sha256sum; systemctl list-unit-files --no-legend"
+    ).splitlines()
+    return frozenset(line for line in lines if not _NOT_SETUP.search(line))
+
+
+@pytest.fixture(autouse=True)
+def no_fault_left(lab: Lab) -> Iterator[None]:
+    yield
+    lab.guest.no_fault()
+
+
+def test_terminated_in_the_last_phase(lab: Lab) -> None:
+    lab.guest.fault(PHASES[-1], "term")
+    lab.assert_fails(code=5, message="SIGTERM")
+
+
+def test_phases_are_all_known(lab: Lab) -> None:
+    # The events of the attempt before this one, which went through all of them.
+    lines = lab.guest.text("cat /run/rekernel/events.jsonl").splitlines()
+    events = [json.loads(line) for line in lines]
+    assert tuple(event["name"] for event in events if event["kind"] == "begin") == (*PHASES, "undo")
+
+
+@pytest.mark.parametrize("phase", PHASES[:-1])
+def test_terminated(lab: Lab, phase: str) -> None:
+    lab.guest.fault(phase, "term")
+    lab.assert_fails(code=5, message="SIGTERM|stopped")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed(lab: Lab, phase: str) -> None:
+    lab.guest.fault(phase, "kill")
+    lab.assert_fails(code=5, message="died")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_criu_killed(lab: Lab, delay: float) -> None:
+    lab.guest.fault("dump", "kill-criu", delay=delay)
+    lab.assert_fails(code=5, message="could not be dumped")
+
+
+def test_aborted_by_someone_else(lab: Lab) -> None:
+    lab.guest.fault("hand over", "wait")
+    with attempt_that_waits(lab):
+        code, output = lab.guest.run("rekernel abort")
+        assert code == 0, output
+    assert lab.newest()["exit_code"] == 5
+    lab.assert_unharmed()
+
+
+def test_two_at_once(lab: Lab) -> None:
+    lab.guest.fault("describe host", "wait")
+    with attempt_that_waits(lab):
+        code, output = lab.upgrade()
+        assert code == 7, output
+        assert "under way" in output
+        status = lab.guest.json("rekernel status --json")
+        assert status["upgrade"]["phase"] == "describe host"
+        assert lab.guest.run("rekernel abort")[0] == 0
+    lab.assert_unharmed()
+
+
+def attempt_that_waits(lab: Lab) -> Any:
+    """An upgrade in the background, in the phase where its fault makes it wait."""
+    words = ["rekernel", "upgrade", "--yes", lab.guest.releases[NEW]]
+    process = lab.guest.session.machine.guest.popen(words)
+    deadline = time.monotonic() + 120
+    while lab.guest.run("test -e /run/rekernel-fault.reached")[0]:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline, "the attempt does not get there"
+        time.sleep(0.5)
+    return _Ended(process)
+
+
+class _Ended:
+    """Sees to it that the command has ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._process.wait(60)
+        finally:
+            self._process.kill()
+
+
+def test_kernel_image_unreadable(lab: Lab) -> None:
+    image = f"/boot/vmlinuz-{lab.guest.releases[NEW]}"
+    lab.guest.text(f"cp {image} /root/image && truncate -s 20000 {image}")
+    try:
+        lab.assert_fails(code=5, message="cannot load")
+    finally:
+        lab.guest.text(f"cp /root/image {image}")
+
+
+def test_kernel_image_missing(lab: Lab) -> None:
+    image = f"/boot/vmlinuz-{lab.guest.releases[NEW]}"
+    lab.guest.text(f"mv {image} /root/image")
+    try:
+        code, output = lab.upgrade()
+        assert code == 2, output
+        assert "no installed kernel" in output
+    finally:
+        lab.guest.text(f"mv /root/image {image}")
+    lab.assert_unharmed()
+
+
+def test_kernel_image_vanishes(lab: Lab) -> None:
+    """Between the plan and its use."""
+    image = f"/boot/vmlinuz-{lab.guest.releases[NEW]}"
+    lab.guest.text(f"cp {image} /root/image")
+    lab.guest.fault("load kernel", "unlink", path=image)
+    try:
+        lab.assert_fails(code=5, message="vmlinuz")
+    finally:
+        lab.guest.text(f"cp /root/image {image}")
+
+
+@pytest.mark.parametrize("phase", ["describe host", "dump"])
+def test_no_space_in_run(lab: Lab, phase: str) -> None:
+    lab.guest.fault(phase, "fill", directory="/run")
+    try:
+        lab.assert_fails(code=5, message="[Nn]o space|could not be dumped|failed")
+    finally:
+        lab.guest.text("rm -f /run/rekernel-fault.fill")
+
+
+def test_no_space_for_images(lab: Lab) -> None:
+    lab.guest.fault("describe host", "fill", directory="/var/lib", leave=60 << 20)
+    try:
+        lab.assert_fails("--memory=image", code=5, message="[Nn]o space|could not be dumped|failed")
+    finally:
+        lab.guest.text("rm -f /var/lib/rekernel-fault.fill")
+    assert lab.guest.text("ls /var/lib/rekernel/images 2>/dev/null || true") == ""
+
+
+def test_store_too_small(lab: Lab) -> None:
+    """Shared memory goes through the store, and this is more than it holds."""
+    program = (
+        "import mmap, os, time; area = mmap.mmap(-1, 200 << 20); "
+        "area[:] = os.urandom(1 << 20) * 200; time.sleep(10**6)"
+    )
+    lab.guest.text(["systemd-run", "--quiet", "--unit=big", "/usr/bin/python3", "-c", program])
+    deadline = time.monotonic() + 60
+    while int(lab.guest.text("grep -h ^RssShmem: /proc/$(systemctl show -P MainPID big)/status"
+                             " | tr -dc 0-9")) < 200 << 10:  # fmt: skip
+        assert time.monotonic() < deadline
+    try:
+        lab.assert_fails(code=5, message="store is full|could not be dumped|No space")
+    finally:
+        lab.guest.text("systemctl stop big.service")
+
+
+def test_not_root(lab: Lab) -> None:
+    code, output = lab.guest.run(
+        "setpriv --reuid 65534 --regid 65534 --clear-groups rekernel upgrade --yes"
+    )
+    assert code == 8, output
+    assert "root" in output
+    lab.assert_unharmed()
+
+
+def test_unknown_kernel(lab: Lab) -> None:
+    code, output = lab.guest.run("rekernel upgrade --yes 5.10")
+    assert code == 2, output
+    assert "installed:" in output
+
+
+def test_no_terminal_to_ask_on(lab: Lab) -> None:
+    code, output = lab.guest.run(f"rekernel upgrade {lab.guest.releases[NEW]} < /dev/null")
+    assert code == 2, output
+    assert "--yes" in output
+
+
+def test_the_clients_saw_nothing(lab: Lab) -> None:
+    lab.increment()
+    lab.guest.finish(lab.client)
+
+
+def test_corrupt_handover(lab: Lab) -> None:
+    """After the kexec: the machine boots normally and says why."""
+    guest = lab.guest
+    pid = guest.main_pid("redis-server.service")
+    guest.fault("freeze file systems", "corrupt")
+    outcome = guest.upgrade(NEW)
+    assert outcome.release == guest.releases[NEW], guest.explain(outcome)
+    assert outcome.exit_code == 1, guest.explain(outcome)
+    assert "checksum" in outcome.report["error"]
+    agent = guest.json("cat /run/rekernel/agent.json")
+    assert agent["handover"] == "refused"
+    assert "checksum" in agent["reason"]
+    # Afresh, as after any boot.
+    guest.text("systemctl is-active redis-server.service nginx.service demo.service")
+    assert guest.main_pid("redis-server.service") not in (0, pid)
+    region = guest.json("rekernel status --json")["region"]
+    assert region["drain_bytes"] == 0
+    assert region["ram_bytes"] + region["store_bytes"] == region["size"]
+
+
+def test_setup_and_undo(lab: Lab) -> None:
+    guest = lab.guest
+    # What setup had done.
+    assert "memmap=" in guest.text("cat /proc/cmdline")
+    assert "PrivateUsers=no" in guest.text("systemctl show -p PrivateUsers redis-server.service")
+    code, output = guest.run("rekernel setup --yes --region 1024M")
+    assert code in (0, 6), output
+    code, output = guest.run("rekernel setup --undo --yes")
+    assert code == 0, output
+    code, output = guest.run("rekernel setup --undo --yes")
+    assert code == 6, output
+    assert etc_of(guest) == lab.etc_before
+    guest.session.reboot()
+    assert "memmap=" not in guest.text("cat /proc/cmdline")
+    assert "PrivateUsers=yes" in guest.text("systemctl show -p PrivateUsers redis-server.service")
+    assert guest.json("rekernel status --json")["region"] is None
+    assert guest.text("systemctl --failed --no-legend") == ""

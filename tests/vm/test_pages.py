@@ -1,0 +1,113 @@
+"""Every byte of every kind of page: through a chain of upgrades, images, and a failed neighbour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from rekernel_lab.client import HostClient
+from vm.support import NEW, OLD, Guest, opened
+
+# A service that cannot come back: what it has mapped is gone when it is restored.
+_BROKEN = """\
+[Unit]
+Description=Maps a file that vanishes
+
+[Service]
+RuntimeDirectory=broken
+ExecStartPre=/usr/bin/dd if=/dev/zero of=/var/lib/broken.data bs=4096 count=4 status=none
+ExecStart=/usr/bin/python3 -c "\\
+import mmap, time; \\
+area = mmap.mmap(open('/var/lib/broken.data', 'r+b').fileno(), 0); \\
+time.sleep(10**6)"
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The guest with the pages service, and the client that talks to it all the time."""
+
+    guest: Guest
+    client: HostClient
+
+
+@pytest.fixture(scope="module")
+def carried() -> Iterator[Carried]:
+    with opened("pages", "pages", limit_s=1500) as guest:
+        guest.session.set_up(2048)
+        prepared = guest.session.script("guest-prepare")
+        assert prepared.exit_code == 0, prepared.log.read_text()
+        guest.install_faults()
+        with guest.client() as client:
+            yield Carried(guest, client)
+
+
+def check(carried: Carried, label: str) -> None:
+    """All memory is right, and the client is content."""
+    script = carried.guest.session.script("guest-check", label)
+    assert script.exit_code == 0, f"{script.log.read_text()}; see {carried.guest.kept}"
+    carried.client.check_alive()
+
+
+def test_chain_in_one_boot(carried: Carried) -> None:
+    guest = carried.guest
+    pid = guest.main_pid("pages.service")
+    for number, prefix in enumerate((NEW, OLD, NEW), 1):
+        outcome = guest.upgrade(prefix)
+        assert outcome.passed, guest.explain(outcome)
+        check(carried, f"guest-check-{number}")
+        report = outcome.report
+        assert report["connections"]["lost"] == []
+        assert report["memory"]["backend"] == "region"
+        assert report["memory"]["drain"]["pages_lost"] == 0
+        # The region is whole again: the next upgrade finds its pages there.
+        region = guest.json("rekernel status --json")["region"]
+        assert region["drain_bytes"] == 0
+        assert region["ram_bytes"] + region["store_bytes"] == region["size"]
+    assert guest.main_pid("pages.service") == pid
+
+
+def test_image_backend(carried: Carried) -> None:
+    guest = carried.guest
+    outcome = guest.upgrade(OLD, "--memory=image")
+    assert outcome.passed, guest.explain(outcome)
+    check(carried, "guest-check-image")
+    memory = outcome.report["memory"]
+    assert memory["backend"] == "image"
+    assert memory["pages_in_place"] == 0
+    # Nothing is left of it on the disk.
+    assert guest.text("ls /var/lib/rekernel/images 2>/dev/null || true") == ""
+
+
+def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
+    guest = carried.guest
+    guest.write("/etc/systemd/system/broken.service", _BROKEN)
+    guest.text("systemctl daemon-reload && systemctl enable --quiet --now broken.service")
+    pid = guest.main_pid("broken.service")
+    guest.fault("freeze file systems", "unlink", path="/var/lib/broken.data")
+    outcome = guest.upgrade(NEW)
+    assert outcome.exit_code == 4, guest.explain(outcome)
+    assert outcome.release == guest.releases[NEW]
+    report = outcome.report
+    assert report["outcome"] == "degraded"
+    units = {unit["unit"]: unit for unit in report["units"]}
+    assert units["pages.service"]["kept"]
+    assert not units["broken.service"]["kept"]
+    assert "broken.data" in units["broken.service"]["failure"]
+    # systemd has started it afresh, and criu's log was kept.
+    assert units["broken.service"]["active_after"]
+    assert guest.main_pid("broken.service") not in (0, pid)
+    logs = guest.text(f"ls /var/lib/rekernel/history/{report['id']}/logs")
+    assert "restore-broken" in logs
+    check(carried, "guest-check-degraded")
+
+
+def test_the_client_saw_nothing(carried: Carried) -> None:
+    carried.guest.finish(carried.client)
+    verified = carried.guest.session.script("guest-verify")
+    assert verified.exit_code == 0, verified.log.read_text()
