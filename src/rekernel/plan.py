@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rekernel.census import attempt
 from rekernel.census.pages import Survey, survey
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
 from rekernel.errors import BlockedError, NothingToDoError
@@ -98,7 +99,9 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         )
     if memory == "image":
         where = None
-    units = judge(running_services(), policy, parents())
+    # Not the one that does it.
+    services = [unit for unit in running_services() if unit.name != attempt.UNIT]
+    units = judge(services, policy, parents())
     pids = [pid for item in units if item.verdict is Verdict.CARRIED for pid in item.processes]
     return Plan(
         kernel=kernel,

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rekernel import __version__
 from rekernel.cli.common import Parser, VerbParsers, print_error
-from rekernel.errors import RekernelError
+from rekernel.errors import RekernelError, UsageError
 
 # In the order of the help text; every module has add_parser(subparsers) and run(args) -> int.
 VERBS = {
@@ -55,6 +55,8 @@ def _wanted(argv: Sequence[str]) -> Sequence[str]:
     """Import only what is needed: the units in early boot should not wait for the rest."""
     first = next((word for word in argv if not word.startswith("-")), "")
     known = {**VERBS, **HIDDEN_VERBS}
+    if first and first not in known:
+        raise UsageError(f"unknown verb {first}", f"one of {', '.join(VERBS)}")
     return (first,) if first in known and argv[0] == first else tuple(known)
 
 

@@ -30,7 +30,9 @@ _log = logging.getLogger(__name__)
 RUN = Path("/run/rekernel")
 _SETTLED = ("active", "inactive", "failed")
 _UNITS_DEADLINE = 60.0
-_POLL = 0.5
+# Longer where a look costs a process or two.
+_UNITS_POLL = 1.0
+_DRAIN_POLL = 0.25
 
 
 def add_parser(subparsers: VerbParsers) -> None:
@@ -126,7 +128,7 @@ def _wait_for_units(agent: dict[str, Any]) -> None:
         waiting = [unit.name for unit in show(names) if unit.active not in _SETTLED]
         if not waiting and not _jobs(names):
             return
-        time.sleep(_POLL)
+        time.sleep(_UNITS_POLL)
 
 
 def _jobs(names: Sequence[str]) -> bool:
@@ -154,7 +156,7 @@ def _follow_drain(notes: list[str]) -> int:
         if not asked and state.drain.get("state") in ("serving", "waiting"):
             # rekernel-region.service does this too, where it is enabled.
             asked = pager.ask("drain") is not None
-        time.sleep(_POLL)
+        time.sleep(_DRAIN_POLL)
 
 
 def _wait_for_exit(pid: int, timeout: float = 10.0) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
+from types import FrameType
 from typing import Any
 
 from rekernel.census import attempt
@@ -15,7 +17,7 @@ from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.transition.events import Event, EventStream, JsonLines
 from rekernel.transition.undo import UndoList
-from rekernel.transition.upgrade import Upgrade, exclusive
+from rekernel.transition.upgrade import CancelledError, Upgrade, exclusive
 
 NOT_UNDONE = "could not be undone"
 
@@ -23,6 +25,14 @@ NOT_UNDONE = "could not be undone"
 def new_id() -> str:
     """An ID for an attempt that starts now."""
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+class _StoppedEarly(BaseException):
+    """SIGTERM while planning. No Exception, as planning gets over many of those."""
+
+
+def _cancel(number: int, frame: FrameType | None) -> None:
+    raise _StoppedEarly
 
 
 def run_in_unit(args: argparse.Namespace) -> int:
@@ -34,6 +44,8 @@ def run_in_unit(args: argparse.Namespace) -> int:
 
     require_root()
     with exclusive():
+        # Upgrade has a handler of its own; until then nothing is to be undone.
+        signal.signal(signal.SIGTERM, _cancel)
         events = EventStream()
         events.subscribe(JsonLines())
         problems: list[str] = []
@@ -62,6 +74,8 @@ def run_in_unit(args: argparse.Namespace) -> int:
             upgrade.run()
         except RekernelError as error:
             ended = error
+        except _StoppedEarly:
+            ended = CancelledError("stopped before anything was touched")
         except Exception as error:
             # Upgrade undoes whatever it meets, so this is a defect outside of it.
             ended = RekernelError(f"{type(error).__name__}: {error}", "please report this")
@@ -85,6 +99,9 @@ def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
         problems = [f"{NOT_UNDONE}: {problem}" for problem in undo.run()] if len(undo) else []
         history = History()
         killed = [item for item in history.unfinished() if item.get("boot_id") == attempt.boot_id()]
+        if not killed and attempt.read_outcome() is None:
+            # Not even begun.
+            killed = [{"id": new_id(), "old_release": os.uname().release}]
         report = None
         for item in killed:
             # Set by systemd for ExecStopPost= (systemd.exec(5)).

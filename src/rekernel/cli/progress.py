@@ -43,7 +43,7 @@ class PlainDisplay:
         elif event.kind == "end":
             self._line(f"{event.name}: {human_seconds(event.detail.get('seconds', 0.0))}")
         elif event.kind == "failed":
-            self._line(f"{event.name}: failed: {event.detail.get('error', '')}")
+            self._line(f"{event.name}: {event.detail.get('error') or 'stopped'}")
         elif event.kind == "note":
             self._line(f"note: {event.name}")
 
@@ -100,10 +100,11 @@ class LiveDisplay:
             # A finished task shows a tick: this one has to go.
             self._progress.remove_task(self._task)
             self._task = None
-            text = f"[red]✗[/] {event.name}: {event.detail.get('error', '')}"
-            self._progress.console.print(text, highlight=False)
+            text = f"✗ {event.name}: {event.detail.get('error') or 'stopped'}"
+            self._progress.console.print(text, style="red", highlight=False, markup=False)
         elif event.kind == "note":
-            self._progress.console.print(f"note: {event.name}", style="yellow", highlight=False)
+            text = f"note: {event.name}"
+            self._progress.console.print(text, style="yellow", highlight=False, markup=False)
 
     def close(self) -> None:
         """No more events."""

@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     require_root()
     if args.dry_run:
         return plan_verb.run(args)
+    if not args.yes and (args.json or not sys.stdin.isatty()):
+        raise UsageError("there is no terminal to ask on", "give --yes to upgrade without asking")
     if attempt.unit_active():
         raise BusyError(
             "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         plan_verb.show(plan, prediction, in_json=False)
         print(flush=True)
     if not args.yes:
-        ask(plan, in_json=args.json)
+        ask(plan)
     return _follow(args, plan)
 
 
@@ -136,10 +138,8 @@ def refuse_or_pass(args: argparse.Namespace, plan: Plan, prediction: Prediction)
         )
 
 
-def ask(plan: Plan, *, in_json: bool) -> None:
-    """Raises UsageError without a terminal, RekernelError for a no."""
-    if in_json or not sys.stdin.isatty():
-        raise UsageError("there is no terminal to ask on", "give --yes to upgrade without asking")
+def ask(plan: Plan) -> None:
+    """Raises RekernelError for a no."""
     answer = input(f"Change to {plan.kernel.release} now? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise RekernelError("not confirmed: nothing was touched")

@@ -51,14 +51,14 @@ def blackout_phases(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def unaccounted(report: Mapping[str, Any]) -> float:
-    """Seconds of the blackout that are in no phase."""
+    """Seconds of the blackout that are in no phase; phases may lie within each other."""
     if report.get("blackout_s") is None:
         return 0.0
-    inside: int = sum(
-        min(item["end_ns"], report["resumed_ns"]) - max(item["start_ns"], report["frozen_ns"])
-        for item in blackout_phases(report)
-    )
-    return max(0.0, float(report["blackout_s"]) - inside / 1e9)
+    at, rest = int(report["frozen_ns"]), 0
+    for item in sorted(blackout_phases(report), key=lambda item: int(item["start_ns"])):
+        rest += max(0, int(item["start_ns"]) - at)
+        at = max(at, int(item["end_ns"]))
+    return (rest + max(0, int(report["resumed_ns"]) - at)) / 1e9
 
 
 def render(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
