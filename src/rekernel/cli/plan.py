@@ -17,7 +17,7 @@ from rekernel.cli.common import (
     print_json,
     require_root,
 )
-from rekernel.errors import RekernelError
+from rekernel.errors import BlockedError, RekernelError
 from rekernel.plan import Plan
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds, plural
@@ -38,11 +38,11 @@ def add_parser(subparsers: VerbParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0. Raises RekernelError, as the upgrade would."""
+    """Returns 0, or 3 if a unit blocks. Raises RekernelError, as the upgrade would."""
     require_root()
     plan, prediction = decide(args)
     show(plan, prediction, in_json=args.json)
-    return 0
+    return BlockedError.exit_code if plan.having(Verdict.BLOCKS) else 0
 
 
 def decide(args: argparse.Namespace) -> tuple[Plan, Prediction]:
