@@ -39,12 +39,17 @@ class CommandNotFoundError(RekernelError):
 
 
 def run(
-    argv: Sequence[str], *, stdin: str = "", check: bool = True, timeout: float | None = 120
+    argv: Sequence[str],
+    *,
+    stdin: str = "",
+    check: bool = True,
+    good: Sequence[int] = (0,),
+    timeout: float | None = 120,
 ) -> str:
     """Run a program to its end; returns its standard output.
 
-    Raises CommandNotFoundError, CommandFailedError (with ``check``), or RekernelError after
-    ``timeout`` seconds. The program gets a fixed environment and never a terminal.
+    ``good``: exit statuses that are no failure. Raises CommandNotFoundError, CommandFailedError
+    (with ``check``), or RekernelError after ``timeout`` seconds. The program gets a fixed environment and never a terminal.
     """
     _log.debug("%s", shlex.join(argv))
     try:
@@ -62,7 +67,7 @@ def run(
         raise CommandNotFoundError(argv[0]) from None
     except subprocess.TimeoutExpired:
         raise RekernelError(f"{argv[0]} did not end within {timeout:.0f} s") from None
-    if check and done.returncode != 0:
+    if check and done.returncode not in good:
         raise CommandFailedError(argv, done.returncode, done.stderr or done.stdout)
     return done.stdout
 

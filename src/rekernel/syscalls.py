@@ -9,7 +9,9 @@ import ctypes
 import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Callable
+from typing import NoReturn
 
 # include/uapi/linux/mount.h
 MS_RDONLY = 1
@@ -30,16 +32,19 @@ FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
 
 # include/uapi/linux/reboot.h
-LINUX_REBOOT_MAGIC1 = 0xFEE1DEAD
-LINUX_REBOOT_MAGIC2 = 672274793
+LINUX_REBOOT_CMD_RESTART = 0x01234567
 LINUX_REBOOT_CMD_KEXEC = 0x45584543
 
 # include/uapi/linux/kexec.h
 KEXEC_FILE_UNLOAD = 0x00000001
 
+# include/uapi/asm-generic/mman-common.h
+MADV_COLLAPSE = 25
+
 # arch/x86/entry/syscalls/syscall_64.tbl
 _NR_FINIT_MODULE = 313
 _NR_KEXEC_FILE_LOAD = 320
+_NR_PROCESS_MADVISE = 440
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Made once: looking a symbol up is a dlsym each time.
@@ -112,12 +117,32 @@ def kexec_unload() -> None:
     )
 
 
+def process_madvise(pidfd: int, address: int, length: int, advice: int) -> None:
+    """process_madvise(2) on one range. Raises OSError (EINVAL: not for this range)."""
+    vector = struct.pack("QQ", address, length)
+    result = _syscall(
+        _NR_PROCESS_MADVISE,
+        pidfd,
+        vector,
+        ctypes.c_ulong(1),
+        ctypes.c_int(advice),
+        ctypes.c_uint(0),
+    )
+    _check(result, f"process_madvise at {address:#x}")
+
+
 def reboot_kexec() -> None:
     """Jump into the loaded kernel at once. Does not return unless none is loaded (OSError)."""
     _check(
         _libc.reboot(ctypes.c_int(LINUX_REBOOT_CMD_KEXEC)),
         "no kernel is loaded for kexec",
     )
+
+
+def reboot_firmware() -> NoReturn:
+    """Reset the machine at once: its boot loader starts what it always starts."""
+    _libc.reboot(ctypes.c_int(LINUX_REBOOT_CMD_RESTART))
+    raise OSError("the machine does not reboot")
 
 
 def freeze_filesystem(mountpoint: str) -> None:

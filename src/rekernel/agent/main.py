@@ -38,7 +38,18 @@ class HandoverRefusedError(Exception):
 
 
 def main() -> NoReturn:
-    """Run as PID 1."""
+    """Run as PID 1. If not even the root file system is there, reboot by way of the firmware."""
+    try:
+        _main()
+    except BaseException:
+        for line in traceback.format_exc().splitlines():
+            say(line)
+        say("no way to boot from here: rebooting in 10 s")
+        time.sleep(10)
+        syscalls.reboot_firmware()
+
+
+def _main() -> NoReturn:
     timeline = Timeline()
     started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     boot.mount_api()

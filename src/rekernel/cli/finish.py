@@ -111,6 +111,8 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
         raise RekernelError(notes[-1], "restart the carried units")
     for name in ("restore", "upgrade"):
         shutil.rmtree(RUN / name, ignore_errors=True)
+    if agent.get("memory", {}).get("backend") == "image":
+        shutil.rmtree(agent["report"]["image_directory"], ignore_errors=True)
     (RUN / "pagemap").unlink(missing_ok=True)
 
 

@@ -103,6 +103,16 @@ class Recorder:
         )
 
 
+def stray_offset(area: mmap.mmap, expected: int) -> int:
+    """Where in the store the copied strays begin; images and all else have what is before.
+
+    ``expected`` bytes were counted while the machine ran; twice that is kept, and never more than
+    half of the store.
+    """
+    wanted = min(max(2 * expected, 16 << 20), len(area) // 2)
+    return (len(area) - wanted) // mmap.PAGESIZE * mmap.PAGESIZE
+
+
 @contextmanager
 def open_store(where: Layout | None, store_file: Path | None) -> Iterator[mmap.mmap]:
     """The handover store as writable memory."""

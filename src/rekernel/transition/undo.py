@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,10 @@ def _write(assignment: str) -> None:
     Path(path).write_text(value)
 
 
+def _remove(directory: str) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 _ACTIONS: dict[str, Callable[[str], object]] = {
     "thaw": _thaw,
     "thaw-filesystem": _thaw_filesystem,
@@ -111,7 +116,6 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "unload-kernel": lambda _: syscalls.kexec_unload(),
     "online": _online,
     "write": _write,
-    "swap-on": lambda name: run(["swapon", "--", name]),
+    "remove": _remove,
     "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
-    "unmount": lambda target: syscalls.umount(target, syscalls.MNT_DETACH),
 }

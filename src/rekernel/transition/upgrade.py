@@ -35,6 +35,8 @@ from rekernel.handover.manifest import (
 )
 from rekernel.handover.store import StoreWriter
 from rekernel.host import mounts, network, sysctls
+from rekernel.memory.gather import gather
+from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.run import run
 from rekernel.systemd import adoption
@@ -136,11 +138,12 @@ class Upgrade:
             raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
         staging.SCRATCH.mkdir(parents=True, exist_ok=True)
         images = staging.SCRATCH / "images"
-        store_file = None
+        store_file: Path | None = None
         if region is None:
             images = IMAGES / self._id
+            self._undo.push("remove", str(images))
             images.mkdir(parents=True)
-            store_file = images.with_suffix(".store")
+            store_file = images / "store"
             with store_file.open("wb") as file:
                 file.truncate(_STORE_FILE_BYTES)
         else:
@@ -160,6 +163,10 @@ class Upgrade:
             mount_list, contents = mounts.plan(table)
             settings = sysctls.values()
         self._check()
+        if region is not None and plan.pages is not None and plan.pages.stray_bytes:
+            with self._events.phase("gather strays"):
+                gather(pids, ram_ranges(region))
+            self._check()
         with self._events.phase("stop what restarts"):
             for item in plan.having(Verdict.RESTARTED):
                 self._undo.push("start-unit", item.unit.name)
@@ -180,7 +187,8 @@ class Upgrade:
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         with cut.open_store(region, store_file) as area:
-            stray_offset = len(area) // 2 if region else 0
+            expected = plan.pages.stray_bytes if plan.pages else 0
+            stray_offset = cut.stray_offset(area, expected) if region else 0
             with self._events.phase("dump"):
                 recorder = None
                 if region is not None:
@@ -219,7 +227,7 @@ class Upgrade:
                         "image_directory": str(images),
                         "image_bytes": image_bytes,
                         "tmpfs_bytes": tmpfs_bytes,
-                        "pages_in_place": (record.pages - record.stray_pages) if record else 0,
+                        "pages_in_place": record.pages if record else 0,
                         "stray_pages": record.stray_pages if record else 0,
                         "resident_bytes": plan.resident_bytes,
                         "connections": connections,
