@@ -3,6 +3,7 @@
 #include "loop.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -52,18 +53,20 @@ int listen_unix(const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	mode_t mask;
-	int fd;
+	int fd, n;
 
-	if (strlen(path) >= sizeof(addr.sun_path))
+	/* Made under another name: whoever sees the path can connect to it. */
+	n = snprintf(addr.sun_path, sizeof(addr.sun_path), "%s~", path);
+	if (n >= (int)sizeof(addr.sun_path))
 		die(EXIT_USAGE, "socket path too long: %s", path);
-	strcpy(addr.sun_path, path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		die_errno("cannot make a socket");
-	if (unlink(path) < 0 && errno != ENOENT)
-		die_errno("cannot remove %s", path);
+	if (unlink(addr.sun_path) < 0 && errno != ENOENT)
+		die_errno("cannot remove %s", addr.sun_path);
 	mask = umask(0177);
-	if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || listen(fd, 16) < 0)
+	if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || listen(fd, 16) < 0 ||
+	    rename(addr.sun_path, path) < 0)
 		die_errno("cannot listen on %s", path);
 	umask(mask);
 	return fd;

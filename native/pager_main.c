@@ -41,13 +41,15 @@ static void drop_wakeup(struct watch *watch)
 
 /*
  * A signal to end must not lose pages: it makes the drain go as fast as it can,
- * and the program leaves when all is home.
+ * and the program leaves when all is home.  It does not wait for restores that
+ * have not begun.
  */
 static void signal_ready(struct watch *watch)
 {
 	drop_wakeup(watch);
 	log_line("asked to end: draining first");
 	opt.exit_when_drained = true;
+	status_expect_no_more();
 	drain_begin(0);
 }
 

@@ -15,6 +15,7 @@
 #include "space.h"
 #include "util.h"
 
+static bool no_more;
 static int dir_fd = -1;
 static char *file_name;
 static char *temp_name;
@@ -34,7 +35,13 @@ bool status_drained(void)
 	 * Without a look at the restores this would be true before the first
 	 * of them has begun.
 	 */
-	return drain_wanted() && !in.waiting && !in.restoring && !status_spaces_left();
+	return drain_wanted() && (!in.waiting || no_more) && !in.restoring &&
+	       !status_spaces_left();
+}
+
+void status_expect_no_more(void)
+{
+	no_more = true;
 }
 
 static const char *state(uint64_t spaces)

@@ -11,6 +11,8 @@
 
 /* Is there nothing left to serve, and nothing more to be expected? */
 bool status_drained(void);
+/* From now on "drained" does not wait for restores that have not begun. */
+void status_expect_no_more(void);
 /* Number of spaces that miss pages or are still watched. */
 unsigned long long status_spaces_left(void);
 

@@ -5,6 +5,9 @@
  *   uffd-client fill ADDR PAGES PATTERN
  *       The old one: maps memory at ADDR, fills the pages PATTERN chooses, says
  *       "ready" and waits for the end of its input.
+ *   uffd-client carry ADDR PAGES PATTERN GO_FILE
+ *       For the real CRIU: fills, has a child and a thread, and when GO_FILE
+ *       appears all of them check everything; "ok" is the last word.
  *   uffd-client SCENARIO SOCKET PID ADDR PAGES PATTERN [SEED]
  *       The restored one: maps fresh memory there, hands its userfaultfd to the
  *       pager as CRIU does, and checks every byte it sees.
@@ -136,6 +139,64 @@ static int do_fill(void)
 	}
 	say("ready");
 	await_line();
+	return 0;
+}
+
+static void check_all(const char *what);
+
+static void await_file(const char *path)
+{
+	while (access(path, F_OK))
+		usleep(5000);
+}
+
+static void *carried_thread(void *arg)
+{
+	await_file(arg);
+	check_all("carried thread");
+	return NULL;
+}
+
+static int do_carry(char *go)
+{
+	pthread_t thread;
+	pid_t child, late;
+	int status;
+	uint64_t i;
+
+	map_at(base, pages);
+	for (i = 0; i < pages; i++)
+		if (content(i))
+			write_page(page_at(i), content(i));
+	child = fork();
+	if (!child) {
+		/* Half its pages are its own, half are shared with the parent. */
+		for (i = 0; i < pages / 2; i++)
+			if (content(i))
+				write_page(page_at(i), content(i));
+		await_file(go);
+		check_all("carried child");
+		_exit(0);
+	}
+	pthread_create(&thread, NULL, carried_thread, go);
+	say("ready");
+	await_file(go);
+	late = fork();
+	if (!late) {
+		check_all("late child");
+		_exit(0);
+	}
+	check_all("carried");
+	pthread_join(thread, NULL);
+	for (i = 0; i < 2; i++)
+		if (wait(&status) < 0 || status)
+			FAIL("child ended with %#x", status);
+	if (mremap(page_at(0), pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		   page_at(2 * pages)) == MAP_FAILED)
+		FAIL("mremap: %s", strerror(errno));
+	for (i = 0; i < pages; i++)
+		check_page(page_at(2 * pages + i), content(i), "moved after all");
+	say("ok");
 	return 0;
 }
 
@@ -677,6 +738,12 @@ int main(int argc, char **argv)
 		pages = strtoull(argv[3], NULL, 0);
 		pattern = argv[4];
 		return do_fill();
+	}
+	if (argc == 6 && !strcmp(argv[1], "carry")) {
+		base = strtoull(argv[2], NULL, 0);
+		pages = strtoull(argv[3], NULL, 0);
+		pattern = argv[4];
+		return do_carry(argv[5]);
 	}
 	if (argc < 7)
 		FAIL("usage");

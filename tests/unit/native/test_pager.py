@@ -360,6 +360,14 @@ def test_sigterm_brings_everything_home_first(world: WorldFactory) -> None:
     assert client.wait() == 0
 
 
+def test_sigterm_does_not_wait_for_restores_that_never_came(world: WorldFactory) -> None:
+    w = world(64, "all").recorded()
+    pager = w.pager()
+    os.kill(pager.process.pid, signal.SIGTERM)
+    assert pager.process.wait() == 0
+    assert json.loads(w.log().splitlines()[-1])["unclaimed_spaces"] == 1
+
+
 def test_status_file_is_renewed(world: WorldFactory) -> None:
     w = world(64, "all").recorded()
     path = w.directory / "status"
