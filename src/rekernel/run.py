@@ -49,7 +49,8 @@ def run(
     """Run a program to its end; returns its standard output.
 
     ``good``: exit statuses that are no failure. Raises CommandNotFoundError, CommandFailedError
-    (with ``check``), or RekernelError after ``timeout`` seconds. The program gets a fixed environment and never a terminal.
+    (with ``check``), or RekernelError after ``timeout`` seconds. The program gets a fixed
+    environment and never a terminal.
     """
     _log.debug("%s", shlex.join(argv))
     try:
