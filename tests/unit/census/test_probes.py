@@ -1,0 +1,254 @@
+"""Every answer of the probes, over files like those of a real machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rekernel import syscalls
+from rekernel.census import probes
+from rekernel.census.probes import Context, Finding, Status
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.checkpoint import canary
+from rekernel.checkpoint.canary import CanaryError, CanaryResult
+from rekernel.errors import BlockedError, RekernelError
+from rekernel.host import mounts, network
+from rekernel.memory import region
+from rekernel.memory.dax import Range
+from rekernel.memory.region import MIB, Layout, parameters
+from rekernel.systemd.units import Unit
+
+ZONEINFO = (Path(__file__).parent / "data" / "zoneinfo-6.12.txt").read_text()
+REGION = Range(4 << 30, 6 << 30)
+
+
+def host(tmp_path: Path, files: dict[str, str], backend: str = "auto") -> Context:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Context(root=tmp_path, backend=backend)
+
+
+def unit(name: str, verdict: Verdict, *pids: int) -> UnitVerdict:
+    facts = Unit(name, "active", "running", "simple", pids[0], f"/system.slice/{name}", "", {})
+    return UnitVerdict(facts, verdict, "", "", dict.fromkeys(pids, facts.cgroup), pids[0])
+
+
+def cmdline(*words: str) -> dict[str, str]:
+    return {"proc/cmdline": "root=/dev/vda ro " + " ".join(words) + "\n"}
+
+
+def test_region_missing(tmp_path: Path) -> None:
+    status, reason, remedy = probes.region_layout(host(tmp_path, cmdline("quiet")))
+    assert (status, reason) == (Status.FAIL, "no carry region is reserved")
+    assert "rekernel setup" in remedy
+    assert probes.region_layout(host(tmp_path, cmdline(), "image"))[0] is Status.OK
+
+
+def test_region_as_setup_writes_it(tmp_path: Path) -> None:
+    answer = probes.region_layout(host(tmp_path, cmdline(*parameters(REGION))))
+    assert answer == (Status.OK, "2048 MiB at 0x100000000", "")
+
+
+def test_region_that_a_kernel_may_be_placed_in(tmp_path: Path) -> None:
+    words = [word for word in parameters(REGION) if "!" not in word]
+    status, reason, _ = probes.region_layout(host(tmp_path, cmdline(*words)))
+    assert status is Status.FAIL
+    assert "may be placed inside the region" in reason
+    words.append("memmap=1024M!0x100000000")
+    assert probes.region_layout(host(tmp_path, cmdline(*words)))[0] is Status.FAIL
+
+
+def test_region_among_too_many_words(tmp_path: Path) -> None:
+    more = [f"memmap=1M${at}M" for at in range(100, 104)]
+    status, reason, _ = probes.region_layout(host(tmp_path, cmdline(*more, *parameters(REGION))))
+    assert status is Status.FAIL
+    assert "5 memmap= words" in reason
+
+
+def test_region_too_small_to_place_a_kernel_below_its_size(tmp_path: Path) -> None:
+    small = Range(4 << 30, (4 << 30) + 512 * MIB)
+    status, reason, remedy = probes.region_layout(host(tmp_path, cmdline(*parameters(small))))
+    assert status is Status.WARN
+    assert "512 MiB" in reason
+    assert "at least 1 GiB" in remedy
+
+
+def test_region_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = Layout(REGION, Range(REGION.start, REGION.start + 128 * MIB), Range(0, 1920 * MIB))
+    monkeypatch.setattr(region, "current", lambda: where)
+    monkeypatch.setattr(region, "store_device", lambda where: None)
+    monkeypatch.setattr(region, "ram_ranges", lambda where: [])
+    assert probes.region_devices(Context())[1] == "the handover store is not set up"
+    monkeypatch.setattr(region, "store_device", lambda where: object())
+    assert probes.region_devices(Context())[1] == "nothing of the region is RAM"
+    monkeypatch.setattr(region, "ram_ranges", lambda where: [Range(0, 1000 * MIB)])
+    status, reason, _ = probes.region_devices(Context())
+    assert (status, reason) == (Status.WARN, "920 MiB of the region are not RAM")
+    monkeypatch.setattr(region, "ram_ranges", lambda where: [Range(0, 1920 * MIB)])
+    assert probes.region_devices(Context())[0] is Status.OK
+    monkeypatch.setattr(region, "current", lambda: None)
+    assert probes.region_devices(Context())[0] is Status.FAIL
+    assert probes.region_devices(Context(backend="image"))[0] is Status.OK
+
+
+def test_zones() -> None:
+    zones = probes.parse_zones(ZONEINFO)
+    assert zones == {"DMA": 3840, "DMA32": 494314, "Normal": 118660, "Movable": 360448, "Device": 0}
+
+
+def test_movable_zone(tmp_path: Path) -> None:
+    assert probes.movable_zone(host(tmp_path, {"proc/zoneinfo": ZONEINFO}))[1] == "1408 MiB"
+    none = ZONEINFO.replace("360448", "0")
+    assert probes.movable_zone(host(tmp_path, {"proc/zoneinfo": none}))[0] is Status.FAIL
+    assert probes.movable_zone(Context(backend="image"))[0] is Status.OK
+
+
+def test_room_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = host(tmp_path, {"proc/zoneinfo": ZONEINFO})
+    monkeypatch.setattr(probes, "resident_bytes", lambda pids: 300 * MIB)
+    assert probes.drain_room(context)[0] is Status.OK
+    monkeypatch.setattr(probes, "resident_bytes", lambda pids: 2000 * MIB)
+    status, reason, _ = probes.drain_room(context)
+    assert status is Status.WARN
+    assert "carried pages then exist twice" in reason
+
+
+def test_kexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_lock = {"sys/kernel/security/lockdown": "[none] integrity confidentiality\n"}
+    unloaded: list[bool] = []
+    monkeypatch.setattr(syscalls, "kexec_unload", lambda: unloaded.append(True))
+    assert probes.kexec(host(tmp_path, open_lock))[0] is Status.OK
+    assert unloaded == [True]
+    # A kernel that somebody has loaded must stay loaded.
+    assert probes.kexec(host(tmp_path, {"sys/kernel/kexec_loaded": "1\n"}))[0] is Status.OK
+    assert unloaded == [True]
+    locked = {"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}
+    assert "locked down (integrity)" in probes.kexec(host(tmp_path, locked))[1]
+    off = {"proc/sys/kernel/kexec_load_disabled": "1\n"}
+    assert "kexec_load_disabled" in probes.kexec(host(tmp_path, off))[1]
+
+
+def test_kexec_not_in_this_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(syscalls, "kexec_unload", missing)
+    status, reason, remedy = probes.kexec(host(tmp_path, {}))
+    assert (status, reason) == (Status.FAIL, "kexec_file_load: Function not implemented")
+    assert "CONFIG_KEXEC_FILE" in remedy
+
+
+def test_swap(tmp_path: Path) -> None:
+    head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    assert probes.swap(host(tmp_path, {"proc/swaps": head}))[0] is Status.OK
+    used = f"{head}/dev/vda2                 partition\t524284\t\t0\t\t-2\n"
+    status, reason, remedy = probes.swap(host(tmp_path, {"proc/swaps": used}))
+    assert (status, reason) == (Status.FAIL, "in use: /dev/vda2")
+    assert "swapoff" in remedy
+
+
+def test_merged_pages(tmp_path: Path) -> None:
+    files = {"sys/kernel/mm/ksm/run": "1\n", "sys/kernel/mm/ksm/pages_sharing": "12\n"}
+    assert "KSM has merged 12 pages" in probes.merging(host(tmp_path, files))[1]
+    files["sys/kernel/mm/ksm/pages_sharing"] = "0\n"
+    assert probes.merging(host(tmp_path, files))[0] is Status.OK
+
+
+def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "nft" else f"/bin/{name}")
+    names = ("rekernel-pagemap", "rekernel-pager")
+    context = host(tmp_path, {f"usr/lib/rekernel/{name}": "" for name in names})
+    assert probes.programs(context)[1] == "not found: nft, rekernel-hook"
+
+
+def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "running_release", lambda: "6.12.1")
+    assert probes.kernels(Context(root=tmp_path))[0] is Status.FAIL
+    for release in ("6.12.1", "7.3.4"):
+        files = {f"usr/lib/modules/{release}/modules.dep": "", f"boot/vmlinuz-{release}": ""}
+        context = host(tmp_path, files)
+        expected = Status.WARN if release == "6.12.1" else Status.OK
+        assert probes.kernels(context)[0] is expected
+    assert probes.kernels(context)[1] == "to switch to: 7.3.4"
+
+
+def test_low_pids() -> None:
+    low = Context(units=(unit("a.service", Verdict.CARRIED, 400, 5000),))
+    assert "1 carried processes are below PID 1000" in probes.pids(low)[1]
+    # What restarts gets a new PID anyway.
+    assert probes.pids(Context(units=(unit("a.service", Verdict.RESTARTED, 400),)))[0] is Status.OK
+
+
+def test_userfaultfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(argv: list[str]) -> str:
+        raise RekernelError("criu failed (1): uffd is not supported")
+
+    monkeypatch.setattr(probes, "run", refuse)
+    assert probes.userfaultfd(Context())[0] is Status.FAIL
+    assert probes.userfaultfd(Context(backend="image"))[0] is Status.OK
+
+
+def test_canary_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "try_canary", lambda: CanaryResult(0.5, 0.25))
+    assert "dump 0.5 s, restore 0.2 s" in probes.canary(Context())[1]
+
+    def fail() -> CanaryResult:
+        raise CanaryError("criu cannot dump a test process: x", "do y")
+
+    monkeypatch.setattr(probes, "try_canary", fail)
+    assert probes.canary(Context()) == (Status.FAIL, "criu cannot dump a test process: x", "do y")
+
+
+def test_what_cannot_be_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "unsupported", lambda table: ["/srv (xfs on /dev/sdb)"])
+    monkeypatch.setattr(network, "observe", lambda: None)
+    monkeypatch.setattr(network, "unsupported", lambda facts: ["br0 (bridge)"])
+    assert probes.mounted(Context())[1] == "not supported yet: /srv (xfs on /dev/sdb)"
+    assert probes.links(Context())[1] == "not supported yet: br0 (bridge)"
+
+    def no_root(table: object) -> None:
+        raise BlockedError("the root file system is btrfs (/dev/vda)", "only ext4")
+
+    monkeypatch.setattr(mounts, "root_config", no_root)
+    assert probes.root_filesystem(Context())[1] == "the root file system is btrfs (/dev/vda)"
+
+
+def test_a_probe_that_breaks_counts_as_failed() -> None:
+    def broken(context: Context) -> probes.Answer:
+        raise OSError(5, "Input/output error")
+
+    found = probes.probe_all(Context(), [("disk", broken)])
+    assert found == [
+        Finding("disk", Status.FAIL, "could not be found out: [Errno 5] Input/output error")
+    ]
+
+
+def test_names_are_unique() -> None:
+    names = [name for name, _ in probes.PROBES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("(00.01) Error (criu/sockets.c:547): Can't get 1:16 opt: Operation not supported", "4.2"),
+        ("(00.01) Error (criu/mem.c:1): no such thing", "newer criu"),
+    ],
+)
+def test_criu_errors_have_remedies(tmp_path: Path, line: str, words: str) -> None:
+    log = tmp_path / "dump.log"
+    log.write_text(
+        f"(00.00) Warn  (criu/x.c:1): skip\n{line}\n(00.02) Error (criu/y.c:2): FAILED\n"
+    )
+    cause = canary.first_error(log)
+    assert cause == line.partition("): ")[2]
+    assert words in canary.remedy_for(cause)
+
+
+def test_no_criu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(CanaryError, match="criu is not installed"):
+        canary.try_canary()
