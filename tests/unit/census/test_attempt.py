@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,9 @@ def test_follower_waits_for_whole_lines(tmp_path: Path) -> None:
 
 def test_follower_leaves_out_an_earlier_attempt(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    rows = [{"kind": "note", "name": "x", "at_ns": at, "detail": {}} for at in (5, 15)]
+    rows: list[dict[str, Any]] = [
+        {"kind": "note", "name": "x", "at_ns": at, "detail": {}} for at in (5, 15)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [event.at_ns for event in attempt.Follower(path, since_ns=10).poll()] == [15]
 

@@ -1,0 +1,235 @@
+"""Reports from the agent's own result, recorded on a change from Linux 6.12 to 7.3."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rekernel.errors import BlockedError, RekernelError, RolledBackError
+from rekernel.handover.manifest import Phase
+from rekernel.report import builder, html, text
+from rekernel.report.builder import After, UnitAfter
+from rekernel.report.layout import Paint
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "agent-6.12-to-7.3.json").read_text())
+REDIS = ["tcp", "10.77.0.2:6379", "10.77.0.1:51000"]
+HTTP = ["tcp", "10.77.0.2:80", "10.77.0.1:51002"]
+DRAIN = {"state": "drained", "pages_total": 1924, "bytes_left": 0}
+
+
+@pytest.fixture
+def agent() -> dict[str, Any]:
+    """The recorded result with connections, a restarted unit and strays."""
+    found = copy.deepcopy(RECORDED)
+    found["report"]["connections"] = [HTTP, REDIS]
+    found["report"]["stray_pages"] = 10
+    found["report"]["units"].append(
+        {
+            "unit": "virt<ual>.service",
+            "verdict": "restarted",
+            "reason": "process 7 has a KVM virtual machine open (descriptor 3)",
+            "main_pid": 7,
+            "processes": [7],
+            "cgroup": "/system.slice/virt.service",
+        }
+    )
+    assert isinstance(found, dict)
+    return found
+
+
+def after(agent: dict[str, Any], **changes: UnitAfter) -> After:
+    """As before, but for what a test changes."""
+    units = {
+        item["unit"]: UnitAfter(True, item["main_pid"], item["cgroup"], tuple(item["processes"]))
+        for item in agent["report"]["units"]
+    }
+    units |= {f"{name}.service": unit for name, unit in changes.items()}
+    return After(units, [HTTP, REDIS])
+
+
+def by_name(report: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(unit for unit in report["units"] if unit["unit"] == name)
+    return found
+
+
+def test_everything_carried_over(agent: dict[str, Any]) -> None:
+    report = builder.carried_over(agent, after(agent), drain=DRAIN, brownout_s=34.5)
+    assert (report["schema"], report["outcome"], report["exit_code"]) == (1, "done", 0)
+    assert report["id"] == "20261122-220201"
+    assert report["blackout_s"] == pytest.approx(25.8316, abs=1e-3)
+    assert report["connections"]["lost"] == []
+    assert report["error"] == ""
+    nginx = by_name(report, "nginx.service")
+    assert nginx["kept"]
+    assert nginx["main_pid_before"] == nginx["main_pid_after"] == 5013
+    assert not by_name(report, "dbus.service")["kept"]
+    memory = report["memory"]
+    assert memory["bytes_copied"] == 10 * 4096 + 3639031 + 51200
+    assert memory["pages_in_place"] == 1924
+    assert memory["drain"] == DRAIN
+    json.dumps(report)
+
+
+def test_a_tree_that_was_not_restored(agent: dict[str, Any]) -> None:
+    agent["trees"][0]["failure"] = "criu ended with 1"
+    fresh = UnitAfter(True, 5900, "/system.slice/nginx.service", (5900,))
+    report = builder.carried_over(agent, after(agent, nginx=fresh))
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    nginx = by_name(report, "nginx.service")
+    assert not nginx["kept"]
+    assert nginx["failure"] == "criu ended with 1"
+    assert nginx["log"] == "/run/rekernel/restore/nginx"
+    assert report["error"] == "not carried over: nginx.service"
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (UnitAfter(False, 0, "", ()), "not active"),
+        (UnitAfter(True, 77, "/system.slice/nginx.service", (77,)), "was 5013 and is 77"),
+        (UnitAfter(True, 5013, "/system.slice", (5013,)), "control group was"),
+    ],
+)
+def test_a_unit_that_is_another_one_afterwards(
+    agent: dict[str, Any], seen: UnitAfter, words: str
+) -> None:
+    report = builder.carried_over(agent, after(agent, nginx=seen))
+    assert report["exit_code"] == 4
+    assert words in by_name(report, "nginx.service")["failure"]
+
+
+def test_a_unit_without_main_process(agent: dict[str, Any]) -> None:
+    unit = next(item for item in agent["report"]["units"] if item["unit"] == "nginx.service")
+    unit["main_pid"] = 0
+    group = "/system.slice/nginx.service"
+    kept = UnitAfter(True, 0, group, (5013, 5014))
+    assert builder.carried_over(agent, after(agent, nginx=kept))["outcome"] == "done"
+    other = UnitAfter(True, 0, group, (9000,))
+    report = builder.carried_over(agent, after(agent, nginx=other))
+    assert by_name(report, "nginx.service")["failure"] == "its first process is gone"
+
+
+def test_a_carried_unit_that_no_tree_has(agent: dict[str, Any]) -> None:
+    agent["trees"] = agent["trees"][1:]
+    report = builder.carried_over(agent, after(agent))
+    assert by_name(report, "nginx.service")["failure"] == "it was not handed over"
+
+
+def test_lost_connections(agent: dict[str, Any]) -> None:
+    seen = After(after(agent).units, [HTTP])
+    report = builder.carried_over(agent, seen)
+    assert report["connections"]["lost"] == [REDIS]
+    # Either end may have closed it: no reason to call the upgrade degraded.
+    assert report["outcome"] == "done"
+    assert "1 of 2 connections still open" in text.render(report)
+
+
+def test_an_agent_that_failed_half_way() -> None:
+    result = {"schema": 1, "handover": "used", "id": "20261122-220201", "reason": "no root"}
+    report = builder.carried_over(result, After())
+    assert (report["outcome"], report["exit_code"], report["error"]) == ("failed", 1, "no root")
+    assert report["blackout_s"] is None
+    text.render(report)
+    html.render(report)
+
+
+ATTEMPT = {"id": "20261122-220201", "old_release": "6.12.1", "new_release": "7.3.4"}
+
+
+@pytest.mark.parametrize(
+    ("error", "notes", "outcome", "code"),
+    [
+        (RolledBackError("stopped by SIGTERM"), [], "rolled-back", 5),
+        (RekernelError("redis could not be dumped"), [], "rolled-back", 5),
+        (BlockedError("swap is in use"), [], "refused", 3),
+        (RekernelError("x"), ["could not be undone: thaw /a"], "failed", 1),
+    ],
+)
+def test_attempts_that_ended_before_the_jump(
+    error: RekernelError, notes: list[str], outcome: str, code: int
+) -> None:
+    phases = [Phase("freeze", 10**9, 2 * 10**9)]
+    report = builder.undone(ATTEMPT, error, phases, notes)
+    assert (report["outcome"], report["exit_code"]) == (outcome, code)
+    assert report["error"] == error.message
+    assert report["phases"][0]["seconds"] == 1.0
+    rendered = text.render(report)
+    assert error.message in rendered
+    assert all(note in rendered for note in notes)
+
+
+def test_nothing_came_over() -> None:
+    report = builder.not_carried(ATTEMPT, "the manifest is damaged (checksum)")
+    assert (report["outcome"], report["exit_code"]) == ("failed", 1)
+    assert "the manifest is damaged" in report["error"]
+
+
+def test_text(agent: dict[str, Any]) -> None:
+    report = builder.carried_over(agent, after(agent), drain=DRAIN, brownout_s=34.5)
+    rendered = text.render(report)
+    assert "6.12.107+deb13-cloud-amd64 → 7.3.4+deb13-cloud-amd64   done" in rendered
+    assert "2 of 2 units carried over" in rendered
+    assert "5013 = 5013 ✓" in rendered
+    assert "2 of 2 connections still open ✓" in rendered
+    assert "blackout 25.83 s" in rendered
+    assert "load kernel" not in rendered
+    assert "1,924 pages" in rendered
+    assert "34.50 s  until every page was home" in rendered
+    assert "process 7 has a KVM virtual machine open" in rendered
+    assert "\x1b" not in rendered
+    assert "\x1b[32m" in text.render(report, Paint(True))
+
+
+def test_text_while_pages_are_on_their_way(agent: dict[str, Any]) -> None:
+    drain = {"state": "draining", "bytes_left": 3 << 20}
+    rendered = text.render(builder.carried_over(agent, after(agent), drain=drain))
+    assert "3.0 MiB still on their way home" in rendered
+
+
+def test_text_of_the_image_backend(agent: dict[str, Any]) -> None:
+    agent["memory"]["backend"] = "image"
+    assert "through images on disk" in text.render(builder.carried_over(agent, after(agent)))
+
+
+def test_phases_within_phases_count_once(agent: dict[str, Any]) -> None:
+    report = builder.carried_over(agent, after(agent))
+    inside = sum(item["seconds"] for item in text.blackout_phases(report))
+    rest = text.unaccounted(report)
+    assert 0 < rest < report["blackout_s"]
+    report["phases"].append(dict(report["phases"][-1], name="inner"))
+    assert text.unaccounted(report) == pytest.approx(rest)
+    assert inside + rest == pytest.approx(report["blackout_s"], rel=0.1)
+
+
+def test_html_needs_nothing_else(agent: dict[str, Any]) -> None:
+    page = html.render(builder.carried_over(agent, after(agent), drain=DRAIN, brownout_s=34.5))
+    assert "http" not in page
+    assert "<script" not in page
+    assert "url(" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert page.count("<svg") == page.count("</svg>") == 1
+    assert "kexec and kernel boot" in page
+    assert "virt&lt;ual&gt;.service" in page
+    assert "virt<ual>" not in page
+
+
+def test_html_without_a_jump() -> None:
+    page = html.render(builder.undone(ATTEMPT, RolledBackError("stopped", "see <x>")))
+    assert "<svg" not in page
+    assert "see &lt;x&gt;" in page
+
+
+def test_history_table(agent: dict[str, Any]) -> None:
+    reports = [
+        builder.carried_over(agent, after(agent)),
+        builder.undone(ATTEMPT, RolledBackError("stopped")),
+    ]
+    lines = text.render_history(reports).splitlines()
+    assert lines[0].split() == ["id", "kernels", "blackout", "carried", "outcome"]
+    assert "25.83 s" in lines[1]
+    assert "2/2" in lines[1]
+    assert "undone" in lines[2]

@@ -1,0 +1,160 @@
+"""The history on disk, and what is predicted from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rekernel.errors import NothingToDoError, RolledBackError, UsageError
+from rekernel.report import builder, layout
+from rekernel.report.history import History
+from rekernel.report.prediction import parse_boot_seconds, predict
+
+
+def report(identifier: str, **more: Any) -> dict[str, Any]:
+    return builder.undone({"id": identifier}, RolledBackError("stopped")) | more
+
+
+def test_newest_first(tmp_path: Path) -> None:
+    history = History(tmp_path / "history")
+    assert history.ids() == []
+    for identifier in ("20261122-100000", "20261123-090000", "20261122-110000"):
+        history.record(report(identifier), tmp_path / "none")
+    ids = ["20261123-090000", "20261122-110000", "20261122-100000"]
+    assert [item["id"] for item in history.reports()] == ids
+    assert history.get()["id"] == ids[0]
+    assert history.get(ids[2])["id"] == ids[2]
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    with pytest.raises(NothingToDoError, match="no upgrade was tried") as caught:
+        history.get()
+    assert caught.value.exit_code == 6
+    for wrong in ("20261122-100000", "../../etc", "x"):
+        with pytest.raises(UsageError, match="no report"):
+            history.get(wrong)
+
+
+def test_damaged_reports_are_passed_over(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.record(report("20261122-100000"), tmp_path / "none")
+    (tmp_path / "20261122-110000").mkdir()
+    (tmp_path / "20261122-110000" / "report.json").write_text('{"schema": 1, ')
+    (tmp_path / "20261122-120000").mkdir()
+    (tmp_path / "20261122-120000" / "report.json").write_text('{"schema": 99}')
+    assert [item["id"] for item in history.reports()] == ["20261122-100000"]
+
+
+def test_attempts_without_a_report(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.begin("20261122-100000", {"boot_id": "a", "old_release": "6.12"})
+    history.begin("20261122-110000", {"boot_id": "b"})
+    assert [item["id"] for item in history.unfinished()] == ["20261122-110000", "20261122-100000"]
+    history.record(report("20261122-110000"), tmp_path / "none")
+    assert [item["boot_id"] for item in history.unfinished()] == ["a"]
+
+
+def test_logs_are_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("restore/nginx/restore.log", "upgrade/work/nginx/dump.log", "pager.log"):
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}")
+    (run / "empty.log").touch()
+    directory = History(tmp_path / "history").record(report("20261122-100000"), run)
+    found = {path.name: path.read_text() for path in (directory / "logs").iterdir()}
+    assert found == {
+        "restore-nginx-restore.log": "content of restore/nginx/restore.log",
+        "dump-nginx-dump.log": "content of upgrade/work/nginx/dump.log",
+        "pager.log": "content of pager.log",
+    }
+    assert json.loads((directory / "report.json").read_text())["schema"] == 1
+
+
+def test_old_attempts_go_away(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for number in range(53):
+        history.record(report(f"20261122-10{number:04}"), tmp_path / "none")
+    assert len(history.ids()) == 50
+    assert history.ids()[-1] == "20261122-100003"
+
+
+def past(blackout: float, trees: int = 2, backend: str = "region", outcome: str = "done") -> Any:
+    units = [{"verdict": "carried"}] * trees + [{"verdict": "plumbing"}]
+    return {
+        "blackout_s": blackout,
+        "backend": backend,
+        "outcome": outcome,
+        "units": units,
+        "memory": {"resident_bytes": 512 << 20},
+    }
+
+
+def test_prediction_is_the_median_of_the_past() -> None:
+    history = [past(4.0), past(9.0), past(5.0), past(None), past(50.0, outcome="failed")]  # type: ignore[arg-type]
+    found = predict(backend="region", trees=2, resident_bytes=0, past=history)
+    assert (found.seconds, found.basis, found.samples) == (5.0, "history", 3)
+    assert "3 upgrades" in found.explanation
+
+
+def test_prediction_grows_with_the_trees_but_not_with_memory_in_place() -> None:
+    found = predict(backend="region", trees=8, resident_bytes=64 << 30, past=[past(6.0)])
+    assert found.seconds == 9.0
+    assert "the last upgrade" in found.explanation
+
+
+def test_prediction_of_images_grows_with_memory() -> None:
+    history = [past(10.0, backend="image"), past(1.0)]
+    found = predict(backend="image", trees=2, resident_bytes=(1 << 30) + (512 << 20), past=history)
+    assert (found.seconds, found.samples) == (20.0, 1)
+
+
+def test_prediction_without_a_past_says_that_it_is_a_guess() -> None:
+    found = predict(backend="region", trees=2, resident_bytes=1 << 30, boot_seconds=2.0)
+    assert (found.seconds, found.basis) == (3.4, "model")
+    assert "a guess" in found.explanation
+    images = predict(backend="image", trees=2, resident_bytes=1 << 30, boot_seconds=2.0)
+    assert images.seconds > found.seconds + 5
+
+
+@pytest.mark.parametrize(
+    ("shown", "seconds"),
+    [
+        ("InitRDTimestampMonotonic=0\nUserspaceTimestampMonotonic=3512345\n", 3.512345),
+        ("UserspaceTimestampMonotonic=9000000\nInitRDTimestampMonotonic=1500000\n", 1.5),
+        ("UserspaceTimestampMonotonic=95000000\n", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_boot_seconds(shown: str, seconds: float) -> None:
+    assert parse_boot_seconds(shown) == seconds
+
+
+def test_numbers_for_people() -> None:
+    assert [layout.human_bytes(value) for value in (0, 1536, 300 << 20, 5 << 40)] == [
+        "0 B", "1.5 KiB", "300 MiB", "5.0 TiB",
+    ]  # fmt: skip
+    assert [layout.human_seconds(value) for value in (0.0123, 3.25, 75)] == [
+        "12 ms", "3.25 s", "1 min 15 s",
+    ]  # fmt: skip
+    assert [layout.plural(2, word) for word in ("page", "process", "reply")] == [
+        "2 pages", "2 processes", "2 replies",
+    ]  # fmt: skip
+    assert layout.plural(1, "process") == "1 process"
+
+
+def test_tables_align_coloured_cells() -> None:
+    paint = layout.Paint(True)
+    lines = layout.table([[paint.good("ok"), "x"], ["failed", "y"]], indent="")
+    assert layout.width(lines[0]) == layout.width(lines[1])
+    assert layout.table([], ("a", "b")) == []
+
+
+def test_bars() -> None:
+    assert layout.bar(10, 10, 4) == "████"
+    assert layout.bar(0.0001, 10, 4) == "▏"
+    assert layout.bar(0, 10) == layout.bar(1, 0) == ""
