@@ -16,7 +16,7 @@ from typing import Any
 from rekernel import syscalls
 from rekernel.census.connections import established
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals
+from rekernel.checkpoint import externals, timers
 from rekernel.checkpoint.options import (
     RESTORE_ROOT,
     TreeOptions,
@@ -208,6 +208,7 @@ class Upgrade:
                 )
                 dumps.wait(self._check)
                 record = recorder.finish() if recorder is not None else None
+                timers.rearm_images(images)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, stray_offset or None)
                 image_bytes = 0
