@@ -121,8 +121,13 @@ def _restore(
     result |= {"handover": "used", "id": manifest.id}
     locked = False
     try:
-        with timeline.phase("host state"):
-            _set_up_host(reader, manifest)
+        with timeline.phase("mounts"):
+            boot.mount_all(manifest.mounts)
+        with timeline.phase("unpack"):
+            _unpack(reader, manifest)
+        with timeline.phase("settings"):
+            restore.make_cgroups(manifest.cgroups)
+            _apply_settings(manifest)
         with timeline.phase("criu's probe"):
             processes.wait(probe, "criu's probe of this kernel")
         with timeline.phase("network"):
@@ -159,13 +164,6 @@ def _start_probe(config: AgentConfig) -> int:
     """criu's probe of this kernel talks to itself over loopback, so it comes before the lock."""
     network.loopback_up()
     return processes.start(config.criu_probe, log=str(RUN / "probe.log"))
-
-
-def _set_up_host(reader: StoreReader, manifest: Manifest) -> None:
-    boot.mount_all(manifest.mounts)
-    _unpack(reader, manifest)
-    restore.make_cgroups(manifest.cgroups)
-    _apply_settings(manifest)
 
 
 def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
