@@ -106,6 +106,8 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
         brownout_s = round(max(0, drained_ns - agent["resumed_ns"]) / 1e9, 3)
     drain = brownout.read_json(RUN / brownout.DRAIN)
     report = builder.carried_over(agent, seen, drain=drain, brownout_s=brownout_s, notes=notes)
+    if not drained_ns:
+        report |= builder.damaged(notes[-1])
     history.record(report, RUN)
     if not drained_ns:
         raise RekernelError(notes[-1], "restart the carried units")

@@ -73,13 +73,19 @@ class LiveDisplay:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+        from rich.text import Text
+
+        class Seconds(ProgressColumn):
+            """So far, or all in all."""
+
+            def render(self, task: Task) -> Text:
+                return Text(human_seconds(task.fields["took"] or task.elapsed or 0.0), style="dim")
 
         self._progress: Progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[took]}"),
+            Seconds(),
             console=Console(),
         )
         self._task: TaskID | None = None
@@ -92,10 +98,10 @@ class LiveDisplay:
             if event.name in _LAST_WORDS and not self._paused:
                 self._paused = True
                 self._progress.console.print(PAUSE, style="yellow")
-            self._task = self._progress.add_task(event.name, total=1, took="")
+            self._task = self._progress.add_task(event.name, total=1, took=0.0)
         elif event.kind == "end" and self._task is not None:
-            took = human_seconds(event.detail.get("seconds", 0.0))
-            self._progress.update(self._task, completed=1, took=f"[dim]{took}[/]")
+            took = event.detail.get("seconds", 0.0)
+            self._progress.update(self._task, completed=1, took=took)
         elif event.kind == "failed" and self._task is not None:
             # A finished task shows a tick: this one has to go.
             self._progress.remove_task(self._task)

@@ -183,6 +183,16 @@ def carried_over(
     }
 
 
+def damaged(error: str) -> dict[str, Any]:
+    """What changes in a report when carried pages turn out to be lost."""
+    return {
+        "outcome": DEGRADED,
+        "exit_code": _EXIT_CODES[DEGRADED],
+        "error": error,
+        "hint": "restart the carried units: processes that need such a page cannot go on",
+    }
+
+
 def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
     """A report of an attempt that did not carry anything over."""
     return {

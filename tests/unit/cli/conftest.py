@@ -1,0 +1,28 @@
+"""A machine that is not this one, for the verbs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rekernel.census import attempt
+from rekernel.cli import finish
+from rekernel.report import history
+from rekernel.report.history import History
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """/run/rekernel and the history in a temporary directory; root; nothing under way."""
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    for module in ("finish", "history", "plan", "report", "status", "in_unit"):
+        monkeypatch.setattr(f"rekernel.cli.{module}.History", lambda: History(tmp_path / "history"))
+    monkeypatch.setattr(history, "_RUN", run)
+    monkeypatch.setattr(finish, "RUN", run)
+    monkeypatch.setattr(attempt, "unit_active", lambda: False)
+    monkeypatch.setattr(attempt, "OUTCOME", run / "outcome.json")
+    monkeypatch.setattr(attempt, "boot_id", lambda: "this boot")
+    return run

@@ -1,0 +1,410 @@
+"""Before an upgrade, beside it, and its own process."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rekernel import cli
+from rekernel.census import attempt, brownout
+from rekernel.census.pages import Survey
+from rekernel.census.probes import Finding, Status
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.cli import check, in_unit, upgrade
+from rekernel.cli import plan as plan_verb
+from rekernel.cli.progress import PAUSE, JsonDisplay, LiveDisplay, PlainDisplay
+from rekernel.errors import BusyError, RekernelError, RolledBackError
+from rekernel.kernel.installed import Kernel
+from rekernel.memory.dax import Range
+from rekernel.memory.region import Layout
+from rekernel.plan import Plan
+from rekernel.policy import Policy
+from rekernel.report import builder
+from rekernel.report.history import History
+from rekernel.report.layout import PLAIN
+from rekernel.report.prediction import Prediction
+from rekernel.systemd.units import Unit
+from rekernel.transition.events import Event, EventStream
+from rekernel.transition.upgrade import exclusive
+
+WHERE = Layout(Range(4 << 30, 6 << 30), Range(4 << 30, 5 << 30), Range(5 << 30, 6 << 30))
+
+
+def unit(name: str, verdict: Verdict, reason: str = "", remedy: str = "") -> UnitVerdict:
+    facts = Unit(name, "active", "running", "simple", 5000, f"/system.slice/{name}", "", {})
+    return UnitVerdict(facts, verdict, reason, remedy, {5000: facts.cgroup, 5001: facts.cgroup})
+
+
+def make_plan(*units: UnitVerdict) -> Plan:
+    return Plan(
+        kernel=Kernel("7.3.4", Path("/boot/vmlinuz-7.3.4"), Path("/x")),
+        running="6.12.1",
+        backend="region",
+        where=WHERE,
+        units=units or (unit("redis.service", Verdict.CARRIED),),
+        resident_bytes=300 << 20,
+        warnings=("a login ends",),
+        pages=Survey(290 << 20, 2 << 20),
+    )
+
+
+@pytest.fixture
+def planned(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes planning give this plan; nothing drains, nothing runs."""
+
+    def use(*units: UnitVerdict, seconds: float = 4.0) -> None:
+        answer = (make_plan(*units), Prediction(seconds, "history", 3))
+        monkeypatch.setattr(plan_verb, "decide", lambda args: answer)
+
+    monkeypatch.setattr(brownout, "observe", lambda: brownout.Brownout(False, "none", None))
+    monkeypatch.setattr(upgrade.policy, "load", lambda carry=(), restart=(): Policy())  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    use()
+    return use
+
+
+def test_plan_for_people(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "6.12.1 → 7.3.4" in shown
+    assert "290 MiB in the carry region stay where they are, 2.0 MiB outside" in shown
+    assert "about 4.00 s (from 3 upgrades of this machine)" in shown
+    assert "warning: a login ends" in shown
+
+
+def test_dry_run_is_the_plan(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--json"]) == 0
+    document = capsys.readouterr().out
+    assert cli.main(["upgrade", "--dry-run", "--json"]) == 0
+    assert capsys.readouterr().out == document
+    found = json.loads(document)
+    assert found["schema"] == 1
+    assert found["memory"]["stray_bytes"] == 2 << 20
+    assert found["prediction"] == {"blackout_s": 4.0, "basis": "history", "samples": 3}
+    assert found["units"][0]["processes"] == [5000, 5001]
+
+
+BLOCKING = ("db.service", Verdict.BLOCKS, "it has an io_uring instance open", "do x")
+
+
+def test_plan_with_a_unit_that_blocks(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    planned(unit(*BLOCKING))
+    assert cli.main(["plan"]) == 3
+    assert "blocked by db.service: it has an io_uring" in capsys.readouterr().out
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = cli.main(["upgrade", *argv])
+    return code, capsys.readouterr().err
+
+
+def test_refusals(
+    planned: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = refused([], capsys)
+    assert (code, "there is no terminal to ask on" in text) == (2, True)
+    assert "--yes" in text
+    code, text = refused(["--yes", "--max-blackout", "3"], capsys)
+    assert code == 3
+    assert "the predicted blackout is 4.00 s (from 3 upgrades of this machine)" in text
+    planned(unit(*BLOCKING))
+    code, text = refused(["--yes"], capsys)
+    assert code == 3
+    assert "these units block the upgrade: db.service (it has an io_uring" in text
+    assert "hint: do x" in text
+    monkeypatch.setattr(brownout, "observe", lambda: brownout.Brownout(True, "used", None))
+    code, text = refused(["--yes"], capsys)
+    assert (code, "still on their way home" in text) == (7, True)
+    monkeypatch.setattr(attempt, "unit_active", lambda: True)
+    code, text = refused(["--yes"], capsys)
+    assert (code, "another upgrade is under way" in text) == (7, True)
+
+
+class Terminal(io.StringIO):
+    """Somebody who types this."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_no_is_a_no(
+    planned: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for answer in ("\n", "n\n", "perhaps\n"):
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        code, text = refused([], capsys)
+        assert (code, text) == (1, "rekernel: not confirmed: nothing was touched\n")
+
+
+def test_unit_command() -> None:
+    args = argparse.Namespace(memory="auto", max_blackout=5.0, carry=["a"], restart=["b", "c"])
+    argv = upgrade.unit_argv(args, "7.3.4")
+    split = argv.index("--")
+    for word in (
+        "--wait", "--collect", "--unit=rekernel-upgrade", "--property=KillMode=process",
+        "--property=TimeoutStopSec=120", "--property=OOMScoreAdjust=-900",
+    ):  # fmt: skip
+        assert word in argv[:split]
+    stop = next(word for word in argv if word.startswith("--property=ExecStopPost=/"))
+    assert stop.endswith(" abort --after-death")
+    own = argv[split + 1 :]
+    assert own[-1] == "7.3.4"
+    parsed = cli.build_parser(("upgrade",)).parse_args(own[own.index("upgrade") :])
+    assert parsed.in_unit and parsed.yes
+    assert (parsed.carry, parsed.restart, parsed.max_blackout) == (["a"], ["b", "c"], 5.0)
+
+
+def run_unit(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Instead of systemd-run."""
+    monkeypatch.setattr(upgrade, "unit_argv", lambda args, release: [sys.executable, "-c", script])
+
+
+@pytest.fixture
+def unit_directory(planned: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(upgrade, "_RUN", run_directory)
+    events, outcome = run_directory / "events.jsonl", run_directory / "outcome.json"
+    original = attempt.Follower
+    monkeypatch.setattr(attempt, "Follower", lambda since_ns: original(events, since_ns))
+    monkeypatch.setattr(attempt, "read_outcome", lambda: brownout.read_json(outcome))
+    return run_directory
+
+
+def script_for(directory: Path, report: dict[str, Any]) -> str:
+    return (
+        "import json, time\n"
+        f"with open({str(directory / 'events.jsonl')!r}, 'w') as file:\n"
+        "    for kind, name, detail in [('begin', 'sync', {}), ('end', 'sync', {'seconds': 0.5}),\n"
+        "            ('begin', 'dump', {}), ('failed', 'dump', {'error': 'no dump'})]:\n"
+        "        event = dict(kind=kind, name=name, at_ns=time.time_ns(), detail=detail)\n"
+        "        print(json.dumps(event), file=file, flush=True)\n"
+        f"open({str(directory / 'outcome.json')!r}, 'w').write({json.dumps(report)!r})\n"
+    )
+
+
+UNDONE = builder.undone(
+    {"id": "20261122-220201"}, RekernelError("redis could not be dumped: x", "see the log")
+)
+
+
+def test_following_an_attempt_that_is_undone(
+    unit_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_unit(monkeypatch, script_for(unit_directory, UNDONE))
+    assert cli.main(["upgrade", "--yes"]) == 5
+    captured = capsys.readouterr()
+    assert captured.err == "rekernel: redis could not be dumped: x\nhint: see the log\n"
+    shown = captured.out
+    assert shown.index("6.12.1 → 7.3.4") < shown.index(PAUSE) < shown.index("sync: 500 ms")
+    assert "dump: no dump" in shown
+
+
+def test_following_in_json(
+    unit_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_unit(monkeypatch, script_for(unit_directory, UNDONE))
+    assert cli.main(["upgrade", "--yes", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == UNDONE
+    events = [json.loads(line) for line in captured.err.splitlines()]
+    assert [event["kind"] for event in events] == ["begin", "end", "begin", "failed"]
+    assert {event["schema"] for event in events} == {1}
+
+
+def test_units_that_never_began(
+    unit_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_unit(monkeypatch, "import sys; sys.exit('Unit rekernel-upgrade.service already loaded')")
+    assert cli.main(["upgrade", "--yes"]) == 7
+    assert "another upgrade is under way" in capsys.readouterr().err
+    run_unit(monkeypatch, "import sys; sys.exit('Failed to connect to bus')")
+    assert cli.main(["upgrade", "--yes"]) == 1
+    captured = capsys.readouterr()
+    assert "ended with 1 and left no report: Failed to connect to bus" in captured.err
+    assert "journalctl -u rekernel-upgrade.service" in captured.err
+
+
+def test_what_could_not_be_undone_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    report = builder.undone({"id": "x"}, RolledBackError("stopped"), (), ["could not be undone: y"])
+    with pytest.raises(upgrade.AttemptError) as caught:
+        upgrade.conclude(report, in_json=False)
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().err == "rekernel: could not be undone: y\n"
+
+
+class FakeUpgrade:
+    """Ends like this."""
+
+    id = "20261122-220201"
+    error: BaseException | None = None
+    note = ""
+
+    def __init__(self, plan: Plan, events: EventStream) -> None:
+        self._events = events
+
+    def run(self) -> None:
+        with self._events.phase("undo"):
+            if self.note:
+                self._events.emit("note", self.note)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def own_process(
+    planned: Any, run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[type[FakeUpgrade]]:
+    fake = type("Fake", (FakeUpgrade,), {})
+    monkeypatch.setattr(in_unit, "Upgrade", fake)
+
+    @contextmanager
+    def unlocked() -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(in_unit, "exclusive", unlocked)
+    monkeypatch.setattr(in_unit, "JsonLines", lambda: lambda event: None)
+    monkeypatch.setattr(attempt, "write_outcome", lambda report: None)
+    before = signal.getsignal(signal.SIGTERM)
+    yield fake
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "note", "outcome", "code"),
+    [
+        (RekernelError("no dump"), "", "rolled-back", 5),
+        (RekernelError("no dump"), "could not be undone: thaw", "failed", 1),
+        (RolledBackError("stopped"), "something else", "rolled-back", 5),
+        (ValueError("a defect"), "", "rolled-back", 5),
+        (None, "", "rolled-back", 5),
+    ],
+)
+def test_every_end_is_in_the_history(
+    own_process: type[FakeUpgrade],
+    tmp_path: Path,
+    error: BaseException | None,
+    note: str,
+    outcome: str,
+    code: int,
+) -> None:
+    own_process.error, own_process.note = error, note
+    assert cli.main(["upgrade", "--in-unit", "--yes", "7.3.4"]) == code
+    report = History(tmp_path / "history").get()
+    assert (report["outcome"], report["exit_code"]) == (outcome, code)
+    assert [item["name"] for item in report["phases"]] == ["plan", "undo"]
+    assert (report["old_release"], report["new_release"]) == ("6.12.1", "7.3.4")
+    assert History(tmp_path / "history").unfinished() == []
+
+
+def test_a_plan_that_is_refused_in_the_unit(
+    own_process: type[FakeUpgrade], planned: Any, tmp_path: Path
+) -> None:
+    planned(unit(*BLOCKING))
+    assert cli.main(["upgrade", "--in-unit", "--yes"]) == 3
+    assert History(tmp_path / "history").get()["outcome"] == "refused"
+
+
+def test_sigterm_while_planning(
+    own_process: type[FakeUpgrade], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decide(args: argparse.Namespace) -> None:
+        # Planning gets over errors; a wish to stop must not be one.
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            pytest.fail("swallowed")
+
+    monkeypatch.setattr(plan_verb, "decide", decide)
+    assert cli.main(["upgrade", "--in-unit", "--yes"]) == 5
+    assert "before anything was touched" in History(tmp_path / "history").get()["error"]
+
+
+def test_one_at_a_time(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rekernel.transition.upgrade.LOCK", run_directory / "lock")
+    with exclusive():
+        assert cli.main(["upgrade", "--in-unit", "--yes"]) == BusyError.exit_code
+    assert "another upgrade is under way" in capsys.readouterr().err
+
+
+EVENTS = [
+    Event("begin", "freeze", 1),
+    Event("end", "freeze", 2, {"seconds": 0.012}),
+    Event("begin", "dump", 3),
+    Event("note", "could not be undone: [x]", 3),
+    Event("failed", "dump", 4, {"error": ""}),
+]
+
+
+def test_plain_display() -> None:
+    stream = io.StringIO()
+    display = PlainDisplay(stream)
+    for event in EVENTS:
+        display.show(event)
+    assert stream.getvalue().splitlines() == [
+        PAUSE, "freeze: 12 ms", "note: could not be undone: [x]", "dump: stopped",
+    ]  # fmt: skip
+
+
+def test_json_display() -> None:
+    stream = io.StringIO()
+    display = JsonDisplay(stream)
+    for event in EVENTS:
+        display.show(event)
+    assert len(stream.getvalue().splitlines()) == len(EVENTS)
+
+
+def test_live_display(capsys: pytest.CaptureFixture[str]) -> None:
+    display = LiveDisplay()
+    for event in EVENTS:
+        display.show(event)
+    display.close()
+    shown = capsys.readouterr().out
+    for words in ("✓ freeze", "12 ms", "✗ dump: stopped", "could not be undone: [x]"):
+        assert words in shown
+
+
+def test_check_document_and_text() -> None:
+    findings = [
+        Finding("swap", Status.FAIL, "in use: /dev/vda2", "swapoff -a"),
+        Finding("kexec", Status.OK, "allowed"),
+    ]
+    units = [unit("db.service", Verdict.RESTARTED, "why", "what to do")]
+    assert not check.is_ready(findings, units)
+    assert check.is_ready(findings[1:], units)
+    assert not check.is_ready(findings[1:], [unit(*BLOCKING)])
+    found = check.document(findings, units, ["session-1.scope"], False)
+    assert found["ready"] is False
+    assert found["probes"][0] == {
+        "name": "swap", "status": "fail", "reason": "in use: /dev/vda2", "remedy": "swapoff -a",
+    }  # fmt: skip
+    text = check.render(findings, units, ["session-1.scope"], False, PLAIN)
+    assert "fail  swap" in text
+    assert "in use: /dev/vda2 → swapoff -a" in text
+    assert "1 login would end" in text
+    assert text.endswith("This host is not ready: swap")
+    assert "This host is ready" in check.render(findings[1:], [], [], True, PLAIN)
+
+
+@pytest.mark.parametrize(("probe", "code"), [(Status.WARN, 0), (Status.FAIL, 3)])
+def test_check_exit_code(
+    run_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    probe: Status,
+    code: int,
+) -> None:
+    monkeypatch.setattr(check, "running_services", list)
+    monkeypatch.setattr(check, "sessions", list)
+    monkeypatch.setattr(check, "probe_all", lambda *args: [Finding("x", probe, "y")])
+    assert cli.main(["check", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["ready"] is (code == 0)

@@ -1,0 +1,169 @@
+"""Planning: every refusal, and what need not stop an upgrade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rekernel import plan
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.errors import BlockedError, NothingToDoError, UsageError
+from rekernel.kernel.installed import Kernel
+from rekernel.policy import Policy, load
+from rekernel.systemd.units import Unit
+
+OLD, NEW = (Kernel(name, Path(f"/boot/vmlinuz-{name}"), Path("/x")) for name in ("6.12.1", "7.3.4"))
+
+
+def unit(name: str, verdict: Verdict, *pids: int) -> UnitVerdict:
+    facts = Unit(name, "active", "running", "simple", pids[0], f"/system.slice/{name}", "", {})
+    return UnitVerdict(facts, verdict, "", "", dict.fromkeys(pids, facts.cgroup), pids[0])
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine whose facts a test may change."""
+    facts: dict[str, Any] = {
+        "kernels": [OLD, NEW],
+        "running": "6.12.1",
+        "mounts": [],
+        "links": [],
+        "region": None,
+        "units": [unit("redis.service", Verdict.CARRIED, 5000)],
+        "services": [],
+    }
+    monkeypatch.setattr(plan, "installed", lambda: facts["kernels"])
+    monkeypatch.setattr(plan, "running_release", lambda: facts["running"])
+    monkeypatch.setattr(
+        plan,
+        "mounts",
+        SimpleNamespace(
+            observe=list,
+            root_config=lambda table: None,
+            unsupported=lambda table: facts["mounts"],
+        ),
+    )
+    monkeypatch.setattr(
+        plan,
+        "network",
+        SimpleNamespace(observe=lambda: None, unsupported=lambda found: facts["links"]),
+    )
+    monkeypatch.setattr(
+        plan,
+        "region",
+        SimpleNamespace(current=lambda: facts["region"], ram_ranges=lambda where: []),
+    )
+    monkeypatch.setattr(plan, "running_services", lambda: facts["services"])
+
+    def judge(services: list[Unit], policy: Policy, parents: dict[int, int]) -> list[UnitVerdict]:
+        facts["judged"] = services
+        found: list[UnitVerdict] = facts["units"]
+        return found
+
+    monkeypatch.setattr(plan, "judge", judge)
+    monkeypatch.setattr(plan, "sessions", list)
+    monkeypatch.setattr(plan, "survey", lambda pids, regions: None)
+    return facts
+
+
+def test_the_newest_kernel_is_the_default(machine: dict[str, Any]) -> None:
+    made = plan.make(None, Policy())
+    assert (made.kernel.release, made.running, made.backend) == ("7.3.4", "6.12.1", "image")
+    assert made.warnings == ()
+
+
+def test_nothing_newer(machine: dict[str, Any]) -> None:
+    machine["running"] = "7.3.4"
+    with pytest.raises(NothingToDoError, match=r"7\.3\.4 is the newest installed kernel"):
+        plan.make(None, Policy())
+    assert plan.make("7.3", Policy()).kernel.release == "7.3.4"
+
+
+def test_unknown_kernel(machine: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no installed kernel matches 9"):
+        plan.make("9", Policy())
+
+
+def test_what_cannot_be_set_up_again(machine: dict[str, Any]) -> None:
+    machine["mounts"], machine["links"] = ["/srv (xfs on /dev/sdb)"], ["br0 (bridge)"]
+    with pytest.raises(BlockedError, match=r"/srv \(xfs on /dev/sdb\), br0 \(bridge\)"):
+        plan.make(None, Policy())
+
+
+def test_region_wanted_and_not_there(machine: dict[str, Any]) -> None:
+    with pytest.raises(BlockedError, match="no carry region is set up") as caught:
+        plan.make(None, Policy(), "region")
+    assert "rekernel setup" in caught.value.hint
+
+
+def test_images_wanted_in_spite_of_a_region(machine: dict[str, Any]) -> None:
+    machine["region"] = object()
+    assert plan.make(None, Policy()).backend == "region"
+    assert plan.make(None, Policy(), "image").backend == "image"
+
+
+def test_the_upgrade_does_not_plan_itself(machine: dict[str, Any]) -> None:
+    own = Unit("rekernel-upgrade.service", "active", "running", "exec", 1, "/x", "", {})
+    machine["services"] = [own]
+    plan.make(None, Policy())
+    assert machine["judged"] == []
+
+
+def test_warnings() -> None:
+    units = [unit("a.service", Verdict.CARRIED, 400, 5000)]
+    found = plan.warnings_for(units, ["session-1.scope", "session-2.scope"])
+    assert "process 400" in found[0]
+    assert found[1] == "2 logins end: sessions are not carried yet"
+    assert "no unit would be carried" in plan.warnings_for([], [])[0]
+
+
+def test_resident_bytes_of_nothing() -> None:
+    assert plan.resident_bytes([1 << 30]) == 0
+
+
+def config(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "rekernel.toml"
+    path.write_text(text)
+    return path
+
+
+def test_policy_order(tmp_path: Path) -> None:
+    path = config(
+        tmp_path, 'max_blackout = 5\n[units]\nredis = "restart"\n"redis*" = "carry"\nx = "block"\n'
+    )
+    found = load(carry=["nginx"], restart=["cups.service"], config=path)
+    assert found.max_blackout == 5.0
+    assert found.wish("nginx.service") == "carry"
+    assert found.wish("cups.service") == "restart"
+    assert found.wish("redis.service") == "restart"
+    assert found.wish("redis-server.service") == "carry"
+    assert found.wish("x.service") == "block"
+    assert found.wish("y.service") is None
+
+
+def test_policy_without_a_file(tmp_path: Path) -> None:
+    assert load(config=tmp_path / "none") == Policy()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[units]\nredis = "keep"\n', "redis = 'keep'"),
+        ("maximum = 3\n", "unknown key maximum"),
+        ('max_blackout = "5"\n', "unknown key max_blackout"),
+        ("[units\n", "rekernel.toml: "),
+    ],
+)
+def test_policy_errors(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(config=config(tmp_path, text))
+    assert message in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def test_policy_contradiction(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"redis\.service: both --carry and --restart"):
+        load(["redis"], ["redis.service"], tmp_path / "none")
