@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,18 @@ class Request:
     options: Options
     deb: Path | None
     json: Path | None
+    kernel: str = "7"
+    # MiB; none: the benchmark's own.
+    sizes: tuple[int, ...] = ()
+    rounds: int = 1
 
 
 Benchmark = Callable[[Request], int]
 
 REGISTRY: dict[str, Benchmark] = {}
+
+# Imported when a benchmark is asked for; they register themselves.
+_MODULES = ("bench_blackout",)
 
 
 def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:
@@ -38,7 +46,9 @@ def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:
 
 def find(name: str) -> Benchmark:
     """Return the benchmark `name`; raises UsageError that lists the known ones."""
+    for module in _MODULES:
+        importlib.import_module(f"rekernel_lab.{module}")
     if name not in REGISTRY:
-        known = ", ".join(sorted(REGISTRY)) or "none yet"
+        known = ", ".join(sorted(REGISTRY))
         raise UsageError(f"no benchmark {name!r}", hint=f"known: {known}")
     return REGISTRY[name]

@@ -25,6 +25,13 @@ def _split(value: str) -> list[str]:
     return [word for word in value.replace(",", " ").split() if word]
 
 
+def _numbers(value: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _split(value))
+
+
+_numbers.__name__ = "list of numbers"
+
+
 def _options(arguments: argparse.Namespace) -> Options:
     return Options(arguments.mirror, arguments.criu, arguments.accel, arguments.cpus)
 
@@ -128,7 +135,15 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> int:
 
 
 def _bench(arguments: argparse.Namespace, progress: Progress) -> int:
-    request = bench.Request(progress, _options(arguments), arguments.deb, arguments.json)
+    request = bench.Request(
+        progress,
+        _options(arguments),
+        arguments.deb,
+        arguments.json,
+        arguments.kernel,
+        arguments.sizes,
+        arguments.rounds,
+    )
     return bench.find(arguments.benchmark)(request)
 
 
@@ -214,6 +229,11 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("bench", parents=[guest, package], help="run a benchmark")
     verb.add_argument("benchmark", metavar="NAME")
+    verb.add_argument("--kernel", default="7", metavar="PREFIX")
+    verb.add_argument(
+        "--sizes", type=_numbers, default=(), metavar="MIB,MIB", help="sizes of the data"
+    )
+    verb.add_argument("--rounds", type=int, default=1, metavar="N", help="measure so many times")
     verb.set_defaults(function=_bench)
 
     verb = verbs.add_parser("clean", help="end all VMs and remove what they left")

@@ -1,0 +1,83 @@
+"""What the blackout benchmark makes of its measurements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rekernel_lab.bench_result import (
+    COLD,
+    IMAGE,
+    IN_PLACE,
+    Found,
+    Measurement,
+    phases_of_blackout,
+    table,
+)
+from rekernel_lab.cli import parser
+
+GIB = 1 << 30
+
+
+def found() -> Found:
+    result = Found({"kernel": "7.3.4", "cpus": 2})
+    for size, blackout in ((64, 10.0), (2048, 11.0)):
+        phases = {"dump": 1.0, "restore": blackout - 1}
+        one = Measurement(IN_PLACE, size, blackout + 1, blackout, phases, GIB, GIB // 1000)
+        result.measurements.append(one)
+        result.measurements.append(Measurement(IMAGE, size, 60.0, size / 50, {}, GIB, GIB))
+    result.measurements.append(Measurement(COLD, 64, 70.0))
+    result.floor_s = [5.0, 4.0]
+    return result
+
+
+def test_ratios() -> None:
+    ratios = {ratio.name: ratio for ratio in found().ratios()}
+    assert [round(ratio.value, 3) for ratio in ratios.values()] == [1.1, 3.724, 2.444, 0.001]
+    assert [ratio.reached for ratio in ratios.values()] == [True, False, True, True]
+
+
+def test_only_what_was_measured_has_a_ratio() -> None:
+    assert Found().ratios() == []
+    one = Found(measurements=[Measurement(IN_PLACE, 64, 9, 8.0)])
+    assert one.ratios() == []
+    assert "in place" in table(one)
+
+
+def test_median_of_rounds() -> None:
+    result = found()
+    result.measurements += [Measurement(IN_PLACE, 64, 9, value) for value in (8.0, 30.0)]
+    assert result.blackout(IN_PLACE, 64) == 10.0
+
+
+def test_table_and_json_have_everything() -> None:
+    text = table(found())
+    assert "NOT REACHED" in text
+    assert "cold reboot" in text
+    assert "floor: reboot(2) to /init: 5.00, 4.00 s" in text
+    document = json.loads(json.dumps(found().to_json()))
+    assert document["schema"] == 1
+    assert len(document["measurements"]) == 5
+    assert document["measurements"][0]["phases"]["dump"] == 1.0
+
+
+def test_phases_are_cut_to_the_blackout() -> None:
+    second = 10**9
+    report = {
+        "frozen_ns": 10 * second,
+        "resumed_ns": 20 * second,
+        "phases": [
+            {"name": "plan", "start_ns": 0, "end_ns": 9 * second},
+            {"name": "freeze", "start_ns": 9 * second, "end_ns": 11 * second},
+            {"name": "restore", "start_ns": 12 * second, "end_ns": 25 * second},
+        ],
+    }
+    assert phases_of_blackout(report) == {"freeze": 1.0, "restore": 8.0}
+
+
+def test_sizes_on_the_command_line() -> None:
+    arguments = parser().parse_args(["bench", "blackout", "--sizes", "64,512", "--rounds", "2"])
+    assert (arguments.sizes, arguments.rounds) == ((64, 512), 2)
+    with pytest.raises(SystemExit):
+        parser().parse_args(["bench", "blackout", "--sizes", "64,x"])
