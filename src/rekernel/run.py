@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -56,10 +57,8 @@ def run(
     try:
         done = subprocess.run(
             list(argv),
-            input=stdin,
+            input=os.fsencode(stdin),
             capture_output=True,
-            text=True,
-            errors="replace",
             env=_ENVIRONMENT,
             timeout=timeout,
             check=False,
@@ -68,9 +67,12 @@ def run(
         raise CommandNotFoundError(argv[0]) from None
     except subprocess.TimeoutExpired:
         raise RekernelError(f"{argv[0]} did not end within {timeout:.0f} s") from None
+    # Not text=True: it takes "\r" in a value, a unit's status say, for the end of a line.
+    output = done.stdout.decode(errors="replace")
     if check and done.returncode not in good:
-        raise CommandFailedError(argv, done.returncode, done.stderr or done.stdout)
-    return done.stdout
+        problems = done.stderr.decode(errors="replace")
+        raise CommandFailedError(argv, done.returncode, problems or output)
+    return output
 
 
 def run_json(argv: Sequence[str]) -> Any:

@@ -18,7 +18,7 @@ from rekernel.systemd.units import Unit
 
 
 def header(private_tmps: dict[str, tuple[str, str]]) -> str:
-    """Manager-level lines and the journal's socket; ``{journal_fd}`` is filled in by the agent.
+    """Manager-level lines and the journal's sockets; {stdout}, … are filled in by the agent.
 
     ``private_tmps``: unit -> its private /tmp and /var/tmp directories.
     """
@@ -31,7 +31,12 @@ def header(private_tmps: dict[str, tuple[str, str]]) -> str:
         # Opened by the agent: what services write before the journal runs waits in it.
         "systemd-journald.socket",
         "state=dead",
-        "socket={journal_fd} 1 /run/systemd/journal/stdout",
+        "socket={stdout} 1 /run/systemd/journal/stdout",
+        "socket={native} 2 /run/systemd/journal/socket",
+        "",
+        "systemd-journald-dev-log.socket",
+        "state=dead",
+        "socket={syslog} 2 /run/systemd/journal/dev-log",
         "",
     ]
     return "\n".join(lines) + "\n"
@@ -46,6 +51,14 @@ def _timestamp(text: str) -> str | None:
     realtime = int(moment.replace(tzinfo=datetime.UTC).timestamp() * 1_000_000)
     # The monotonic clock starts anew; the smallest valid value says "before this boot".
     return f"{realtime} 1"
+
+
+def _escape(text: str) -> str:
+    """For values that systemd unescapes: the service's own words must stay one line."""
+    return "".join(
+        f"\\x{ord(char):02x}" if char == "\\" or ord(char) < 32 or ord(char) == 127 else char
+        for char in text
+    )
 
 
 def section(unit: Unit) -> str:
@@ -74,7 +87,7 @@ def section(unit: Unit) -> str:
     if properties.get("NRestarts", "0") != "0":
         lines.append(f"n-restarts={properties['NRestarts']}")
     if properties.get("StatusText"):
-        lines.append(f"status-text={properties['StatusText']}")
+        lines.append(f"status-text={_escape(properties['StatusText'])}")
     return "\n".join(lines) + "\n\n"
 
 

@@ -40,7 +40,8 @@ def parse_show(text: str) -> list[dict[str, str]]:
     """Blocks of ``systemctl show`` for several units."""
     blocks = []
     for block in text.split("\n\n"):
-        properties = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        # Not splitlines(): a service chooses its StatusText, vertical tabs and all.
+        properties = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
         if properties:
             blocks.append(properties)
     return blocks
