@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import glob
 import os
+import re
 from collections.abc import Sequence
 
 from rekernel.host.mounts import MountInfo
@@ -126,10 +127,14 @@ def keep_private_tmps(private_tmps: dict[str, tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _program(pid: int) -> str:
-    """The base name of what a process executes: systemd's default identifier."""
+def _program(unit: Unit) -> str:
+    """systemd's default identifier: the base name of the command, before links are followed."""
+    # "{ path=/usr/bin/redis-server ; argv[]=..."; the executable may be redis-check-rdb.
+    command = re.match(r"\{ path=(\S+) ;", unit.properties.get("ExecStart", ""))
+    if command:
+        return os.path.basename(command[1])
     try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+        return os.path.basename(os.readlink(f"/proc/{unit.main_pid}/exe"))
     except OSError:
         return ""
 
@@ -137,7 +142,7 @@ def _program(pid: int) -> str:
 def journal_header(unit: Unit) -> str:
     """What a service sends first on its connection to the journal (src/core/exec-invoke.c)."""
     properties = unit.properties
-    identifier = properties.get("SyslogIdentifier") or _program(unit.main_pid)
+    identifier = properties.get("SyslogIdentifier") or _program(unit)
     priority = properties.get("SyslogPriority") or "30"
     prefix = "0" if properties.get("SyslogLevelPrefix") == "no" else "1"
     return "\n".join([identifier, unit.name, priority, prefix, "0", "0", "0"]) + "\n"

@@ -13,7 +13,7 @@ _PROPERTIES = (
     "ActiveEnterTimestamp", "StateChangeTimestamp", "InactiveExitTimestamp", "NRestarts",
     "FragmentPath", "PrivateUsers", "Slice", "Delegate", "NFileDescriptorStore", "StatusText",
     "WatchdogUSec", "TriggeredBy", "PrivateIPC", "SyslogIdentifier", "SyslogPriority",
-    "SyslogLevelPrefix", "RuntimeDirectory", "Description",
+    "SyslogLevelPrefix", "RuntimeDirectory", "Description", "ExecStart",
 )  # fmt: skip
 
 
