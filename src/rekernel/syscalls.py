@@ -62,8 +62,8 @@ def _check(result: int, what: str) -> int:
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
     """mount(2). Raises OSError naming the target."""
     result = _libc.mount(
-        source.encode(),
-        target.encode(),
+        os.fsencode(source),
+        os.fsencode(target),
         fstype.encode() or None,
         ctypes.c_ulong(flags),
         data.encode() or None,
@@ -73,7 +73,7 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2). Raises OSError naming the target."""
-    _check(_libc.umount2(target.encode(), flags), target)
+    _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
 def finit_module(path: str, parameters: str = "") -> None:

@@ -279,18 +279,18 @@ def _report(
 
 
 def _init_with_state(
-    manifest: Manifest, restores: restore.Restores, journal: socket.socket
+    manifest: Manifest, restores: restore.Restores, journal: dict[str, socket.socket]
 ) -> list[str]:
     """The init command line that makes systemd take the restored units as its own."""
     failed = {item.tree.unit for item in restores.failed}
-    parts = [manifest.systemd_header.format(journal_fd=journal.fileno())]
+    numbers = {name: listener.detach() for name, listener in journal.items()}
+    parts = [manifest.systemd_header.format(**numbers)]
     parts += [text for unit, text in manifest.systemd_units.items() if unit not in failed]
     state = os.memfd_create("systemd-state", 0)
     os.write(state, "".join(parts).encode())
     os.lseek(state, 0, os.SEEK_SET)
-    os.set_inheritable(journal.fileno(), True)
-    os.set_inheritable(state, True)
-    journal.detach()
+    for number in (state, *numbers.values()):
+        os.set_inheritable(number, True)
     return [*manifest.init, "--switched-root", "--system", "--deserialize", str(state)]
 
 

@@ -19,6 +19,12 @@ WORK = Path("/run/rekernel/restore")
 _HOOK_SOCKET = "/run/rekernel/hook.sock"
 _CGROUPS = Path("/sys/fs/cgroup")
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
+# Name in the systemd state -> socket type and path.
+_JOURNAL_SOCKETS = {
+    "stdout": (socket.SOCK_STREAM, JOURNAL_STDOUT),
+    "native": (socket.SOCK_DGRAM, "/run/systemd/journal/socket"),
+    "syslog": (socket.SOCK_DGRAM, "/run/systemd/journal/dev-log"),
+}
 
 
 @dataclass(slots=True)
@@ -55,15 +61,20 @@ def work_directory(tree: Tree) -> Path:
     return WORK / tree.name
 
 
-def listen_journal() -> socket.socket:
-    """The journal's stdout socket, listening before the journal does: connections wait in it."""
-    Path(JOURNAL_STDOUT).parent.mkdir(parents=True, exist_ok=True)
-    Path(JOURNAL_STDOUT).unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(JOURNAL_STDOUT)
-    os.chmod(JOURNAL_STDOUT, 0o666)
-    listener.listen(4096)
-    return listener
+def listen_journal() -> dict[str, socket.socket]:
+    """The journal's sockets, open before the journal runs: what is sent waits in them."""
+    found = {}
+    for name, (kind, path) in _JOURNAL_SOCKETS.items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        listener.bind(path)
+        os.chmod(path, 0o666)
+        if kind == socket.SOCK_STREAM:
+            listener.listen(4096)
+        found[name] = listener
+    return found
 
 
 def _open_inherited(item: Inherited) -> int:

@@ -12,8 +12,10 @@ from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
+from rekernel.checkpoint import unixsockets
 from rekernel.checkpoint.externals import descriptors
 from rekernel.checkpoint.options import roots_of
+from rekernel.checkpoint.unixsockets import UnixSocket, leading_out, socket_inodes
 from rekernel.policy import Policy
 from rekernel.systemd.units import Unit, processes_of
 
@@ -91,7 +93,10 @@ def _nested_namespaces(pids: Sequence[int]) -> str:
 
 
 def _judge(
-    unit: Unit, processes: dict[int, str], parents: dict[int, int]
+    unit: Unit,
+    processes: dict[int, str],
+    parents: dict[int, int],
+    sockets: Sequence[UnixSocket],
 ) -> tuple[Verdict, str, str]:
     if unit.sub != "running":
         return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
@@ -120,6 +125,13 @@ def _judge(
     what = obstacle(list(processes))
     if what:
         return Verdict.RESTARTED, what, "criu cannot dump that"
+    for far in leading_out(socket_inodes(processes), sockets):
+        name = far.path or far.user or "a process outside"
+        return (
+            Verdict.RESTARTED,
+            f"it is connected to {name} over a unix socket",
+            "connections between units are not carried yet",
+        )
     return Verdict.CARRIED, "", ""
 
 
@@ -129,6 +141,7 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     A unit that policy says must be carried and cannot be blocks the upgrade.
     """
     found = []
+    sockets = unixsockets.observe()
     for unit in sorted(units, key=lambda item: item.name):
         processes = processes_of(unit.cgroup) if unit.cgroup else {}
         if not processes:
@@ -144,7 +157,7 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             text = "policy says so"
             found.append(UnitVerdict(unit, Verdict.RESTARTED, text, "", processes, root))
             continue
-        verdict, why, remedy = _judge(unit, processes, parents)
+        verdict, why, remedy = _judge(unit, processes, parents, sockets)
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
         found.append(UnitVerdict(unit, verdict, why, remedy, processes, root))

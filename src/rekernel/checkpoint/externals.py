@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.handover.manifest import Inherited
-from rekernel.host.mounts import parse_mountinfo
-from rekernel.run import run
-
-_JOURNAL_STDOUT = "/run/systemd/journal/stdout"
+from rekernel.host.mounts import observe
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +57,11 @@ def descriptors(pid: int) -> list[Descriptor]:
     return found
 
 
-def journal_streams() -> set[int]:
-    """Socket inodes on the services' side of connections to the journal's stdout socket."""
-    return parse_ss_peers(run(["ss", "--unix", "--all", "--numeric", "--no-header"]))
-
-
-def parse_ss_peers(text: str) -> set[int]:
-    """Peer inodes of the sockets bound to the journal's stdout path, from ``ss -xanH``.
-
-    Columns: netid state recv-q send-q local-address local-inode peer-address peer-inode.
-    """
-    found = set()
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) >= 8 and fields[4] == _JOURNAL_STDOUT and fields[7].isdigit():
-            found.add(int(fields[7]))
-    found.discard(0)
-    return found
-
-
 def find(pids: Sequence[int], header: str, streams: set[int]) -> list[External]:
     """The externals of a tree, each once."""
     found: dict[str, External] = {}
     for pid in pids:
-        own_mounts = {
-            mount.mount_id for mount in parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_text())
-        }
+        own_mounts = {mount.mount_id for mount in observe(str(pid))}
         for item in descriptors(pid):
             if item.link.startswith("socket:["):
                 inode = int(item.link[8:-1])

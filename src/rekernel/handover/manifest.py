@@ -154,8 +154,8 @@ class Manifest:
     cgroups: tuple[str, ...]
     # PIDs in use by what is carried: the agent forks above them.
     highest_pid: int
-    # Text for systemd's --deserialize: what comes first ({journal_fd} stands for the journal's
-    # listening socket), then a section for each carried unit.
+    # Text for systemd's --deserialize: what comes first ({stdout}, {native} and {syslog} stand for
+    # the journal's sockets), then a section for each carried unit.
     systemd_header: str
     systemd_units: dict[str, str]
     init: tuple[str, ...]

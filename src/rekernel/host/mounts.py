@@ -50,7 +50,10 @@ class MountInfo:
 def parse_mountinfo(text: str) -> list[MountInfo]:
     """Every mount, in the kernel's order."""
     found = []
-    for line in text.splitlines():
+    # The kernel escapes blank, tab, newline and backslash: all else may stand in a name.
+    for line in text.split("\n"):
+        if not line:
+            continue
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         fstype, source, super_options = right.split(" ", 2)
@@ -75,7 +78,7 @@ def _unescape(text: str) -> str:
 
 def observe(pid: str = "self") -> list[MountInfo]:
     """The mounts that a process sees. Raises OSError if it is gone."""
-    return parse_mountinfo(Path("/proc", pid, "mountinfo").read_text())
+    return parse_mountinfo(os.fsdecode(Path("/proc", pid, "mountinfo").read_bytes()))
 
 
 _FLAGS = {

@@ -30,12 +30,12 @@ class History:
         """Write down that an attempt starts, so that it is known whatever becomes of it."""
         self._write(identifier, "attempt.json", {"schema": 1, "id": identifier, **facts})
 
-    def record(self, report: Mapping[str, Any], run: Path = _RUN) -> Path:
+    def record(self, report: Mapping[str, Any], run: Path | None = None) -> Path:
         """Write (or replace) a report and copy the logs there are; returns its directory."""
         identifier = str(report["id"])
         directory = self.directory / identifier
         self._write(identifier, "report.json", report)
-        _copy_logs(run, directory)
+        _copy_logs(run or _RUN, directory)
         self._prune()
         return directory
 

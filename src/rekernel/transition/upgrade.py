@@ -16,7 +16,7 @@ from typing import Any
 from rekernel import syscalls
 from rekernel.census.connections import established
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals, timers
+from rekernel.checkpoint import externals, timers, unixsockets
 from rekernel.checkpoint.options import (
     RESTORE_ROOT,
     TreeOptions,
@@ -247,7 +247,7 @@ class Upgrade:
         cut.jump()
 
     def _describe_trees(self) -> list[_Carried]:
-        streams = externals.journal_streams()
+        streams = unixsockets.journal_streams(unixsockets.observe())
         found = []
         for item in self._plan.having(Verdict.CARRIED):
             header = adoption.journal_header(item.unit)
