@@ -18,11 +18,11 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "batch.h"
 #include "fill.h"
 #include "log.h"
 #include "util.h"
 
-#define BATCH		64	/* faults of one space answered in one go */
 #define MESSAGES	16	/* read at once */
 #define MAX_WINDOW	64u
 #define MAX_THREADS	16
@@ -30,11 +30,6 @@
 #define BUSY_TRIES	100
 #define BUSY_MS		1
 #define FULL_US		2000
-
-struct batch {
-	uint64_t addr[BATCH];
-	unsigned int n;
-};
 
 static pthread_t threads[MAX_THREADS];
 static unsigned int n_threads;
@@ -72,16 +67,9 @@ static void apply_event(struct uspace *s, const struct uffd_msg *msg)
 
 static void add_fault(struct uspace *s, struct batch *batch, uint64_t addr)
 {
-	unsigned int i;
-
 	addr &= ~(PM_PAGE_SIZE - 1ull);
-	for (i = 0; i < batch->n; i++)
-		if (batch->addr[i] == addr)
-			return;
-	if (batch->n == BATCH)
+	if (!batch_add(batch, addr))
 		uffd_wake(s->fd, addr);
-	else
-		batch->addr[batch->n++] = addr;
 }
 
 /* Empties the queue; returns false if there was nothing in it. */
@@ -171,12 +159,12 @@ static void await_event(struct uspace *s, struct batch *batch)
 /* Returns false if the process is gone. */
 static bool answer_all(struct uspace *s, struct batch *batch, struct fill_buffer *buf)
 {
-	unsigned int i, tries = 0;
+	unsigned int tries = 0;
 
-	for (i = 0; i < batch->n;) {
-		uint64_t addr = batch->addr[i];
+	while (batch_waiting(batch)) {
+		uint64_t addr = batch->addr[batch->next];
 		/* Others that wait are more urgent than what may come next. */
-		uint64_t window = batch->n > i + 4 ? 1 : window_for(s, addr);
+		uint64_t window = batch_waiting(batch) > 4 ? 1 : window_for(s, addr);
 
 		switch (answer(s, addr, window, buf)) {
 		case UFFD_OK:
@@ -203,7 +191,7 @@ static bool answer_all(struct uspace *s, struct batch *batch, struct fill_buffer
 			uffd_wake(s->fd, addr);
 			break;
 		}
-		i++;
+		batch->next++;
 	}
 	return true;
 }

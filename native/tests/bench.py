@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from rekernel.memory.pagemap import PAGE_SIZE, PageMap, Run, Space  # noqa: E402
+from rekernel.memory.pagemap import PAGE_SIZE, PageMap, Run, Space
 
 ADDRESS = 0x600000000000
 BASE = 64 << 30

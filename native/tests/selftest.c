@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "batch.h"
 #include "crc32.h"
 #include "model.h"
 #include "output.h"
@@ -179,6 +180,22 @@ static void test_empty_model(void)
 	model_free(&m);
 }
 
+static void test_batch(void)
+{
+	struct batch batch = { .n = 0 };
+	unsigned int i;
+
+	CHECK(batch_add(&batch, 0x1000) && batch_add(&batch, 0x2000) && batch_add(&batch, 0x1000));
+	CHECK(batch_waiting(&batch) == 2);
+	batch.next++;
+	/* Answered already: this is somebody who has come back. */
+	CHECK(batch_add(&batch, 0x1000) && batch_waiting(&batch) == 2);
+	for (i = 3; i < BATCH_MAX; i++)
+		CHECK(batch_add(&batch, i * 0x10000));
+	CHECK(!batch_add(&batch, 0x7000));
+	CHECK(batch_add(&batch, 0x2000));
+}
+
 static void test_crc32(void)
 {
 	char buf[1000];
@@ -242,6 +259,7 @@ static void test_parsers(void)
 int main(void)
 {
 	test_parsers();
+	test_batch();
 	test_crc32();
 	test_empty_model();
 	test_model();
