@@ -81,6 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read us has seen enough; keep Python from complaining at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if "--verbose" in words:
+            raise
+        defect = RekernelError(
+            f"internal error: {type(error).__name__}: {error}",
+            "please report this, with what --verbose prints",
+        )
+        print_error(defect, in_json=in_json)
+        return defect.exit_code
 
 
 __all__ = ["HIDDEN_VERBS", "VERBS", "build_parser", "main"]

@@ -114,6 +114,19 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
     assert cli.main(["status"]) == code
 
 
+def test_defects_have_a_traceback_only_if_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: argparse.Namespace) -> int:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr("rekernel.cli.status.run", fail)
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().err.startswith("rekernel: internal error: ZeroDivisionError: x\n")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["--verbose", "status"])
+
+
 @pytest.mark.parametrize("verb", ["check", "plan", "upgrade", "abort", "region-up", "finish"])
 def test_root_is_needed(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
