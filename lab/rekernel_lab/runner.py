@@ -172,8 +172,26 @@ class Runner:
     def _upgrade(self, session: Session, target: str, result: Result) -> None:
         outcome = session.upgrade(target, self._scenario.carry)
         result.upgrades.append(outcome)
+        if outcome.report:
+            self._show_report(session, len(result.upgrades))
         if not outcome.passed:
             raise LabError(
                 f"upgrade to {target}: exit code {outcome.exit_code}, "
                 f"the guest runs {outcome.release}" + (f", {outcome.error}" * bool(outcome.error))
             )
+
+    def _show_report(self, session: Session, number: int) -> None:
+        """Print the product's own report, and keep its page."""
+        guest = session.machine.guest
+        page = self._keep(session, f"report-{number}.html", "rekernel report --html -")
+        self._keep(session, f"report-{number}.json", "rekernel report --json")
+        self._progress.line("")
+        for line in guest.text("rekernel report").splitlines():
+            self._progress.line(f"  {line}")
+        self._progress.line(f"  as a page: {page}\n")
+
+    @staticmethod
+    def _keep(session: Session, name: str, words: str) -> Path:
+        path = session.output / name
+        path.write_bytes(session.machine.guest.run(words, check=False).stdout)
+        return path
