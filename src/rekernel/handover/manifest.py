@@ -211,7 +211,10 @@ def build(kind: Any, raw: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(raw, dict):
             raise ManifestError(f"{where} is no object")
-        return raw
+        inner = typing.get_args(kind)[1]
+        if inner is Any:
+            return raw
+        return {name: build(inner, value, f"{where}[{name!r}]") for name, value in raw.items()}
     if origin is types.UnionType:
         if raw is None:
             return None

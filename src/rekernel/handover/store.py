@@ -115,6 +115,8 @@ class StoreReader:
 
     def __init__(self, area: Area) -> None:
         self._area = area
+        if len(area) < _SUPERBLOCK.size:
+            raise StoreError("the handover store is cut off")
         magic, version, crc, offset, length = _SUPERBLOCK.unpack(area[0 : _SUPERBLOCK.size])
         if magic == bytes(len(magic)):
             raise StoreError("no handover was left")
