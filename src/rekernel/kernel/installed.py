@@ -21,10 +21,11 @@ class Kernel:
 
 def _version_key(release: str) -> tuple[tuple[int, int, str], ...]:
     """Order like the releases themselves: numbers as numbers, "-rc" and "~" before nothing."""
-    return tuple(
-        (1, int(part), "") if part.isdigit() else (0 if part == "~" else 1, -1, part)
+    found = [
+        (3, int(part), "") if part.isdigit() else (0 if part in ("~", "rc") else 2, 0, part)
         for part in re.findall(r"\d+|~|[a-z]+", release)
-    )
+    ]
+    return (*found, (1, 0, ""))
 
 
 def installed(root: Path = Path("/")) -> list[Kernel]:
