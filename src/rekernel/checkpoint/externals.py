@@ -73,7 +73,12 @@ def find(pids: Sequence[int], header: str, streams: set[int]) -> list[External]:
                             Inherited("journal", f"fd[{{fd}}]:socket:[{inode}]", header=header),
                         ),
                     )
-            elif item.link.startswith("/") and item.mount_id not in own_mounts:
+            elif (
+                item.link.startswith("/")
+                and item.mount_id not in own_mounts
+                # Nothing that could be opened again: a memfd, which criu takes along by itself.
+                and not item.link.endswith(" (deleted)")
+            ):
                 # Opened by the init system before it entered the unit's mount namespace.
                 key = f"file[{item.mount_id:x}:{item.inode:x}]"
                 found.setdefault(
