@@ -19,7 +19,8 @@ from rekernel.run import run
 MIB = 1 << 20
 # E820_TYPE_PRAM is what `!` makes of RAM; the kernel's decompressor keeps out of it. Then this
 # type becomes soft reserved (0xefffffff, arch/x86/include/asm/e820/types.h).
-_MARK = re.compile(r"^memmap=(\w+)%(\w+)-12\+0xefffffff$")
+_NUMBER = r"((?:0x[0-9a-f]+|\d+)[kmgt]?)"
+_MARK = re.compile(rf"^memmap={_NUMBER}%{_NUMBER}-12\+0xefffffff$", re.IGNORECASE)
 _PARAMETER = "dax_hmem.region_idle=1"
 
 
@@ -45,8 +46,9 @@ def parameters(region: Range) -> list[str]:
 
 def parse_bytes(text: str) -> int:
     """A number as the kernel writes it: 0x…, or with K, M, G, T. Raises ValueError."""
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(text[-1:].upper(), 1)
-    return int(text.rstrip("kmgtKMGT") or "x", 0) * factor
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(text[-1:].upper())
+    number = text if factor is None else text[:-1]
+    return int(number, 16 if number[:2] in ("0x", "0X") else 10) * (factor or 1)
 
 
 def from_cmdline(cmdline: str) -> Range | None:
