@@ -53,8 +53,9 @@ def last_error(log: Path) -> str:
 
 
 def criu_of_hook(words: Sequence[str]) -> str:
-    """The PID of the criu behind a hook's line: "ACTION /proc/PID/fd/N TREE"."""
-    return words[1].split("/")[2]
+    """The PID of the criu behind a hook's line: "ACTION /proc/PID/fd/N TREE"; "" if it is none."""
+    parts = words[1].split("/") if len(words) > 1 else []
+    return parts[2] if len(parts) > 2 else ""
 
 
 class Dumps:
@@ -107,7 +108,10 @@ class Dumps:
                         connection, _ = self._listener.accept()
                         self._connections.append(connection)
                         words = connection.makefile("r").readline().split()
-                        by_pid[criu_of_hook(words)].held = True
+                        holder = by_pid.get(criu_of_hook(words))
+                        # One that was killed before it could speak: its criu tells the rest.
+                        if holder is not None:
+                            holder.held = True
             finally:
                 for key in list(selector.get_map().values()):
                     if key.data is not None:

@@ -67,10 +67,3 @@ class JsonLines:
 
     def __call__(self, event: Event) -> None:
         self._file.write(json.dumps(asdict(event)) + "\n")
-
-
-def read(path: Path = EVENTS) -> Iterator[Event]:
-    """The events in a file so far."""
-    for line in path.read_text().splitlines():
-        raw = json.loads(line)
-        yield Event(raw["kind"], raw["name"], raw["at_ns"], raw["detail"])
