@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -156,8 +157,9 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
                 connection, _ = listener.accept()
                 words = connection.makefile("r").readline().split()
                 # "ACTION /proc/PID/fd/N TREE": criu names its image directory like that.
-                owner = by_pid.get(words[1].split("/")[2]) if len(words) > 1 else None
-                if owner is None:
+                parts = words[1].split("/") if len(words) > 1 else []
+                owner = by_pid.get(parts[2]) if len(parts) > 2 else None
+                if owner is None or owner.failure:
                     connection.close()
                     continue
                 owner.hook = connection
@@ -168,8 +170,9 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
                 selector.unregister(item.pidfd)
                 _, status = os.waitpid(item.pid, 0)
                 item.done = True
+                # Held or not: what it restored went with it.
+                item.failure = f"criu ended with {os.waitstatus_to_exitcode(status)}"
                 if item.hook is None:
-                    item.failure = f"criu ended with {os.waitstatus_to_exitcode(status)}"
                     waiting -= 1
     selector.close()
     listener.close()
@@ -213,10 +216,13 @@ def _clear_away(item: Restore) -> None:
 
 def commit(restores: Restores) -> None:
     """Let everything run. From here on there is no way back."""
-    for item in restores.held:
+    held = restores.held
+    for item in held:
         assert item.hook is not None
-        item.hook.sendall(b"go\n")
-    for item in restores.held:
+        # One that died meanwhile fails alone; its status tells below.
+        with contextlib.suppress(OSError):
+            item.hook.sendall(b"go\n")
+    for item in held:
         if not item.done:
             _, status = os.waitpid(item.pid, 0)
             item.done = True
