@@ -58,12 +58,15 @@ def observe() -> NetworkFacts:
 
 
 def unsupported(facts: NetworkFacts) -> list[str]:
-    """Names of interfaces that :func:`describe` cannot make again, with their kind."""
+    """Interfaces (with their kind) and routes that :func:`describe` cannot make again."""
     found = []
     for link in facts.links:
         kind = link.get("linkinfo", {}).get("info_kind")
         if kind and link["ifname"] != "lo":
             found.append(f"{link['ifname']} ({kind})")
+    for route in facts.routes:
+        if not _made_by_kernel(route) and ("nexthops" in route or "encap" in route):
+            found.append(f"route to {route['dst']} (several next hops or an encapsulation)")
     return found
 
 
@@ -91,7 +94,7 @@ def describe(facts: NetworkFacts) -> Network:
     lines += [
         line
         for route in facts.routes
-        if route.get("dev") in known and (line := _route(route)) is not None
+        if route.get("dev") in {*known, None} and (line := _route(route)) is not None
     ]
     for neighbour in facts.neighbours:
         states = neighbour.get("state", [])
@@ -111,10 +114,15 @@ def describe(facts: NetworkFacts) -> Network:
 
 
 def _address(device: str, info: dict[str, Any]) -> str | None:
-    # The kernel makes loopback's own and IPv6 link-local addresses again by itself.
-    if info.get("scope") == "link" and info["family"] == "inet6":
+    # The kernel makes an interface's own IPv6 link-local address again by itself.
+    if info.get("protocol") == "kernel_ll":
         return None
-    words = [f"address replace {info['local']}/{info['prefixlen']} dev {device}"]
+    local = info["local"]
+    if "address" in info:
+        local += f" peer {info['address']}"
+    words = [f"address replace {local}/{info['prefixlen']} dev {device}"]
+    if info.get("label", device) != device:
+        words.append(f"label {info['label']}")
     if "broadcast" in info:
         words.append(f"broadcast {info['broadcast']}")
     if info.get("scope") not in (None, "global"):
@@ -130,12 +138,19 @@ def _address(device: str, info: dict[str, Any]) -> str | None:
     return " ".join(words)
 
 
+def _made_by_kernel(route: dict[str, Any]) -> bool:
+    return route.get("protocol") in _KERNEL_ROUTES or route.get("table") in ("local", "255")
+
+
 def _route(route: dict[str, Any]) -> str | None:
-    if route.get("protocol") in _KERNEL_ROUTES or route.get("table") in ("local", "255"):
+    if _made_by_kernel(route) or "nexthops" in route or "encap" in route:
         return None
-    if route.get("type", "unicast") != "unicast" or "gateways" in route or "nexthops" in route:
-        return None
-    words = [f"route replace {route['dst']}"]
+    # A line of a batch has no -6: the family must show in what it names.
+    everything = "::/0" if route.get("family") == "-6" else "0.0.0.0/0"
+    destination = everything if route["dst"] == "default" else route["dst"]
+    words = [f"route replace {route.get('type', 'unicast')} {destination}"]
+    if "via" in route:
+        words.append(f"via {route['via']['family']} {route['via']['host']}")
     for key, word in (
         ("gateway", "via"),
         ("dev", "dev"),
@@ -149,6 +164,8 @@ def _route(route: dict[str, Any]) -> str | None:
             words.append(f"{word} {route[key]}")
     if "onlink" in route.get("flags", []):
         words.append("onlink")
+    for metric in route.get("metrics", []):
+        words += [f"{name} {value}" for name, value in metric.items()]
     return " ".join(words)
 
 
