@@ -16,6 +16,7 @@ from rekernel.checkpoint import unixsockets
 from rekernel.checkpoint.externals import descriptors
 from rekernel.checkpoint.options import roots_of
 from rekernel.checkpoint.unixsockets import UnixSocket, leading_out, socket_inodes
+from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
 from rekernel.policy import Policy
 from rekernel.systemd.units import Unit, processes_of
 
@@ -92,6 +93,15 @@ def _nested_namespaces(pids: Sequence[int]) -> str:
     return ""
 
 
+def _volatile_definition(unit: Unit) -> str:
+    """Whether the next systemd would not know this unit, in words: it would end its processes."""
+    path = unit.properties.get("FragmentPath", "")
+    for directory, words in (("transient", "transient"), ("system", "defined at run time only")):
+        if path.startswith(f"/run/systemd/{directory}/") and directory not in RUN_SYSTEMD_CARRIED:
+            return f"it is {words} ({path}): it ends with this kernel"
+    return ""
+
+
 def _judge(
     unit: Unit,
     processes: dict[int, str],
@@ -100,6 +110,9 @@ def _judge(
 ) -> tuple[Verdict, str, str]:
     if unit.sub != "running":
         return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
+    volatile = _volatile_definition(unit)
+    if volatile:
+        return Verdict.RESTARTED, volatile, "install it as a unit file below /etc/systemd/system"
     roots = roots_of(list(processes), parents)
     if len(roots) != 1:
         return (

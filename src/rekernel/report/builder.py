@@ -159,7 +159,7 @@ def carried_over(
         hint = "the machine was booted normally; the kernel log has the agent's messages"
     elif lost:
         error = f"not carried over: {', '.join(item['unit'] for item in lost)}"
-        hint = "they were started afresh; the criu logs are kept beside this report"
+        hint = "started afresh where systemd knows how to; criu's logs are kept beside this report"
     frozen, resumed = agent.get("frozen_ns"), agent.get("resumed_ns")
     return {
         "schema": SCHEMA,
