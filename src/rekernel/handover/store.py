@@ -43,7 +43,7 @@ class StoreFullError(Exception):
 
 
 class Area(Protocol):
-    """What a store lies in: ``mmap.mmap`` and ``memoryview`` fit."""
+    """What a store lies in: ``mmap.mmap`` fits."""
 
     def __getitem__(self, index: slice) -> bytes: ...
     def __setitem__(self, index: slice, value: bytes) -> None: ...

@@ -15,6 +15,7 @@ from pathlib import Path
 
 _BUS = Path("/sys/bus/dax")
 _MEMORY = Path("/sys/devices/system/memory")
+_PLATFORM = Path("/sys/devices/platform")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -101,8 +102,7 @@ def find_region(whole: Range) -> DaxRegion | None:
     device in the range is meant; one without any device shows itself when a device is created.
     """
     # hmem.N moved below hmem_platform.0 in Linux 7.x.
-    platform = Path("/sys/devices/platform")
-    candidates = [*platform.glob("hmem*/dax_region"), *platform.glob("hmem*/hmem*/dax_region")]
+    candidates = [*_PLATFORM.glob("hmem*/dax_region"), *_PLATFORM.glob("hmem*/hmem*/dax_region")]
     fitting = [
         DaxRegion(path.parent, whole)
         for path in candidates

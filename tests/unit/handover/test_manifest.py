@@ -1,0 +1,219 @@
+"""The manifest is a contract between two kernels' programs: kept to the letter, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rekernel.handover.config import AgentConfig, RootConfig, dump_config, load_config
+from rekernel.handover.manifest import (
+    SCHEMA,
+    Clock,
+    Extent,
+    Inherited,
+    Link,
+    Manifest,
+    ManifestError,
+    Memory,
+    Mount,
+    Network,
+    Phase,
+    Tree,
+    dump,
+    load,
+)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def lists_of(kind: type, **fixed: Any) -> st.SearchStrategy[Any]:
+    return st.lists(st.builds(kind, **fixed), max_size=2).map(tuple)
+
+
+texts = st.dictionaries(st.text(), st.text(), max_size=3)
+words = st.lists(st.text(), max_size=3).map(tuple)
+extents = st.none() | st.builds(Extent)
+
+manifests = st.builds(
+    Manifest,
+    schema=st.just(SCHEMA),
+    clock=st.builds(Clock),
+    memory=st.builds(
+        Memory, region=extents, occupied=lists_of(Extent), free=lists_of(Extent), store=extents
+    ),
+    mounts=lists_of(Mount, data=st.text(), contents=st.text(), transient=st.booleans()),
+    directories=words,
+    files=texts,
+    network=st.builds(Network, links=lists_of(Link)),
+    sysctls=texts,
+    trees=lists_of(
+        Tree,
+        argv=words,
+        cgroups=texts,
+        inherited=lists_of(
+            Inherited, path=st.text(), flags=st.integers(0, 1 << 31), header=st.text()
+        ),
+    ),
+    cgroups=words,
+    systemd_units=texts,
+    init=words,
+    phases=lists_of(Phase, side=st.text()),
+    report=st.dictionaries(st.text(), json_values, max_size=3),
+)
+
+configs = st.builds(
+    AgentConfig,
+    modules=st.lists(words, max_size=3).map(tuple),
+    region=extents,
+    store=extents,
+    init=words,
+    criu_probe=words,
+    prefetch=words,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(manifests)
+def test_round_trip(manifest: Manifest) -> None:
+    assert load(dump(manifest)) == manifest
+
+
+@settings(max_examples=40)
+@given(configs)
+def test_round_trip_of_the_configuration(config: AgentConfig) -> None:
+    assert load_config(dump_config(config)) == config
+
+
+def test_names_that_are_no_utf8_survive() -> None:
+    root = RootConfig("u", "ext4", 0, "latin\udcfc")
+    config = AgentConfig("id", root, (), None, None, "", ("/sbin/init",), ())
+    assert load_config(dump_config(config)) == config
+
+
+SAMPLE = Manifest(
+    schema=SCHEMA,
+    id="1",
+    machine_id="m",
+    old_release="6.12",
+    new_release="7.3",
+    clock=Clock(1, 2, 3),
+    frozen_ns=4,
+    memory=Memory("region", Extent(0, 9), (Extent(1, 2),), (), None),
+    mounts=(Mount("/run", "tmpfs", "tmpfs", 0),),
+    directories=("/run/x",),
+    files={"/run/y": "z"},
+    network=Network("", "", "", (Link("eth0", "52:54:00:00:00:01"),), ""),
+    hostname="h",
+    sysctls={"vm/max_map_count": "1"},
+    trees=(
+        Tree("t", "t.service", 7, "images/t", ("criu",), (Inherited("file", "a"),), {"7": "/"}),
+    ),
+    cgroups=("/a",),
+    highest_pid=7,
+    systemd_header="",
+    systemd_units={"t.service": ""},
+    init=("/sbin/init",),
+)
+
+
+def sample() -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads(dump(SAMPLE))
+    return raw
+
+
+REQUIRED = [
+    item.name
+    for item in dataclasses.fields(Manifest)
+    if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+]
+
+
+@pytest.mark.parametrize("name", [name for name in REQUIRED if name != "schema"])
+def test_a_missing_field_is_named(name: str) -> None:
+    raw = sample()
+    del raw[name]
+    with pytest.raises(ManifestError, match=f"^the manifest has no {name}$|manifest has no {name}"):
+        load(json.dumps(raw).encode())
+
+
+@pytest.mark.parametrize("name", [name for name in REQUIRED if name != "schema"])
+def test_a_wrong_type_is_named(name: str) -> None:
+    raw = sample()
+    raw[name] = 1.5
+    with pytest.raises(ManifestError, match=f"manifest.{name} is no "):
+        load(json.dumps(raw).encode())
+
+
+def test_fields_with_defaults_may_be_missing_and_unknown_ones_are_passed_over() -> None:
+    raw = sample()
+    del raw["phases"], raw["report"], raw["mounts"][0]["transient"]
+    raw["of a later version"] = raw["clock"]["too"] = 1
+    assert load(json.dumps(raw).encode()) == SAMPLE
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("trees", 0, "root_pid"), "7", "manifest.trees[0].root_pid is no int"),
+        (("trees", 0, "root_pid"), True, "manifest.trees[0].root_pid is no int"),
+        (("trees", 0, "argv"), "criu", "manifest.trees[0].argv is no list"),
+        (("trees", 0, "argv", 0), None, "manifest.trees[0].argv[0] is no str"),
+        (("trees", 0, "cgroups", "7"), 1, "manifest.trees[0].cgroups['7'] is no str"),
+        (("trees", 0, "cgroups"), [], "manifest.trees[0].cgroups is no object"),
+        (("mounts", 0, "transient"), 1, "manifest.mounts[0].transient is no bool"),
+        (("memory", "region"), [1, 2], "manifest.memory.region is no object"),
+        (("memory", "region"), {"start": 1}, "manifest.memory.region has no end"),
+        (("files", "/run/y"), ["z"], "manifest.files['/run/y'] is no str"),
+        (("clock",), None, "manifest.clock is no object"),
+    ],
+)
+def test_where_it_is_wrong(path: tuple[Any, ...], value: object, message: str) -> None:
+    raw = sample()
+    inner: Any = raw
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    with pytest.raises(ManifestError) as error:
+        load(json.dumps(raw).encode())
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the manifest is no JSON: "),
+        (b'{"schema": 1', "the manifest is no JSON: "),
+        (b"\xff\xfe\xfd", "the manifest is no JSON: "),
+        (b"[1]", "the manifest is no JSON object"),
+        (b'{"schema": 2}', "the manifest has schema 2, this agent understands 1"),
+        (b'{"schema": "1"}', "the manifest has schema '1', this agent understands 1"),
+        (b"{}", "the manifest has schema None, this agent understands 1"),
+    ],
+)
+def test_not_our_manifest(data: bytes, message: str) -> None:
+    with pytest.raises(ManifestError) as error:
+        load(data)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "the agent's configuration is no JSON: "),
+        (b"[]", "configuration is no object"),
+        (b"{}", "configuration has no machine_id"),
+    ],
+)
+def test_damaged_configuration(data: bytes, message: str) -> None:
+    with pytest.raises(ManifestError) as error:
+        load_config(data)
+    assert str(error.value).startswith(message)
