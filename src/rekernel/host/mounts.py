@@ -29,6 +29,8 @@ RUN_OF_PLUMBING = (
     "initramfs", "log/journal", "motd.dynamic", "mount", "network", "nologin", "nscd", "rekernel",
     "reboot-required", "sshd", "sshd.pid", "tmpfiles.d", "udev", "user", "utmp",
 )  # fmt: skip
+_BLOCK_DEVICES = Path("/sys/dev/block")
+
 # Of /run/systemd only what the mounts of a unit's own namespace were made from.
 RUN_SYSTEMD_CARRIED = ("inaccessible", "propagate")
 
@@ -107,8 +109,7 @@ def root_config(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
             f"the root file system is {root.fstype} ({root.source})",
             "only ext4 on a plain disk or partition is supported so far",
         )
-    major, _, minor = root.device.partition(":")
-    block = Path(f"/sys/dev/block/{major}:{minor}")
+    block = _BLOCK_DEVICES / root.device
     if (block / "dm").exists() or (block / "md").exists() or (block / "loop").exists():
         raise BlockedError(
             f"the root file system lies on {block.resolve().name}",
@@ -206,7 +207,7 @@ def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:
     excludes = [f"--exclude=./{name}" for name in tmpfs.exclude]
     run(
         ["tar", "-c", "--numeric-owner", "--one-file-system", "--sparse",
-         "--warning=no-file-ignored", "--anchored", *excludes, "-f", str(target),
+         "--warning=no-file-ignored", "--anchored", "--no-wildcards", *excludes, "-f", str(target),
          "-C", tmpfs.target, "."],
         # 1: a file changed or went meanwhile; only what is not carried still runs and does that.
         good=(0, 1),

@@ -15,6 +15,8 @@ from rekernel.run import CommandFailedError, run
 # Needed whatever the hardware: the carry region, the packet filter, the page map's device.
 ALWAYS = ("dax_hmem", "device_dax", "nf_tables")
 
+_MODULES = Path("/usr/lib/modules")
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleSet:
@@ -60,7 +62,7 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
     A name that is built in, or that no module of that kernel answers to, contributes nothing.
     Raises BlockedError if the kernel's module index is missing.
     """
-    if not Path("/usr/lib/modules", release, "modules.dep").exists():
+    if not (_MODULES / release / "modules.dep").exists():
         raise BlockedError(f"kernel {release} has no module index", f"run depmod {release}")
     depends = _dependencies(release)
     chosen: dict[str, None] = {}
@@ -92,7 +94,7 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
 
 
 def _dependencies(release: str) -> dict[str, tuple[str, ...]]:
-    base = Path(os.path.realpath(Path("/usr/lib/modules", release)))
+    base = Path(os.path.realpath(_MODULES / release))
     found = {}
     for line in (base / "modules.dep").read_text().splitlines():
         name, _, rest = line.partition(":")
