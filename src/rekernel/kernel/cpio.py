@@ -26,13 +26,13 @@ class CpioArchive:
         if parent != ".":
             self._add(parent, stat.S_IFDIR | 0o755, b"")
         self._names.add(name)
+        encoded = os.fsencode(name) + b"\0"
         fields = (
-            self._inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0,
+            self._inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(encoded), 0,
         )  # fmt: skip
         header = b"070701" + b"".join(b"%08X" % field for field in fields)
-        entry = header + name.encode() + b"\0"
         self._inode += 1
-        self._parts.append(_pad(entry) + _pad(data))
+        self._parts.append(_pad(header + encoded) + _pad(data))
 
     def file(self, name: str, data: bytes, mode: int = 0o644) -> None:
         """A regular file; one that is there already stays."""
@@ -44,7 +44,7 @@ class CpioArchive:
 
     def symlink(self, name: str, target: str) -> None:
         """A symbolic link."""
-        self._add(name, stat.S_IFLNK | 0o777, target.encode())
+        self._add(name, stat.S_IFLNK | 0o777, os.fsencode(target))
 
     def device(self, name: str, major: int, minor: int, mode: int = 0o600) -> None:
         """A character device node."""
