@@ -1,0 +1,197 @@
+"""Mount tables of real kernels, and what the agent must mount before a restore."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import Recorded, on_each_kernel
+
+from rekernel import syscalls
+from rekernel.errors import BlockedError
+from rekernel.host import mounts
+from rekernel.host.mounts import TmpfsPlan
+
+ODD_NAMES = [
+    b"/mnt/odd/a b", b"/mnt/odd/tab\there", b"/mnt/odd/line\nfeed", b"/mnt/odd/back\\slash",
+    b"/mnt/odd/#hash", "/mnt/odd/ü".encode(), b"/mnt/odd/latin\xfc", b"/mnt/odd/cr\rcr",
+    b"/mnt/odd/vt\x0bvt", "/mnt/odd/ls\u2028ls".encode(), b"/mnt/odd/oct\\040al", b"/mnt/empty",
+]  # fmt: skip
+
+
+@on_each_kernel
+def test_every_name_that_a_mount_can_have(recorded: Recorded) -> None:
+    found = recorded.mounts("mountinfo-odd")
+    assert [os.fsencode(mount.target) for mount in found] == ODD_NAMES
+    assert {mount.fstype for mount in found} == {"tmpfs"}
+    assert [mount.source for mount in found] == ["odd"] * 11 + [""]
+    assert mounts.unsupported(found) == []
+
+
+# seq_path() and mangle(): fs/proc_namespace.c.
+def _escape(name: str) -> str:
+    return re.sub(r"[ \t\n\\#]", lambda match: f"\\{ord(match[0]):03o}", name)
+
+
+names = st.binary(min_size=1, max_size=30).map(
+    lambda raw: raw.replace(b"\0", b"").decode(errors="surrogateescape")
+)
+
+
+@given(st.lists(st.tuples(names, names, names), max_size=4))
+def test_escaping(rows: list[tuple[str, str, str]]) -> None:
+    text = "".join(
+        f"{number} 1 0:{number} {_escape('/' + root)} {_escape('/' + target)} rw,noatime "
+        f"shared:1 master:2 - ext4 {_escape(source)} ro,errors=panic\n"
+        for number, (root, target, source) in enumerate(rows)
+    )
+    found = mounts.parse_mountinfo(text)
+    assert [(item.root[1:], item.target[1:], item.source) for item in found] == rows
+    assert all(item.options == ("rw", "noatime") for item in found)
+    assert all(item.super_options == ("ro", "errors=panic") for item in found)
+
+
+def test_this_machine() -> None:
+    assert "/proc" in {mount.target for mount in mounts.observe()}
+
+
+@on_each_kernel
+def test_a_real_table(recorded: Recorded) -> None:
+    table = recorded.mounts()
+    assert mounts.unsupported(table) == []
+    root = next(mount for mount in table if mount.target == "/")
+    assert (root.fstype, root.source, root.device) == ("ext4", "/dev/vda", "254:0")
+    assert root.super_options == ("rw", "errors=remount-ro")
+
+
+@on_each_kernel
+def test_the_plan_for_a_real_table(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = recorded.text("run-systemd").split()
+    monkeypatch.setattr(os, "listdir", lambda path: listing)
+    todo, contents = mounts.plan(recorded.mounts())
+    monkeypatch.undo()
+    by_target = {item.target: item for item in todo}
+    assert set(by_target) == {
+        "/dev/pts", "/run", "/sys/kernel/security", "/dev/shm", "/sys/fs/cgroup", "/sys/fs/pstore",
+        "/sys/fs/bpf", "/run/lock", "/tmp", "/dev/mqueue", "/dev/hugepages", "/sys/kernel/tracing",
+        "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/kernel/config",
+        "/proc/sys/fs/binfmt_misc",
+    }  # fmt: skip
+    # Parents first: a mount on top of it would hide what was mounted before.
+    targets = [item.target for item in todo]
+    assert targets.index("/run") < targets.index("/run/lock")
+
+    restricted = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    run = by_target["/run"]
+    assert run.flags == restricted | syscalls.MS_RELATIME
+    assert re.fullmatch(r"size=\d+k,mode=755,inode64", run.data)
+    assert run.contents == "tmpfs/run"
+    assert by_target["/sys/fs/cgroup"].data == "nsdelegate,memory_recursiveprot"
+    assert by_target["/sys/fs/cgroup"].contents == ""
+    assert by_target["/dev/shm"].flags == syscalls.MS_NOSUID | syscalls.MS_NODEV
+    assert by_target["/dev/hugepages"].data == "pagesize=2M"
+    # Under an automount, which shall find its place empty when the machine runs.
+    assert [item.target for item in todo if item.transient] == ["/proc/sys/fs/binfmt_misc"]
+
+    assert [item.target for item in contents] == ["/run", "/dev/shm", "/run/lock", "/tmp"] or {
+        item.target for item in contents
+    } == {"/run", "/dev/shm", "/run/lock", "/tmp"}
+    (of_run,) = (item for item in contents if item.target == "/run")
+    assert {"lock", "udev", "rekernel", "systemd/journal", "systemd/notify"} <= {*of_run.exclude}
+    assert not {"systemd", "systemd/propagate", "systemd/inaccessible", "redis"} & {*of_run.exclude}
+    assert next(item for item in contents if item.target == "/tmp").exclude == ()
+
+
+@on_each_kernel
+def test_mount_points_of_a_sandbox(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    assert mounts.mount_points(recorded.mounts("redis-server/mountinfo")) == [
+        "/run/credentials",
+        "/run/lock",
+        "/run/redis",
+        "/run/systemd/incoming",
+        "/run/user",
+    ]
+
+
+@on_each_kernel
+def test_what_cannot_be_mounted_again_is_named(recorded: Recorded) -> None:
+    # In the sandbox, parts of the root file system are mounted on themselves.
+    found = mounts.unsupported(recorded.mounts("redis-server/mountinfo"))
+    assert "/etc/redis (ext4 on /dev/vda)" in found
+    assert not [line for line in found if not line.endswith(" (ext4 on /dev/vda)")]
+
+
+@on_each_kernel
+def test_root_file_system(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "_BLOCK_DEVICES", tmp_path)
+    (tmp_path / "vda").mkdir()
+    (tmp_path / "254:0").symlink_to("vda")
+    asked: list[list[str]] = []
+    answer = "0b5dc0e9-3a07-4f31-9a5b-7bd9f0d87b2c\n"
+
+    def blkid(argv: list[str]) -> str:
+        asked.append(argv)
+        return answer
+
+    monkeypatch.setattr(mounts, "run", blkid)
+    root, device = mounts.root_config(recorded.mounts())
+    assert device == "/dev/vda"
+    assert asked == [["blkid", "-o", "value", "-s", "UUID", "/dev/vda"]]
+    assert (root.uuid, root.fstype, root.data) == (answer.strip(), "ext4", "errors=remount-ro")
+    assert root.flags == syscalls.MS_RELATIME
+
+    answer = "\n"
+    with pytest.raises(BlockedError, match="the file system on /dev/vda has no UUID") as error:
+        mounts.root_config(recorded.mounts())
+    assert error.value.hint == "set one with tune2fs -U"
+
+    for kind in ("dm", "md", "loop"):
+        (tmp_path / "vda" / kind).mkdir()
+        with pytest.raises(BlockedError, match="the root file system lies on vda") as error:
+            mounts.root_config(recorded.mounts())
+        assert "only ext4 on a plain disk or partition" in error.value.hint
+        (tmp_path / "vda" / kind).rmdir()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "29 1 0:25 / / rw,relatime - btrfs /dev/sda2 rw,subvol=/",
+        # A bind mount of a directory: there is no telling what / of it is called elsewhere.
+        "29 1 8:2 /inner / rw,relatime - ext4 /dev/sda2 rw",
+    ],
+)
+def test_root_file_systems_that_are_not_supported(line: str) -> None:
+    with pytest.raises(BlockedError, match=r"the root file system is \w+ \(/dev/sda2\)") as error:
+        mounts.root_config(mounts.parse_mountinfo(line))
+    assert "only ext4" in error.value.hint
+
+
+def test_tmpfs_contents_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "run"
+    for name in ("lock/x", "keep/lock/x", "a*/x", "abc/x", "systemd/notify/x", "[b]/x", "b"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text("1")
+    monkeypatch.chdir(top)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("keep/socket")
+        os.mkfifo("keep/fifo")
+        archive = tmp_path / "run.tar"
+        plan = TmpfsPlan(str(top), ("lock", "a*", "systemd/notify", "[b]", "not-there"))
+        mounts.archive_tmpfs(plan, archive)
+    with tarfile.open(archive) as tar:
+        files = {name for name in tar.getnames() if not tar.getmember(name).isdir()}
+        names = set(tar.getnames())
+    # Only what was named, only at the top, and a mount point's name is no pattern.
+    assert files == {"./keep/lock/x", "./keep/fifo", "./abc/x", "./b"}
+    assert "./systemd" in names
+    assert not names & {"./lock", "./a*", "./[b]", "./systemd/notify"}

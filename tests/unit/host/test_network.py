@@ -1,0 +1,137 @@
+"""The network of a real machine, written down; and set up from that in a namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recorded import NEW, OLD, Recorded, on_each_kernel
+
+from rekernel.handover.manifest import Link
+from rekernel.host import network
+from rekernel.host.network import NetworkFacts
+
+SOURCE = Path(__file__).parents[3] / "src"
+
+
+@on_each_kernel
+def test_a_plain_server(recorded: Recorded) -> None:
+    facts = recorded.network("net")
+    assert network.unsupported(facts) == []
+    described = network.describe(facts)
+    assert described.links == (Link("enp0s2", "52:54:00:4c:41:42"),)
+    gateway = facts.neighbours[0]["lladdr"]
+    assert described.batch.splitlines() == [
+        "link set dev lo mtu 65536 up",
+        "link set dev enp0s2 mtu 1500 up",
+        "address replace 127.0.0.1/8 dev lo scope host",
+        "address replace ::1/128 dev lo scope host nodad noprefixroute",
+        "address replace 10.77.0.2/24 dev enp0s2 broadcast 10.77.0.255",
+        "route replace unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
+        f"neighbour replace 10.77.0.1 lladdr {gateway} dev enp0s2 nud stale",
+    ]
+    assert described.ruleset == ""
+
+
+@on_each_kernel
+def test_a_busy_router(recorded: Recorded) -> None:
+    facts = recorded.network("net-busy")
+    assert network.unsupported(facts) == [
+        "rkdummy (dummy)",
+        "rkvlan (vlan)",
+        "route to 10.69.0.0/16 (several next hops or an encapsulation)",
+    ]
+    described = network.describe(facts)
+    assert [link.name for link in described.links] == ["enp0s2"]
+    lines = described.batch.splitlines()
+    assert not [line for line in lines if "rkdummy" in line or "rkvlan" in line or ".69." in line]
+    assert {
+        "address replace 192.0.2.1 peer 192.0.2.2/32 dev enp0s2",
+        "address replace 198.51.100.7/24 dev enp0s2 label enp0s2:1",
+        "address replace fe80::1234/64 dev enp0s2 scope link nodad",
+        "address replace 2001:db8::5/64 dev enp0s2 nodad",
+        "route replace blackhole 10.66.0.0/16",
+        "route replace unreachable 2001:db8:dead::/48 dev lo metric 1024",
+        "route replace unicast 10.68.0.0/16 via inet6 fe80::99 dev enp0s2",
+        "route replace unicast 10.71.0.0/16 via 100.64.9.9 dev enp0s2 onlink",
+        # "default" alone would be IPv4's.
+        "route replace unicast ::/0 dev enp0s2 metric 4096",
+        "neighbour replace 198.51.100.9 lladdr 02:00:00:00:00:09 dev enp0s2 nud permanent",
+    } <= {*lines}
+    (temporary,) = (line for line in lines if "203.0.113.5" in line)
+    assert "valid_lft 3" in temporary
+    assert temporary.endswith(" noprefixroute")
+    (other_table,) = (line for line in lines if "10.70." in line)
+    assert "metric 5 table 77 mtu 1400" in other_table
+    # Links are up before they get addresses, and addresses are there before routes by way of them.
+    kinds = [line.split()[0] for line in lines]
+    assert kinds == sorted(kinds, key=["link", "address", "route", "neighbour"].index)
+
+
+@on_each_kernel
+def test_an_interface_that_is_down_stays_down(recorded: Recorded) -> None:
+    facts = recorded.network("net")
+    link = facts.links[1]
+    down = NetworkFacts([link | {"flags": ["BROADCAST"]}], [], [], [], "")
+    assert network.describe(down).batch == "link set dev enp0s2 mtu 1500 down\n"
+
+
+def _can_make_namespaces() -> bool:
+    script = "ip link add near type veth peer name far && nft list ruleset"
+    try:
+        done = subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return os.geteuid() == 0 and done.returncode == 0
+
+
+# In an empty namespace with an interface of that address: apply, and describe what came of it.
+_APPLY = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1].split(":")
+from recorded import Recorded
+from rekernel.host import network
+from rekernel.run import run
+described = network.describe(Recorded(Path(sys.argv[2])).network(sys.argv[3]))
+run(["ip", "link", "add", "enp0s2", "address", described.links[0].mac,
+     "type", "veth", "peer", "name", "far"])
+run(["ip", "link", "set", "far", "up"])
+run(["ip", "link", "set", "enp0s2", "addrgenmode", "none"])
+run(["nft", "-f", "-"], stdin=described.ruleset + described.lock_rules)
+run(["ip", "-batch", "-"], stdin=described.batch)
+run(["nft", "-f", "-"], stdin=described.unlock_rules)
+network.lock()
+assert "rekernel_lock" in network.observe().ruleset
+network.unlock()
+network.unlock()
+facts = network.observe()
+links = [link for link in facts.links if link["ifname"] != "far"]
+for link in links:
+    link.pop("linkinfo", None)
+again = network.describe(network.NetworkFacts(
+    links, facts.addresses, facts.routes, facts.neighbours, facts.ruleset))
+assert again.ruleset == described.ruleset, again.ruleset
+def lines(batch):
+    # Lifetimes run; neighbours come in no particular order.
+    return sorted(line.partition(" valid_lft")[0] for line in batch.splitlines())
+assert lines(again.batch) == lines(described.batch), again.batch
+"""
+
+
+@pytest.mark.skipif(not _can_make_namespaces(), reason="needs root and network namespaces")
+@pytest.mark.parametrize("recorded", [OLD, NEW], ids=lambda item: item.release)
+@pytest.mark.parametrize("name", ["net", "net-busy"])
+def test_what_is_described_can_be_set_up_and_is_the_same_then(
+    recorded: Recorded, name: str
+) -> None:
+    path = f"{SOURCE}:{Path(__file__).parents[1]}:{os.pathsep.join(sys.path)}"
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", _APPLY, path, str(recorded.directory), name],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

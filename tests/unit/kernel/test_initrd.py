@@ -1,0 +1,93 @@
+"""The initrd is all that the agent has: it must start in nothing but that."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rekernel.handover.config import CONFIG_PATH, AgentConfig, RootConfig, load_config
+from rekernel.handover.manifest import Extent
+from rekernel.kernel import initrd
+from rekernel.kernel.modules import ModuleSet
+
+CONFIG = AgentConfig(
+    "id",
+    RootConfig("uuid", "ext4", 0, ""),
+    (("/modules/one.ko",),),
+    Extent(0, 2),
+    Extent(0, 1),
+    "",
+    ("/sbin/init",),
+    ("criu", "check"),
+)
+
+# Runs in the unpacked archive, as the kernel would start /init.
+_PROBE = """
+import sys
+sys.path.insert(0, "/rekernel")
+import rekernel.agent.main
+from rekernel.agent import processes
+from rekernel.handover.config import CONFIG_PATH, load_config
+with open(CONFIG_PATH, "rb") as file:
+    config = load_config(file.read())
+import json
+print(json.dumps([config.machine_id, sorted(
+    module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None))]))
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if os.geteuid() != 0 or shutil.which("cpio") is None:
+        pytest.skip("needs root and cpio")
+    scratch = tmp_path_factory.mktemp("initrd")
+    module = scratch / "one.ko.xz"
+    module.write_bytes(lzma.compress(b"module"))
+    data = initrd.build(CONFIG, ModuleSet(((module,),)))
+    target = scratch / "root"
+    target.mkdir()
+    command = ["cpio", "--extract", "--make-directories", "--quiet"]
+    subprocess.run(command, input=data, cwd=target, check=True)
+    return target
+
+
+def test_contents(unpacked: Path) -> None:
+    config = load_config((unpacked / CONFIG_PATH.lstrip("/")).read_bytes())
+    assert config == CONFIG
+    assert (unpacked / "modules/one.ko").read_bytes() == b"module"
+    first = (unpacked / "init").read_text().splitlines()[0]
+    interpreter = re.fullmatch(r"#!(/\S+) -IS", first)
+    assert interpreter
+    assert (unpacked / interpreter[1].lstrip("/")).stat().st_mode & 0o111
+    assert (unpacked / "init").stat().st_mode & 0o111
+    for name in ("proc", "sys", "sysroot", "run"):
+        assert (unpacked / name).is_dir()
+    # Small enough to be read and unpacked in no time.
+    size = sum(path.stat().st_size for path in unpacked.rglob("*") if path.is_file())
+    assert size < 32 << 20
+
+
+def test_the_agent_starts_there(unpacked: Path) -> None:
+    python = str(Path(sys.executable).resolve())
+    done = subprocess.run(
+        [shutil.which("chroot") or "chroot", str(unpacked), python, "-IS", "-c", _PROBE],
+        capture_output=True,
+        text=True,
+        env={},
+    )
+    assert done.returncode == 0, done.stderr
+    machine_id, files = json.loads(done.stdout)
+    assert machine_id == "id"
+    # Compiled beforehand: nothing is parsed in the blackout.
+    assert not list(unpacked.rglob("*.py"))
+    ours = [name for name in files if name.startswith("/rekernel/")]
+    assert len(ours) > 10
+    assert all(name.endswith(".pyc") for name in ours)
