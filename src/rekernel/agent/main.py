@@ -130,6 +130,8 @@ def _restore(
             _apply_settings(manifest)
         with timeline.phase("criu's probe"):
             processes.wait(probe, "criu's probe of this kernel")
+        # Not before: criu's own files came first.
+        threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
         with timeline.phase("network"):
             locked = True
             network.set_up(manifest.network)

@@ -37,7 +37,7 @@ class AgentConfig:
     init: tuple[str, ...]
     # Lets criu probe the kernel once, before the trees are restored in parallel.
     criu_probe: tuple[str, ...]
-    # Files of the root file system that the restore reads: fetched ahead while other work runs.
+    # Programs that the restore starts, with their libraries: read ahead while other work runs.
     prefetch: tuple[str, ...] = ()
 
 

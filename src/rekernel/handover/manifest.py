@@ -144,6 +144,8 @@ class Manifest:
     mounts: tuple[Mount, ...]
     # Directories that must exist: mount points in the units' own mount namespaces.
     directories: tuple[str, ...]
+    # Files that carried processes map: read ahead while they are restored.
+    prefetch: tuple[str, ...]
     # Path -> text of small files to write below /run.
     files: dict[str, str]
     network: Network

@@ -53,7 +53,8 @@ def lock_network(undo: UndoList) -> None:
 class PageRecord:
     """What the recorder found."""
 
-    summary: dict[str, object]
+    map_file: Path
+    stray_file: Path
     occupied: tuple[Extent, ...]
     pages: int
     stray_pages: int
@@ -63,8 +64,8 @@ class Recorder:
     """The native page-map recorder at work."""
 
     def __init__(self, where: Layout, pids: Sequence[int], stray_base: int, stray_max: int) -> None:
-        self.output = SCRATCH / "pagemap"
-        self.strays = SCRATCH / "strays"
+        self._output = SCRATCH / "pagemap"
+        self._strays = SCRATCH / "strays"
         self._summary = SCRATCH / "recorder.json"
         self._summary.unlink(missing_ok=True)
         self._block = dax.block_size()
@@ -72,10 +73,10 @@ class Recorder:
         self._process: Popen[bytes] = start(
             [
                 RECORDER, "record",
-                "--out", str(self.output),
+                "--out", str(self._output),
                 "--region", regions,
                 "--block", str(self._block),
-                "--stray-out", str(self.strays),
+                "--stray-out", str(self._strays),
                 "--stray-base", f"{stray_base:#x}",
                 "--stray-max", str(stray_max),
                 *map(str, pids),
@@ -96,7 +97,8 @@ class Recorder:
             if item["used_pages"]
         ]
         return PageRecord(
-            summary=summary,
+            map_file=self._output,
+            stray_file=self._strays,
             occupied=tuple(Extent(item.start, item.end) for item in dax.merge(blocks)),
             pages=summary["pages"],
             stray_pages=summary["stray_pages"],
@@ -158,9 +160,12 @@ def add_tmpfs(writer: StoreWriter, plans: Sequence[mounts.TmpfsPlan]) -> int:
     return total
 
 
-def add_file(writer: StoreWriter, name: str, path: Path) -> None:
-    """Put a file into the store. Raises RekernelError if it is full."""
-    _add(writer, name, path.read_bytes())
+def add_record(writer: StoreWriter, area: mmap.mmap, record: PageRecord, strays_at: int) -> None:
+    """Put the page map into the store, and copied strays at their offset."""
+    _add(writer, "pagemap", record.map_file.read_bytes())
+    if record.stray_pages:
+        data = record.stray_file.read_bytes()
+        area[strays_at : strays_at + len(data)] = data
 
 
 def _add(writer: StoreWriter, name: str, data: bytes) -> None:

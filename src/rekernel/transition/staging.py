@@ -45,12 +45,17 @@ _TOOLS = ("ip", "criu", "tar", "sh", "nft", "modprobe")
 _OWN_TOOLS = Path("/usr/lib/rekernel")
 
 
-def _restore_files(carried: Sequence[int]) -> list[str]:
-    """Files that the restore reads: programs with their libraries, what carried processes map."""
+def _tool_files() -> list[str]:
+    """Programs that the agent and criu start, with their libraries, in the order of need."""
     tools = [Path(path) for name in _TOOLS if (path := shutil.which(name)) is not None]
     tools += sorted(_OWN_TOOLS.glob("rekernel-*"))
-    found = dict.fromkeys(str(path) for path in [*tools, *initrd.shared_objects(tools)])
-    for pid in carried:
+    return list(dict.fromkeys(str(path) for path in [*tools, *initrd.shared_objects(tools)]))
+
+
+def mapped_files(pids: Sequence[int]) -> list[str]:
+    """Files that these processes map, each once; one that is gone or deleted is left out."""
+    found: dict[str, None] = {}
+    for pid in pids:
         try:
             entries = list(Path(f"/proc/{pid}/map_files").iterdir())
         except OSError:
@@ -70,7 +75,6 @@ def load_kernel(
     where: Layout | None,
     store_file: Path | None,
     cmdline: str,
-    carried: Sequence[int],
     undo: UndoList,
 ) -> None:
     """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
@@ -87,7 +91,7 @@ def load_kernel(
         store_file=str(store_file or ""),
         init=(INIT,),
         criu_probe=PROBE,
-        prefetch=tuple(_restore_files(carried)),
+        prefetch=tuple(_tool_files()),
     )
     SCRATCH.mkdir(parents=True, exist_ok=True)
     path = SCRATCH / "initrd"

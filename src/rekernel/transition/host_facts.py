@@ -1,0 +1,70 @@
+"""The host as the next kernel must have it: read before the freeze, put into the manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel import syscalls
+from rekernel.checkpoint.options import RESTORE_ROOT
+from rekernel.handover.manifest import Mount, Network
+from rekernel.host import mounts, network, sysctls
+from rekernel.host.mounts import MountInfo, TmpfsPlan
+from rekernel.systemd import adoption
+from rekernel.transition.staging import mapped_files
+from rekernel.transition.trees import CarriedTree
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """Everything outside of the processes that travels."""
+
+    table: tuple[MountInfo, ...]
+    mounts: tuple[Mount, ...]
+    contents: tuple[TmpfsPlan, ...]
+    directories: tuple[str, ...]
+    files: dict[str, str]
+    prefetch: tuple[str, ...]
+    network: Network
+    hostname: str
+    sysctls: dict[str, str]
+    # Text for systemd's --deserialize.
+    systemd_header: str
+    systemd_units: dict[str, str]
+
+
+def swaps() -> list[str]:
+    """Swap areas in use."""
+    return [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
+
+
+def observe(trees: Sequence[CarriedTree]) -> HostFacts:
+    """Read it all. Raises RekernelError, or OSError if a process ended meanwhile."""
+    table = mounts.observe()
+    todo, contents = mounts.plan(table)
+    private_tmps = {}
+    directories: set[str] = set()
+    for tree in trees:
+        own = mounts.observe(str(tree.options.root_pid))
+        directories.update(mounts.mount_points(own))
+        private_tmp = adoption.private_tmp(own)
+        if private_tmp is not None:
+            private_tmps[tree.verdict.unit.name] = private_tmp
+    bind = Mount(RESTORE_ROOT, "", "/", syscalls.MS_BIND, transient=True)
+    return HostFacts(
+        table=tuple(table),
+        mounts=(*todo, bind),
+        contents=tuple(contents),
+        directories=tuple(sorted(directories)),
+        files={adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps)},
+        prefetch=tuple(mapped_files([pid for tree in trees for pid in tree.pids])),
+        network=network.describe(network.observe()),
+        hostname=os.uname().nodename,
+        sysctls=sysctls.values(),
+        systemd_header=adoption.header(private_tmps),
+        systemd_units={
+            tree.verdict.unit.name: adoption.section(tree.verdict.unit) for tree in trees
+        },
+    )

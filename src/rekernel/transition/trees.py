@@ -1,0 +1,100 @@
+"""The trees of an attempt: how each is dumped and restored, and who belongs to it at the freeze."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rekernel.census.verdicts import UnitVerdict
+from rekernel.checkpoint import externals, unixsockets
+from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
+from rekernel.errors import RekernelError
+from rekernel.handover.manifest import Tree
+from rekernel.systemd import adoption
+from rekernel.systemd.units import processes_of
+from rekernel.transition.staging import parents
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedTree:
+    """A unit to carry with what its dump and its restore need."""
+
+    verdict: UnitVerdict
+    options: TreeOptions
+    inherited: tuple[externals.External, ...]
+
+    @property
+    def name(self) -> str:
+        """Names its directories and its blobs."""
+        return self.verdict.unit.name.removesuffix(".service").replace("/", "-").replace("\\", "-")
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return sorted(self.verdict.processes)
+
+
+def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
+    """How these units are carried. Raises OSError if one ended meanwhile."""
+    streams = unixsockets.journal_streams(unixsockets.observe())
+    found = []
+    for item in units:
+        header = adoption.journal_header(item.unit)
+        inherited = externals.find(list(item.processes), header, streams)
+        options = TreeOptions(
+            root_pid=item.root_pid,
+            cgroup=item.unit.cgroup,
+            private_mounts=holds_namespace(item.root_pid, "mnt"),
+            lazy=lazy,
+            externals=tuple(external.dump for external in inherited),
+        )
+        found.append(CarriedTree(item, options, tuple(inherited)))
+    return found
+
+
+def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
+    """The same trees with the processes that they have now, frozen: they may have forked since.
+
+    Raises RekernelError if a tree is no longer the one that was planned for.
+    """
+    parent = parents()
+    found = []
+    for tree in trees:
+        unit = tree.verdict.unit
+        processes = processes_of(unit.cgroup)
+        if roots_of(list(processes), parent) != [tree.options.root_pid] or any(
+            path != unit.cgroup for path in processes.values()
+        ):
+            raise RekernelError(
+                f"{unit.name} changed while the upgrade was prepared", "try again in a moment"
+            )
+        verdict = dataclasses.replace(tree.verdict, processes=processes)
+        found.append(dataclasses.replace(tree, verdict=verdict))
+    return found
+
+
+def for_manifest(tree: CarriedTree, images: str) -> Tree:
+    """What the agent gets to know; ``images``: prefix of its blobs or name of its directory."""
+    return Tree(
+        name=tree.name,
+        unit=tree.verdict.unit.name,
+        root_pid=tree.options.root_pid,
+        images=images,
+        argv=tuple(restore_argv(tree.options)),
+        inherited=tuple(external.inherited for external in tree.inherited),
+        cgroups={str(pid): path for pid, path in tree.verdict.processes.items()},
+    )
+
+
+def for_report(item: UnitVerdict) -> dict[str, Any]:
+    """A unit as the report knows it."""
+    return {
+        "unit": item.unit.name,
+        "verdict": str(item.verdict),
+        "reason": item.reason,
+        "main_pid": item.unit.main_pid,
+        "processes": sorted(item.processes),
+        "cgroup": item.unit.cgroup,
+    }
