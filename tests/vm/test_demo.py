@@ -33,4 +33,5 @@ def test_demo() -> None:
     assert memory["bytes_copied"] < memory["resident_bytes"] / 20
     assert memory["drain"]["pages_lost"] == 0
     worst = max(client["worst_gap_s"] for client in clients.values())
-    assert report["blackout_s"] - 1 < worst < report["blackout_s"] + 30
+    # A peer that got no answer doubles the time to its next attempt: up to twice as long.
+    assert report["blackout_s"] - 1 < worst < 2 * report["blackout_s"] + 30

@@ -89,7 +89,9 @@ static void make_huge(void)
 	char *base = anonymous(size + huge, MAP_PRIVATE);
 
 	base = (char *)(((unsigned long)base + huge - 1) & ~(huge - 1));
-	madvise(base, size, MADV_HUGEPAGE);
+	/* A page that is shared is split when it is written: these belong to one process. */
+	if (madvise(base, size, MADV_HUGEPAGE) || madvise(base, size, MADV_DONTFORK))
+		die("madvise");
 	fill_all(describe(HUGE, "huge pages", base, size));
 }
 
@@ -256,6 +258,7 @@ static void child(int number, int fd)
 	unsigned long page;
 	char word;
 
+	areas[HUGE].pages = 0;
 	for (page = number; page < cow->pages; page += 5 + number)
 		fill(cow, page, 10 + number);
 	if (write(fd, "+", 1) != 1)
@@ -401,19 +404,31 @@ static int churn_move(void)
 			return -1;
 	for (i = page; i < page + 8; i++)
 		fill(a, i, 40);
-	/* Unmapped and mapped again: nothing of the old content may come back. */
-	if (munmap(a->base + (page + 12) * PAGE, PAGE) ||
-	    mmap(a->base + (page + 12) * PAGE, PAGE, PROT_READ | PROT_WRITE,
+	return 0;
+}
+
+/*
+ * Unmapped and mapped again: nothing of the old content may come back. Not in an area that is
+ * moved: mremap takes one mapping, and while pages are on their way a new one stays apart.
+ */
+static int churn_unmap(void)
+{
+	struct area *a = &areas[COW];
+	unsigned long page = churns * 31 % a->pages;
+
+	if (munmap(a->base + page * PAGE, PAGE) ||
+	    mmap(a->base + page * PAGE, PAGE, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
 		return bad("munmap: %s", strerror(errno));
-	return check(a, page + 12);
+	a->generation[page] = HOLE;
+	return check(a, page);
 }
 
 static void churn(int fd)
 {
 	problem[0] = 0;
 	churns++;
-	if (churn_fork() || churn_move())
+	if (churn_fork() || churn_move() || churn_unmap())
 		dprintf(fd, "bad %s\n", problem);
 	else
 		dprintf(fd, "ok churn %lu\n", churns);
