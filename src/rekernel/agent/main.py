@@ -221,18 +221,15 @@ def _apply_settings(manifest: Manifest) -> None:
 def _restore_trees(
     manifest: Manifest, region: DaxRegion | None, store: memory.Store, reader: StoreReader
 ) -> restore.Restores:
-    image_root = restore.WORK
     if region is None:
-        image_root = Path(manifest.report["image_directory"])
-    else:
-        pagemap = RUN / "pagemap"
-        pagemap.write_bytes(reader.read("pagemap"))
-        sockets = [
-            str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees
-        ]
-        memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
-        memory.wait_for_sockets(sockets)
-    return restore.restore_all(manifest.trees, image_root)
+        with memory.without_huge_pages():
+            return restore.restore_all(manifest.trees, Path(manifest.report["image_directory"]))
+    pagemap = RUN / "pagemap"
+    pagemap.write_bytes(reader.read("pagemap"))
+    sockets = [str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees]
+    memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
+    memory.wait_for_sockets(sockets)
+    return restore.restore_all(manifest.trees, restore.WORK)
 
 
 def _report(

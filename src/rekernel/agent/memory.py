@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def free_parts_to_ram(memory: Memory, region: dax.DaxRegion) -> None:
         return
     processes.wait(processes.start(["modprobe", "kmem"]), "modprobe kmem")
     dax.bind_ram(dax.create_device(region, [_range(extent) for extent in memory.free]))
+
+
+@contextmanager
+def without_huge_pages() -> Iterator[None]:
+    """criu fills memory before it gives a mapping its advice: a sparse one must not grow by that."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    # "always [madvise] never"
+    before = path.read_text().partition("[")[2].partition("]")[0]
+    path.write_text("never")
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def wait_for_sockets(sockets: Sequence[str], timeout: float = 10.0) -> None:

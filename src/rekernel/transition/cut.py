@@ -13,6 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from rekernel import syscalls
+from rekernel.census.pages import RECORDER
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Manifest, Memory, dump
 from rekernel.handover.store import StoreFullError, StoreWriter
@@ -22,8 +23,6 @@ from rekernel.memory.region import Layout, ram_ranges, store_device
 from rekernel.run import start
 from rekernel.transition.staging import SCRATCH
 from rekernel.transition.undo import UndoList
-
-RECORDER = "/usr/lib/rekernel/rekernel-pagemap"
 
 
 def freeze(cgroups: Sequence[str], undo: UndoList, timeout: float = 20.0) -> None:
@@ -89,7 +88,9 @@ class Recorder:
         code = self._process.wait()
         text = self._summary.read_text()
         if code != 0:
-            raise RekernelError(f"the page map could not be recorded: {text.strip() or code}")
+            words = [line for line in text.splitlines() if not line.startswith("{")]
+            cause = words[-1] if words else f"the recorder ended with {code}"
+            raise RekernelError(f"the page map could not be recorded: {cause}")
         summary = json.loads(text.splitlines()[-1])
         blocks = [
             dax.Range(item["start"], item["start"] + self._block)
@@ -105,13 +106,18 @@ class Recorder:
         )
 
 
+def stray_capacity(store_bytes: int) -> int:
+    """How many bytes of strays a store of this size can take; the rest is for all else."""
+    return store_bytes // 2
+
+
 def stray_offset(area: mmap.mmap, expected: int) -> int:
     """Where in the store the copied strays begin; images and all else have what is before.
 
     ``expected`` bytes were counted while the machine ran; twice that is kept, and never more than
-    half of the store.
+    :func:`stray_capacity`.
     """
-    wanted = min(max(2 * expected, 16 << 20), len(area) // 2)
+    wanted = min(max(2 * expected, 16 << 20), stray_capacity(len(area)))
     return (len(area) - wanted) // mmap.PAGESIZE * mmap.PAGESIZE
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rekernel import syscalls
 from rekernel.census.connections import established
+from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import timers
 from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
@@ -117,10 +118,8 @@ class Upgrade:
             host = host_facts.observe(carried)
         self._check()
         pids = [pid for tree in carried for pid in tree.pids]
-        if plan.where is not None and plan.pages is not None and plan.pages.stray_bytes:
-            with self._events.phase("gather strays"):
-                gather(pids, ram_ranges(plan.where))
-            self._check()
+        strays = self._gather(pids)
+        self._check()
         with self._events.phase("stop what restarts"):
             for item in plan.having(Verdict.RESTARTED):
                 self._undo.push("start-unit", item.unit.name)
@@ -143,8 +142,7 @@ class Upgrade:
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         with cut.open_store(plan.where, store_file) as area:
-            expected = plan.pages.stray_bytes if plan.pages else 0
-            strays_at = cut.stray_offset(area, expected) if plan.where else 0
+            strays_at = cut.stray_offset(area, strays) if plan.where else 0
             with self._events.phase("dump"):
                 record = self._dump(dumps, carried, images, len(area), strays_at)
             with self._events.phase("hand over"):
@@ -180,6 +178,27 @@ class Upgrade:
                 area.flush()
                 cut.freeze_filesystems(host.table, self._undo)
         cut.jump()
+
+    def _gather(self, pids: list[int]) -> int:
+        """Move strays into the region; returns the bytes that are left. Raises BlockedError."""
+        plan = self._plan
+        if plan.where is None or plan.pages is None or not plan.pages.stray_bytes:
+            return 0
+        with self._events.phase("gather strays"):
+            region = ram_ranges(plan.where)
+            gather(pids, region)
+            found = survey(pids, region)
+        left = found.stray_bytes if found is not None else plan.pages.stray_bytes
+        room = cut.stray_capacity(plan.where.store.size)
+        # Known now, so not found out in the blackout.
+        if left > room:
+            raise BlockedError(
+                f"{left >> 20} MiB of the services' memory lie outside of the carry region, "
+                f"{room >> 20} MiB of that can be copied",
+                "restart the largest of them, so that it is allocated in the region, or use "
+                "--memory=image",
+            )
+        return left
 
     def _make_room(self) -> tuple[Path, Path | None]:
         """Where the images go, and the store's file if there is no region."""
