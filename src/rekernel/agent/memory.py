@@ -117,7 +117,7 @@ def free_parts_to_ram(memory: Memory, region: dax.DaxRegion) -> None:
 
 @contextmanager
 def without_huge_pages() -> Iterator[None]:
-    """criu fills memory before it gives a mapping its advice: a sparse one must not grow by that."""
+    """criu fills memory before it gives a mapping its advice: a sparse one must not grow."""
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     # "always [madvise] never"
     before = path.read_text().partition("[")[2].partition("]")[0]
