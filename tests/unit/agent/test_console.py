@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from rekernel.agent import console
+from rekernel.agent.console import Timeline, say
+
+from .conftest import Said
+
+
+def test_a_lost_message_loses_nothing(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    say("one")
+    assert said.lines == ["<5>rekernel: one"]
+    monkeypatch.setattr(console, "_sinks", [(1 << 20, ""), *(console._sinks or [])])
+    say("two")
+    assert said.lines[1:] == ["<5>rekernel: two"]
+
+
+def test_a_phase_is_timed_even_if_it_fails() -> None:
+    timeline = Timeline()
+    with timeline.phase("store"):
+        pass
+    with pytest.raises(ValueError, match="x"), timeline.phase("restore"):
+        raise ValueError("x")
+    assert [phase.name for phase in timeline.phases] == ["store", "restore"]
+    assert all(phase.side == "new" for phase in timeline.phases)
+    assert timeline.phases[0].end_ns <= timeline.phases[1].start_ns

@@ -1,0 +1,104 @@
+"""The carry region on the new kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recorded import NEW, OLD, Recorded
+
+from rekernel.agent import memory, processes
+from rekernel.agent.memory import RegionError
+from rekernel.handover.config import AgentConfig, RootConfig
+from rekernel.handover.manifest import Extent, Memory
+from rekernel.memory import dax
+
+CONFIG = AgentConfig(
+    "id",
+    RootConfig("uuid", "ext4", 0, ""),
+    (),
+    Extent(0x40000000, 0x60000000),
+    Extent(0x40000000, 0x48000000),
+    "",
+    (),
+    (),
+)
+REGION = dax.DaxRegion(Path("/x"), dax.Range(0, 1))
+
+
+def test_no_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dax, "_PLATFORM", tmp_path)
+    with pytest.raises(RegionError, match=r"^no dax region at 0x40000000$"):
+        memory.open_region(CONFIG, timeout=0)
+
+
+@pytest.mark.parametrize("recorded", [OLD, NEW], ids=lambda item: item.release)
+def test_region(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.sysfs("dax-sysfs", tmp_path)
+    monkeypatch.setattr(dax, "_PLATFORM", tmp_path / "sys/devices/platform")
+    region = memory.open_region(CONFIG, timeout=0)
+    assert region.devices() == ["dax0.0"]
+    # Here sysfs is a directory: nothing answers to "create".
+    with pytest.raises(RegionError, match=r"^cannot map the carry region: .*create"):
+        memory.map_store(CONFIG, region)
+
+
+def test_a_store_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.write_bytes(bytes(8192))
+    config = AgentConfig("id", CONFIG.root, (), None, None, str(path), (), ())
+    store = memory.map_store(config, None)
+    store.area[:4] = b"used"
+    store.area.flush()
+    assert store.path == str(path)
+    assert path.read_bytes()[:4] == b"used"
+
+
+def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    mapped: list[list[Extent]] = []
+
+    def start(argv: list[str], log: str) -> int:
+        started.append(argv)
+        return 1
+
+    def map_extents(region: dax.DaxRegion, extents: tuple[Extent, ...]) -> tuple[str, int]:
+        mapped.append(list(extents))
+        return "dax0.2", 0
+
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(memory, "_map", map_extents)
+    facts = Memory(
+        "region",
+        Extent(0, 0x10000),
+        # As a record may have them; a device shows them in the order of addresses.
+        (Extent(0x8000, 0x9000), Extent(0x2000, 0x5000)),
+        (),
+        Extent(0, 0x1000),
+        stray_offset=0x800,
+        stray_bytes=0x200,
+    )
+    memory.start_pager(facts, REGION, "/dev/dax0.1", "/run/map", ["/a.sock", "/b.sock"])
+    (argv,) = started
+    frames = [argv[at + 1] for at, word in enumerate(argv) if word == "--frames"]
+    assert frames == [
+        "/dev/dax0.2:0:0x2000:12288",
+        "/dev/dax0.2:12288:0x8000:4096",
+        "/dev/dax0.1:2048:0x800:512",
+    ]
+    listeners = [argv[at + 1] for at, word in enumerate(argv) if word == "--listen"]
+    assert listeners == ["/a.sock", "/b.sock"]
+    assert argv[argv.index("--map") + 1] == "/run/map"
+    assert mapped == [[*facts.occupied]]
+
+
+def test_nothing_free_needs_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(processes, "start")
+    memory.free_parts_to_ram(Memory("region", None, (), (), None), REGION)
+
+
+def test_a_pager_that_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("")
+    memory.wait_for_sockets([str(tmp_path / "one")], timeout=0)
+    with pytest.raises(RegionError, match=r"the pager did not start; see /run/rekernel/pager\.log"):
+        memory.wait_for_sockets([str(tmp_path / "one"), str(tmp_path / "two")], timeout=0)

@@ -1,0 +1,86 @@
+"""What reaches out of a process tree: of real services, and of this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from recorded import Recorded, on_each_kernel
+
+from rekernel.checkpoint import externals, unixsockets
+from rekernel.checkpoint.externals import External
+from rekernel.handover.manifest import Inherited
+
+
+def replay(recorded: Recorded, unit: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(externals, "descriptors", lambda pid: recorded.descriptors(unit))
+    monkeypatch.setattr(externals, "observe", lambda pid: recorded.mounts(f"{unit}/mountinfo"))
+    return int(recorded.text(f"{unit}/pid"))
+
+
+def streams(recorded: Recorded) -> set[int]:
+    return unixsockets.journal_streams(unixsockets.parse_ss(recorded.text("ss")))
+
+
+@on_each_kernel
+def test_a_sandboxed_service(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = replay(recorded, "redis-server", monkeypatch)
+    items = recorded.descriptors("redis-server")
+    null, output = items[0], items[1]
+    assert (null.link, null.flags) == ("/dev/null", 0o100000)
+    inode = int(output.link.removeprefix("socket:[").removesuffix("]"))
+    key = f"file[{null.mount_id:x}:{null.inode:x}]"
+    # Opened by systemd: /dev/null of the whole machine, not of the sandbox. Standard output and
+    # error are one socket, named once; nothing else (pipes, listening sockets) leads outside.
+    assert externals.find([pid], "header\n", streams(recorded)) == [
+        External(key, Inherited("file", f"fd[{{fd}}]:{key}", "/dev/null", os.O_RDONLY)),
+        External(
+            f"unix[{inode}]",
+            Inherited("journal", f"fd[{{fd}}]:socket:[{inode}]", header="header\n"),
+        ),
+    ]
+
+
+@on_each_kernel
+def test_a_service_without_a_sandbox(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = replay(recorded, "nginx", monkeypatch)
+    assert externals.find([pid], "", streams(recorded)) == []
+
+
+@on_each_kernel
+def test_processes_that_share_descriptors_name_them_once(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = replay(recorded, "redis-server", monkeypatch)
+    once = externals.find([pid], "", streams(recorded))
+    assert externals.find([pid, pid], "", streams(recorded)) == once
+
+
+@on_each_kernel
+def test_journal_streams(recorded: Recorded) -> None:
+    found = streams(recorded)
+    # The far ends of established connections, not the listening socket's nobody.
+    assert len(found) >= 4
+    assert 0 not in found
+    journal = [item.inode for item in unixsockets.parse_ss(recorded.text("ss")) if item.path]
+    assert not found & {*journal}
+
+
+def test_this_process(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    memory = os.memfd_create("rekernel-test")
+    with path.open("ab") as appending, path.open("rb") as reading, socket.socketpair()[0]:
+        found = {item.number: item for item in externals.descriptors(os.getpid())}
+        file = found[appending.fileno()]
+        assert (file.link, file.inode) == (str(path), path.stat().st_ino)
+        assert file.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+        assert found[reading.fileno()].flags & os.O_ACCMODE == os.O_RDONLY
+        named = {item.inherited.path for item in externals.find([os.getpid()], "", set())}
+        # Opened in this namespace; and a memfd is nobody's path, though its link looks like one.
+        assert str(path) not in named
+        assert found[memory].link == "/memfd:rekernel-test (deleted)"
+        assert not [name for name in named if "memfd" in name]
+    os.close(memory)

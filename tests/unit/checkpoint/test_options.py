@@ -1,0 +1,61 @@
+"""criu's command lines: what must be the same on both sides, and what must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rekernel.checkpoint.options import (
+    RESTORE_ROOT,
+    TreeOptions,
+    dump_argv,
+    restore_argv,
+    roots_of,
+)
+
+BOTH = {"--tcp-established", "--file-locks", "--ext-unix-sk", "--link-remap"}
+
+
+def dump(tree: TreeOptions) -> list[str]:
+    return dump_argv(tree, Path("/images"), Path("/work"), 9)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("private", [False, True])
+def test_pairs(lazy: bool, private: bool) -> None:
+    tree = TreeOptions(7, "/system.slice/a.service", private, lazy)
+    there, back = dump(tree), restore_argv(tree)
+    assert there[:4] == ["criu", "dump", "--tree", "7"]
+    assert back[:2] == ["criu", "restore"]
+    assert {*there} & {*back} >= BOTH
+    for argv in (there, back):
+        assert ("--lazy-pages" in argv) == lazy
+        assert ("--ext-mount-map" in argv) == private
+        assert argv[argv.index("--network-lock") + 1] == "skip"
+        assert "--manage-cgroups=ignore" in argv
+    assert ("--ps-socket" in there) == lazy
+    # An aborted dump must never end the tree.
+    assert "--leave-running" in there
+    assert there[there.index("--freeze-cgroup") + 1] == "/sys/fs/cgroup/system.slice/a.service"
+    assert (RESTORE_ROOT in back) == private
+    assert [part for part in back if "{" in part] == ["{images}", "{work}"]
+
+
+def test_descriptors_are_external_to_the_dump_only() -> None:
+    tree = TreeOptions(7, "/a", False, False, ("unix[12]", "mnt[/data]:data", "file[1e:4]"))
+    there, back = dump(tree), restore_argv(tree)
+    assert [there[at + 1] for at, word in enumerate(there) if word == "--external"] == [
+        *tree.externals
+    ]
+    # The restore gets descriptors by --inherit-fd.
+    assert [back[at + 1] for at, word in enumerate(back) if word == "--external"] == [
+        "mnt[/data]:data"
+    ]
+
+
+def test_roots() -> None:
+    parents = {10: 1, 11: 10, 12: 11, 20: 1, 30: 999}
+    assert roots_of([12, 20, 11, 10, 30], parents) == [10, 20, 30]
+    assert roots_of([11, 12], parents) == [11]
+    assert roots_of([], parents) == []

@@ -1,0 +1,103 @@
+"""What is said when criu could not dump: its own words, from logs of a real one."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from recorded import Recorded, on_each_kernel
+
+from rekernel.checkpoint.options import TreeOptions
+from rekernel.transition import dumps
+from rekernel.transition.dumps import DumpJob, Dumps, criu_of_hook, last_error
+from rekernel.transition.undo import UndoList
+
+
+@on_each_kernel
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("io-uring", "send_fds failed (-22)"),
+        ("device", "Can't dump file 4 of that type [20600] (chr 250:0)"),
+        ("sandboxed", "Can't setns 7/uts: Operation not permitted"),
+        ("no-such-pid", "Unable to detach from 999999: No such process"),
+        ("shell", "The criu itself is within dumped tree."),
+        # Warnings only.
+        ("good-dump", ""),
+    ],
+)
+def test_the_cause_comes_before_what_follows_from_it(
+    recorded: Recorded, log: str, cause: str
+) -> None:
+    assert last_error(recorded.directory / "criu" / f"{log}.log") == cause
+
+
+@on_each_kernel
+def test_a_restore(recorded: Recorded) -> None:
+    found = last_error(recorded.directory / "criu" / "pid-taken.log")
+    assert found.startswith("Can't fork for ")
+    assert found.endswith(": File exists")
+
+
+def test_no_log(tmp_path: Path) -> None:
+    assert last_error(tmp_path / "dump.log") == ""
+    (tmp_path / "dump.log").write_bytes(b"\xff\xfe garbage\n")
+    assert last_error(tmp_path / "dump.log") == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "pid"),
+    [
+        ("post-dump /proc/4711/fd/12 redis", "4711"),
+        ("post-dump", ""),
+        ("post-dump x", ""),
+        ("", ""),
+    ],
+)
+def test_whose_hook_it_is(line: str, pid: str) -> None:
+    assert criu_of_hook(line.split()) == pid
+
+
+@pytest.fixture
+def under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dumps:
+    monkeypatch.setattr(dumps, "HOOK_SOCKET", str(tmp_path / "hook.sock"))
+    return Dumps(UndoList(tmp_path / "undo.json"))
+
+
+def failed(tmp_path: Path, status: int) -> dumps._Running:
+    options = TreeOptions(7, "/a", False, False)
+    job = DumpJob("a", "a.service", options, tmp_path / "images", tmp_path)
+    return dumps._Running(job, subprocess.Popen(["sh", "-c", f"exit {status}"]))
+
+
+@on_each_kernel
+def test_the_message_of_a_failed_dump(recorded: Recorded, under_way: Dumps, tmp_path: Path) -> None:
+    log = (recorded.directory / "criu/device.log").read_bytes()
+    (tmp_path / "dump.log").write_bytes(log)
+    error = under_way._failure(failed(tmp_path, 1))
+    assert str(error) == (
+        "a.service could not be dumped: Can't dump file 4 of that type [20600] (chr 250:0)"
+    )
+    assert error.hint == (f"criu's log: {tmp_path}/dump.log; or leave it out: --restart a.service")
+    assert error.exit_code == 1
+    under_way.close()
+    assert not Path(dumps.HOOK_SOCKET).exists()
+
+
+def test_a_criu_that_says_nothing(under_way: Dumps, tmp_path: Path) -> None:
+    error = under_way._failure(failed(tmp_path, 3))
+    assert str(error) == "a.service could not be dumped: criu ended with 3"
+    under_way.close()
+
+
+def test_a_dump_that_takes_too_long(under_way: Dumps, tmp_path: Path) -> None:
+    late = failed(tmp_path, 0)
+    late.process.wait()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        late.process = process
+        under_way._running.append(late)
+        with pytest.raises(dumps.DumpFailedError, match=r"no dump of a\.service within 0 s"):
+            under_way.wait(lambda: None, timeout=0)
+        process.kill()
+    under_way.close()

@@ -1,0 +1,128 @@
+"""The undo list: what was begun is undone, whoever is left to do it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rekernel.transition import undo
+from rekernel.transition.undo import UndoList
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+class Actions:
+    """Three kinds of steps, recorded; and what happens at some of them."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.at: dict[str, BaseException] = {}
+
+    def __call__(self, value: str) -> None:
+        if value in self.at:
+            raise self.at[value]
+        self.done.append(value)
+
+
+@pytest.fixture
+def actions(monkeypatch: pytest.MonkeyPatch) -> Actions:
+    found = Actions()
+    monkeypatch.setattr(undo, "_ACTIONS", {"step": found})
+    return found
+
+
+def filled(path: Path) -> UndoList:
+    steps = UndoList(path)
+    for value in "abc":
+        steps.push("step", value)
+    return steps
+
+
+def test_a_step_is_on_disk_before_it_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "undo.json"
+    steps = UndoList(path)
+    assert not path.exists()
+    steps.push("thaw", "/a")
+    assert json.loads(path.read_text()) == [["thaw", "/a"]]
+    steps.push("unlock-network")
+    assert json.loads(path.read_text()) == [["thaw", "/a"], ["unlock-network", ""]]
+    assert len(UndoList(path)) == len(steps) == 2
+    assert os.listdir(path.parent) == ["undo.json"]
+
+
+def test_newest_first(tmp_path: Path, actions: Actions) -> None:
+    steps = filled(tmp_path / "undo.json")
+    assert steps.run() == []
+    assert actions.done == ["c", "b", "a"]
+    assert os.listdir(tmp_path) == []
+    assert steps.run() == UndoList(tmp_path / "undo.json").run() == []
+    assert actions.done == ["c", "b", "a"]
+
+
+def test_another_process_finishes_what_one_began(tmp_path: Path, actions: Actions) -> None:
+    path = tmp_path / "undo.json"
+    steps = filled(path)
+    actions.at = {"b": Killed()}
+    with pytest.raises(Killed):
+        steps.run()
+    # Perhaps b was half done: it is undone again.
+    actions.at = {}
+    assert UndoList(path).run() == []
+    assert actions.done == ["c", "b", "a"]
+    assert not path.exists()
+
+
+def test_a_write_that_was_cut_off_does_not_count(tmp_path: Path, actions: Actions) -> None:
+    path = tmp_path / "undo.json"
+    filled(path)
+    path.with_suffix(".new").write_text('[["step", "a"], ["st')
+    assert UndoList(path).run() == []
+    assert actions.done == ["c", "b", "a"]
+
+
+def test_one_problem_does_not_stop_the_others(tmp_path: Path, actions: Actions) -> None:
+    steps = filled(tmp_path / "undo.json")
+    actions.at = {"b": OSError(5, "Input/output error"), "c": ValueError("no")}
+    assert steps.run() == ["step c: no", "step b: [Errno 5] Input/output error"]
+    assert actions.done == ["a"]
+    assert not (tmp_path / "undo.json").exists()
+
+
+def test_a_kind_of_another_version(tmp_path: Path, actions: Actions) -> None:
+    path = tmp_path / "undo.json"
+    path.write_text('[["step", "a"], ["sing", "loudly"]]')
+    assert UndoList(path).run() == ["sing loudly: 'sing'"]
+    assert actions.done == ["a"]
+
+
+def test_settings_are_written_back(tmp_path: Path) -> None:
+    steps = UndoList(tmp_path / "undo.json")
+    target = tmp_path / "max=imum"
+    target.write_text("0")
+    steps.push("write", f"{tmp_path / 'setting'}=always [madvise] x=y")
+    assert steps.run() == []
+    assert (tmp_path / "setting").read_text() == "always [madvise] x=y"
+
+
+def test_waiting_for_a_process(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "0.2"]) as process:
+        steps = UndoList(tmp_path / "undo.json")
+        steps.push("wait", str(process.pid))
+        assert steps.run() == []
+        assert not Path(f"/proc/{process.pid}").exists()
+    # Long gone: no error either.
+    steps.push("wait", str(process.pid))
+    assert steps.run() == []
+
+
+def test_what_is_gone_need_not_be_undone(tmp_path: Path) -> None:
+    steps = UndoList(tmp_path / "undo.json")
+    steps.push("thaw", "/no/such/control-group")
+    steps.push("remove", str(tmp_path / "no-such-directory"))
+    assert steps.run() == []
