@@ -195,13 +195,16 @@ def _enter_cgroups(item: Restore) -> None:
 
 
 def kill_all(trees: Sequence[Tree]) -> None:
-    """Nothing of these may run: used when the machine boots normally after all."""
-    for tree in trees:
-        for pid in tree.cgroups:
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    """Nothing of these may run: used when the machine boots normally after all.
+
+    By control group, not by PID: a restore may have failed because somebody else has its PID.
+    """
+    for path in dict.fromkeys(path for tree in trees for path in tree.cgroups.values()):
+        try:
+            with open(_CGROUPS / path.lstrip("/") / "cgroup.kill", "w") as file:
+                file.write("1")
+        except OSError as error:
+            say(f"what is in {path} could not be ended: {error.strerror}")
 
 
 def _clear_away(item: Restore) -> None:

@@ -13,11 +13,12 @@ from rekernel.census import attempt
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import print_error, require_root
 from rekernel.errors import RekernelError, RolledBackError
+from rekernel.lock import exclusive
 from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.transition.events import Event, EventStream, JsonLines
 from rekernel.transition.undo import UndoList
-from rekernel.transition.upgrade import CancelledError, Upgrade, exclusive
+from rekernel.transition.upgrade import CancelledError, Upgrade
 
 NOT_UNDONE = "could not be undone"
 
@@ -40,8 +41,6 @@ def run_in_unit(args: argparse.Namespace) -> int:
 
     Raises BusyError, NotPermittedError.
     """
-    from rekernel.cli.upgrade import refuse_or_pass
-
     require_root()
     with exclusive():
         # Upgrade has a handler of its own; until then nothing is to be undone.
@@ -60,7 +59,7 @@ def run_in_unit(args: argparse.Namespace) -> int:
         try:
             with events.phase("plan"):
                 plan, prediction = plan_verb.decide(args)
-                refuse_or_pass(args, plan, prediction)
+                plan_verb.refuse_or_pass(args, plan, prediction)
             upgrade = Upgrade(plan, events)
             facts = {
                 "id": upgrade.id,

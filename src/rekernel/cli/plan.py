@@ -7,6 +7,7 @@ from typing import Any
 
 from rekernel import plan as planning
 from rekernel import policy
+from rekernel.census import brownout
 from rekernel.census.verdicts import Verdict
 from rekernel.cli.check import unit_document, verdict_lines
 from rekernel.cli.common import (
@@ -17,7 +18,7 @@ from rekernel.cli.common import (
     print_json,
     require_root,
 )
-from rekernel.errors import BlockedError, RekernelError
+from rekernel.errors import BlockedError, BusyError, RekernelError
 from rekernel.plan import Plan
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds, plural
@@ -137,3 +138,25 @@ def render(plan: Plan, prediction: Prediction, paint: Paint) -> str:
         paint.bad(f"blocked by {item.unit.name}: {item.reason}; {item.remedy}") for item in blocking
     ]
     return "\n".join(lines)
+
+
+def refuse_or_pass(args: argparse.Namespace, plan: Plan, prediction: Prediction) -> None:
+    """Whatever stands against this plan. Raises BlockedError, BusyError."""
+    if brownout.observe().under_way:
+        raise BusyError(
+            "the last upgrade is not finished: carried pages are still on their way home",
+            "`rekernel status` shows how far it is",
+        )
+    blocking = plan.having(Verdict.BLOCKS)
+    if blocking:
+        names = ", ".join(f"{item.unit.name} ({item.reason})" for item in blocking)
+        raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
+    limit = args.max_blackout
+    if limit is None:
+        limit = policy.load(args.carry, args.restart).max_blackout
+    if limit is not None and prediction.seconds > limit:
+        raise BlockedError(
+            f"the predicted blackout is {human_seconds(prediction.seconds)} "
+            f"({prediction.explanation}), more than {human_seconds(limit)}",
+            "allow more with --max-blackout, or carry less with --restart UNIT",
+        )

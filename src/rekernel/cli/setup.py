@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from rekernel import policy
 from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
-from rekernel.errors import BusyError, NothingToDoError, UsageError
+from rekernel.errors import NothingToDoError, UsageError
+from rekernel.lock import exclusive
 from rekernel.memory import region
 from rekernel.setup import files, operation, plan
 from rekernel.setup.files import Record
@@ -59,24 +58,9 @@ def run(args: argparse.Namespace, host: Host | None = None) -> int:
     require_root()
     if args.undo and args.region is not None:
         raise UsageError("--undo takes no --region")
-    with contextlib.nullcontext() if args.dry_run else _lock(host):
+    with contextlib.nullcontext() if args.dry_run else exclusive(host.path("/run/rekernel/lock")):
         record = files.load_record(host)
         return _undo(args, host, record) if args.undo else _setup(args, host, record)
-
-
-@contextlib.contextmanager
-def _lock(host: Host) -> Iterator[None]:
-    """The lock of upgrades: neither may change what the other looks at."""
-    path = host.path("/run/rekernel/lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(
-                "an upgrade or another setup is under way", "see rekernel status"
-            ) from None
-        yield
 
 
 def _consent(args: argparse.Namespace) -> bool:

@@ -14,9 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rekernel import policy
-from rekernel.census import attempt, brownout
-from rekernel.census.verdicts import Verdict
+from rekernel.census import attempt
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import (
     Parser,
@@ -28,14 +26,11 @@ from rekernel.cli.common import (
 )
 from rekernel.cli.progress import display_for
 from rekernel.errors import (
-    BlockedError,
     BusyError,
     RekernelError,
     UsageError,
 )
 from rekernel.plan import Plan
-from rekernel.report.layout import human_seconds
-from rekernel.report.prediction import Prediction
 from rekernel.run import run as run_command
 from rekernel.run import start
 
@@ -107,35 +102,13 @@ def run(args: argparse.Namespace) -> int:
             "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
         )
     plan, prediction = plan_verb.decide(args)
-    refuse_or_pass(args, plan, prediction)
+    plan_verb.refuse_or_pass(args, plan, prediction)
     if not args.json:
         plan_verb.show(plan, prediction, in_json=False)
         print(flush=True)
     if not args.yes:
         ask(plan)
     return _follow(args, plan)
-
-
-def refuse_or_pass(args: argparse.Namespace, plan: Plan, prediction: Prediction) -> None:
-    """Whatever stands against this plan. Raises BlockedError, BusyError."""
-    if brownout.observe().under_way:
-        raise BusyError(
-            "the last upgrade is not finished: carried pages are still on their way home",
-            "`rekernel status` shows how far it is",
-        )
-    blocking = plan.having(Verdict.BLOCKS)
-    if blocking:
-        names = ", ".join(f"{item.unit.name} ({item.reason})" for item in blocking)
-        raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
-    limit = args.max_blackout
-    if limit is None:
-        limit = policy.load(args.carry, args.restart).max_blackout
-    if limit is not None and prediction.seconds > limit:
-        raise BlockedError(
-            f"the predicted blackout is {human_seconds(prediction.seconds)} "
-            f"({prediction.explanation}), more than {human_seconds(limit)}",
-            "allow more with --max-blackout, or carry less with --restart UNIT",
-        )
 
 
 def ask(plan: Plan) -> None:

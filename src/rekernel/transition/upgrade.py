@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +14,7 @@ from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import timers
-from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
+from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
 from rekernel.memory.gather import gather
@@ -29,7 +26,6 @@ from rekernel.transition.dumps import DumpJob, Dumps
 from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList
 
-LOCK = Path("/run/rekernel/lock")
 IMAGES = Path("/var/lib/rekernel/images")
 _STORE_FILE_BYTES = 1 << 30
 
@@ -38,20 +34,6 @@ class CancelledError(RekernelError):
     """Asked to stop by SIGTERM or SIGINT."""
 
     exit_code = 5
-
-
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """One upgrade at a time. Raises BusyError."""
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(
-                "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
-            ) from None
-        yield
 
 
 class Upgrade:

@@ -24,6 +24,7 @@ from rekernel.cli import plan as plan_verb
 from rekernel.cli.progress import PAUSE, JsonDisplay, LiveDisplay, PlainDisplay
 from rekernel.errors import BusyError, RekernelError, RolledBackError
 from rekernel.kernel.installed import Kernel
+from rekernel.lock import exclusive
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.plan import Plan
@@ -34,7 +35,6 @@ from rekernel.report.layout import PLAIN
 from rekernel.report.prediction import Prediction
 from rekernel.systemd.units import Unit
 from rekernel.transition.events import Event, EventStream
-from rekernel.transition.upgrade import exclusive
 
 WHERE = Layout(Range(4 << 30, 6 << 30), Range(4 << 30, 5 << 30), Range(5 << 30, 6 << 30))
 
@@ -66,7 +66,7 @@ def planned(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         monkeypatch.setattr(plan_verb, "decide", lambda args: answer)
 
     monkeypatch.setattr(brownout, "observe", lambda: brownout.Brownout(False, "none", None))
-    monkeypatch.setattr(upgrade.policy, "load", lambda carry=(), restart=(): Policy())  # type: ignore[attr-defined]
+    monkeypatch.setattr(plan_verb.policy, "load", lambda carry=(), restart=(): Policy())  # type: ignore[attr-defined]
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     use()
     return use
@@ -330,7 +330,7 @@ def test_sigterm_while_planning(
 def test_one_at_a_time(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rekernel.transition.upgrade.LOCK", run_directory / "lock")
+    monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
     with exclusive():
         assert cli.main(["upgrade", "--in-unit", "--yes"]) == BusyError.exit_code
     assert "another upgrade is under way" in capsys.readouterr().err

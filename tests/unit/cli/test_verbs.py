@@ -274,7 +274,7 @@ def undo(monkeypatch: pytest.MonkeyPatch, run_directory: Path) -> type[FakeUndo]
     fake = type("Fake", (FakeUndo,), {})
     monkeypatch.setattr(in_unit, "UndoList", fake)
     monkeypatch.setattr(abort, "UndoList", fake)
-    monkeypatch.setattr("rekernel.transition.upgrade.LOCK", run_directory / "lock")
+    monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
     return fake
 
 
