@@ -96,8 +96,8 @@ def lab() -> Iterator[Lab]:
         prepared = guest.session.script("guest-prepare")
         assert prepared.exit_code == 0, prepared.log.read_text()
         guest.install_faults()
-        guest.record_state(*CARRIED)
         with guest.client() as client, guest.connect(6379) as redis:
+            guest.record_state(*CARRIED)
             yield Lab(guest, client, redis, redis.makefile("rb"), etc_before=etc)
 
 
@@ -140,14 +140,17 @@ def test_killed(lab: Lab, phase: str) -> None:
     lab.assert_fails(code=5, message="died")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3])
-def test_criu_killed(lab: Lab, delay: float) -> None:
-    lab.guest.fault("dump", "kill-criu", delay=delay)
-    lab.assert_fails(code=5, message="could not be dumped")
+def test_hook_killed(lab: Lab) -> None:
+    """criu then gives up by itself. (Killed itself, with its parasite at work, it takes the
+    processes that it holds along: the README's limits say so.)
+    """
+    lab.guest.fault("hand over", "kill", comm="rekernel-hook")
+    lab.assert_fails(code=5, message="while it held the dumped processes")
 
 
 def test_aborted_by_someone_else(lab: Lab) -> None:
-    lab.guest.fault("hand over", "wait")
+    # The last phase before the network is locked: later nobody gets in from outside.
+    lab.guest.fault("sync", "wait")
     with attempt_that_waits(lab):
         code, output = lab.guest.run("rekernel abort")
         assert code == 0, output

@@ -117,6 +117,19 @@ class Dumps:
                     if key.data is not None:
                         os.close(key.fd)
 
+    def assert_held(self) -> None:
+        """Whether every criu still holds its tree. Raises DumpFailedError.
+
+        One that died let its tree run on, so what it wrote down is not the last word any more.
+        """
+        for item in self._running:
+            code = item.process.poll()
+            if code is not None:
+                raise DumpFailedError(
+                    f"{item.job.unit}: criu ended with {code} while it held the dumped processes",
+                    "they run on; see who killed it in the journal, then try again",
+                )
+
     def _failure(self, item: _Running) -> DumpFailedError:
         code = item.process.wait()
         cause = last_error(item.job.work / "dump.log") or f"criu ended with {code}"

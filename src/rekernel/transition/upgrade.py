@@ -140,6 +140,7 @@ class Upgrade:
                 if plan.where is not None:
                     cut.freeze_filesystems(host.table, self._undo)
             self._check()
+            dumps.assert_held()
             frozen = {tree.verdict.unit.name: tree.verdict for tree in carried}
             report = {
                 "backend": plan.backend,

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,20 @@ GO = Path("/run/rekernel-fault.go")
 
 
 def _kill(spec: dict[str, Any]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Every process of this name, or this one."""
+    victims = _named(spec["comm"]) if "comm" in spec else [os.getpid()]
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _named(comm: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() == comm:
+                found.append(int(entry.name))
+    return found
 
 
 def _terminate(spec: dict[str, Any]) -> None:
@@ -36,29 +48,6 @@ def _wait(spec: dict[str, Any]) -> None:
     deadline = time.monotonic() + 60
     while not GO.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def _criu_children() -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == "criu":
-                found.append(int(entry.name))
-    return found
-
-
-def _kill_criu(spec: dict[str, Any]) -> None:
-    """Every criu, so many seconds after the first one is seen."""
-
-    def hunt() -> None:
-        while not _criu_children():
-            time.sleep(0.002)
-        time.sleep(spec.get("delay", 0))
-        for pid in _criu_children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    threading.Thread(target=hunt, daemon=True).start()
 
 
 def _fill(spec: dict[str, Any]) -> None:
@@ -94,7 +83,6 @@ _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "kill": _kill,
     "term": _terminate,
     "wait": _wait,
-    "kill-criu": _kill_criu,
     "fill": _fill,
     "unlink": _unlink,
     "corrupt": _corrupt,
