@@ -208,14 +208,19 @@ def test_kernel_image_unreadable(lab: Lab) -> None:
 
 
 def test_kernel_image_missing(lab: Lab) -> None:
-    image = f"/boot/vmlinuz-{lab.guest.releases[NEW]}"
-    lab.guest.text(f"mv {image} /root/image")
+    release = lab.guest.releases[NEW]
+    image = f"/boot/vmlinuz-{release}"
+    # Split kernel packages have the image in one of two places.
+    other = f"/usr/lib/modules/{release}/vmlinuz"
+    lab.guest.text(f"mv {image} /root/image; if test -e {other}; then mv {other} /root/other; fi")
     try:
         code, output = lab.upgrade()
         assert code == 2, output
         assert "no installed kernel" in output
     finally:
-        lab.guest.text(f"mv /root/image {image}")
+        lab.guest.text(
+            f"mv /root/image {image}; if test -e /root/other; then mv /root/other {other}; fi"
+        )
     lab.assert_unharmed()
 
 
@@ -230,22 +235,12 @@ def test_kernel_image_vanishes(lab: Lab) -> None:
         lab.guest.text(f"cp /root/image {image}")
 
 
-@pytest.mark.parametrize("phase", ["describe host", "dump"])
-def test_no_space_in_run(lab: Lab, phase: str) -> None:
-    lab.guest.fault(phase, "fill", directory="/run")
+def test_no_space_in_run(lab: Lab) -> None:
+    lab.guest.fault("describe host", "fill", directory="/run")
     try:
-        lab.assert_fails(code=5, message="[Nn]o space|could not be dumped|failed")
+        lab.assert_fails(code=5, message="[Nn]o space|failed")
     finally:
         lab.guest.text("rm -f /run/rekernel-fault.fill")
-
-
-def test_no_space_for_images(lab: Lab) -> None:
-    lab.guest.fault("describe host", "fill", directory="/var/lib", leave=60 << 20)
-    try:
-        lab.assert_fails("--memory=image", code=5, message="[Nn]o space|could not be dumped|failed")
-    finally:
-        lab.guest.text("rm -f /var/lib/rekernel-fault.fill")
-    assert lab.guest.text("ls /var/lib/rekernel/images 2>/dev/null || true") == ""
 
 
 def test_store_too_small(lab: Lab) -> None:
@@ -254,7 +249,9 @@ def test_store_too_small(lab: Lab) -> None:
         "import mmap, os, time; area = mmap.mmap(-1, 200 << 20); "
         "area[:] = os.urandom(1 << 20) * 200; time.sleep(10**6)"
     )
-    lab.guest.text(["systemd-run", "--quiet", "--unit=big", "/usr/bin/python3", "-c", program])
+    unit = f"[Service]\nExecStart=/usr/bin/python3 -c '{program}'\n"
+    lab.guest.write("/etc/systemd/system/big.service", unit)
+    lab.guest.text("systemctl daemon-reload && systemctl start big.service")
     deadline = time.monotonic() + 60
     while int(lab.guest.text("grep -h ^RssShmem: /proc/$(systemctl show -P MainPID big)/status"
                              " | tr -dc 0-9")) < 200 << 10:  # fmt: skip
@@ -262,7 +259,10 @@ def test_store_too_small(lab: Lab) -> None:
     try:
         lab.assert_fails(code=5, message="store is full|could not be dumped|No space")
     finally:
-        lab.guest.text("systemctl stop big.service")
+        lab.guest.text(
+            "systemctl stop big.service; rm /etc/systemd/system/big.service;"
+            " systemctl daemon-reload"
+        )
 
 
 def test_not_root(lab: Lab) -> None:

@@ -16,6 +16,8 @@ from rekernel.transition.events import EVENTS, Event
 
 UNIT = "rekernel-upgrade.service"
 OUTCOME = Path("/run/rekernel/outcome.json")
+# More than a report of some hundred units has.
+_OUTCOME_BYTES = 128 << 10
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,11 +33,21 @@ def unit_active() -> bool:
     return bool(states) and states[0] in ("active", "activating", "deactivating", "reloading")
 
 
+def reserve_outcome(path: Path = OUTCOME) -> None:
+    """Take the room for a report now: what ends the attempt may be that there is none left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".new").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, _OUTCOME_BYTES)
+
+
 def write_outcome(report: Mapping[str, Any], path: Path = OUTCOME) -> None:
     """Leave a report for whoever waits for the attempt to end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".new")
-    partial.write_text(json.dumps(report))
+    partial.touch()
+    with partial.open("r+") as file:
+        file.write(json.dumps(report))
+        file.truncate()
     os.replace(partial, path)
 
 

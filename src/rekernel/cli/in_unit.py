@@ -45,6 +45,7 @@ def run_in_unit(args: argparse.Namespace) -> int:
     with exclusive():
         # Upgrade has a handler of its own; until then nothing is to be undone.
         signal.signal(signal.SIGTERM, _cancel)
+        attempt.reserve_outcome()
         events = EventStream()
         events.subscribe(JsonLines())
         problems: list[str] = []

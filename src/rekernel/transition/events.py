@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,4 +66,6 @@ class JsonLines:
         self._file = path.open("w", buffering=1)
 
     def __call__(self, event: Event) -> None:
-        self._file.write(json.dumps(asdict(event)) + "\n")
+        # Nobody's work may fail because there is no room to tell of it.
+        with suppress(OSError):
+            self._file.write(json.dumps(asdict(event)) + "\n")

@@ -48,7 +48,9 @@ class UndoList:
                 _ACTIONS[kind](value)
             except Exception as error:  # the next step must be undone all the same
                 problems.append(f"{kind} {value}: {error}")
-            self._save()
+            # A full file system must not keep the next step from being undone.
+            with contextlib.suppress(OSError):
+                self._save()
         self._path.unlink(missing_ok=True)
         return problems
 
