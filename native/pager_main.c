@@ -123,6 +123,11 @@ static int run(void)
 			status_format(buf, sizeof(buf), &map);
 			status_file_write(buf);
 			fault_probe_exited();
+			/*
+			 * A space whose last page came by a fault while the drain's
+			 * last claim on it was ending: nobody else closes that one.
+			 */
+			space_sweep();
 		}
 		if (!drained && status_drained()) {
 			drained = true;
