@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "crc32.h"
+#include "kcore.h"
 #include "parallel.h"
 #include "util.h"
 
@@ -147,6 +148,34 @@ static bool copy_by_mem(pid_t pid, uint64_t vaddr, char *to, size_t len)
 	return !len;
 }
 
+/*
+ * Slower still. Since Linux 6.12 a kernel can be built so that /proc/PID/mem keeps to the
+ * permissions of a mapping for all but a tracer (PROC_MEM_FORCE_PTRACE; Debian's 7.x is), and the
+ * tracer is criu. Then a page without read permission is read by its frame.
+ */
+static bool copy_by_frame(pid_t pid, uint64_t vaddr, char *to, size_t len)
+{
+	char path[64];
+	bool done = true;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	for (; done && len; to += PM_PAGE_SIZE, vaddr += PM_PAGE_SIZE, len -= PM_PAGE_SIZE) {
+		uint64_t entry = 0;
+
+		/* admin-guide/mm/pagemap.rst: present in bit 63, the frame in bits 0-54. */
+		errno = EIO;
+		done = pread(fd, &entry, sizeof(entry), (off_t)(vaddr / PM_PAGE_SIZE * 8)) ==
+			       sizeof(entry) &&
+		       entry >> 63 && kcore_read_frame(entry & ((1ull << 55) - 1), to);
+	}
+	close(fd);
+	return done;
+}
+
 static void copy_slice(void *ctx, void *scratch, size_t i)
 {
 	struct stray_copy *copy = ctx;
@@ -168,7 +197,8 @@ static void copy_slice(void *ctx, void *scratch, size_t i)
 		remote.iov_len = len;
 		if (process_vm_readv(pid, &local, 1, &remote, 1, 0) == (ssize_t)len)
 			continue;
-		if (!copy_by_mem(pid, run->vaddr, local.iov_base, len)) {
+		if (!copy_by_mem(pid, run->vaddr, local.iov_base, len) &&
+		    !copy_by_frame(pid, run->vaddr, local.iov_base, len)) {
 			if (errno == ESRCH || errno == ENOENT)
 				die(EXIT_VANISHED, "process %d is gone", pid);
 			die_errno("cannot read process %d at %#llx", pid,

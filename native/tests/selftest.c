@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* What needs no kernel: the model against a naive one, parsers, checksum. */
+#include <elf.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "batch.h"
 #include "crc32.h"
+#include "kcore.h"
 #include "model.h"
 #include "output.h"
 #include "scan.h"
@@ -256,11 +258,31 @@ static void test_parsers(void)
 	CHECK(!vma_parse_line("Anonymous:             0 kB", &vma, &qualifies));
 }
 
+static void test_kcore_offset(void)
+{
+	Elf64_Phdr phdrs[] = {
+		{ .p_type = PT_NOTE, .p_memsz = 1 << 20 },
+		/* The vmalloc area has no one physical address. */
+		{ .p_type = PT_LOAD, .p_offset = 0x1000, .p_paddr = UINT64_MAX, .p_memsz = 1 << 20 },
+		{ .p_type = PT_LOAD, .p_offset = 0x200000, .p_paddr = 0x1000, .p_memsz = 0x9e000 },
+		{ .p_type = PT_LOAD, .p_offset = 0x900000, .p_paddr = 0x100000, .p_memsz = 0x1000 },
+	};
+	size_t n = sizeof(phdrs) / sizeof(phdrs[0]);
+
+	CHECK(kcore_offset(phdrs, n, 0x1000, 0x1000) == 0x200000);
+	CHECK(kcore_offset(phdrs, n, 0x9e000, 0x1000) == 0x29d000);
+	CHECK(kcore_offset(phdrs, n, 0x100000, 0x1000) == 0x900000);
+	CHECK(kcore_offset(phdrs, n, 0, 0x1000) == -1);
+	CHECK(kcore_offset(phdrs, n, 0x9f000, 0x1000) == -1);
+	CHECK(kcore_offset(phdrs, n, 0x100000, 0x2000) == -1);
+}
+
 int main(void)
 {
 	test_parsers();
 	test_batch();
 	test_crc32();
+	test_kcore_offset();
 	test_empty_model();
 	test_model();
 	puts("selftest: ok");
