@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rekernel import reserved
 from rekernel.census.brownout import read_json
 from rekernel.run import run
 from rekernel.systemd.units import parse_show
@@ -35,20 +36,12 @@ def unit_active() -> bool:
 
 def reserve_outcome(path: Path = OUTCOME) -> None:
     """Take the room for a report now: what ends the attempt may be that there is none left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".new").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, _OUTCOME_BYTES)
+    reserved.reserve(path, _OUTCOME_BYTES)
 
 
 def write_outcome(report: Mapping[str, Any], path: Path = OUTCOME) -> None:
     """Leave a report for whoever waits for the attempt to end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".new")
-    partial.touch()
-    with partial.open("r+") as file:
-        file.write(json.dumps(report))
-        file.truncate()
-    os.replace(partial, path)
+    reserved.write(path, json.dumps(report))
 
 
 def read_outcome(path: Path = OUTCOME) -> dict[str, Any] | None:

@@ -82,10 +82,18 @@ def run_in_unit(args: argparse.Namespace) -> int:
         else:
             ended = RekernelError("the jump into the new kernel returned")
         report = builder.undone(facts, ended, events.phases, problems)
-        history.record(report)
-        attempt.write_outcome(report)
+        _tell(report, history)
     print_error(ended, in_json=False)
     return int(report["exit_code"])
+
+
+def _tell(report: dict[str, Any], history: History) -> None:
+    """First who waits for it, then the history: a full disk must not keep back the outcome."""
+    attempt.write_outcome(report)
+    try:
+        history.record(report)
+    except OSError as error:
+        print_error(RekernelError(f"the report could not be kept: {error}"), in_json=False)
 
 
 def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
@@ -111,6 +119,5 @@ def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
                 f"journalctl -u {attempt.UNIT}",
             )
             report = builder.undone(item, error, (), problems)
-            history.record(report)
-            attempt.write_outcome(report)
+            _tell(report, history)
     return problems, report

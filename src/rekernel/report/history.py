@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekernel.errors import NothingToDoError, UsageError
+from rekernel import reserved
+from rekernel.errors import NothingToDoError, RekernelError, UsageError
 
 DIRECTORY = Path("/var/lib/rekernel/history")
 _RUN = Path("/run/rekernel")
 _KEPT = 50
+# More than a report of some hundred units has.
+_REPORT_BYTES = 256 << 10
 _ID = re.compile(r"^[0-9]{8}-[0-9]{6}(-[0-9]+)?$")
 # Enough of a log to see why something failed.
 _LOG_LIMIT = 1 << 20
@@ -27,8 +29,17 @@ class History:
         self.directory = directory
 
     def begin(self, identifier: str, facts: Mapping[str, Any]) -> None:
-        """Write down that an attempt starts, so that it is known whatever becomes of it."""
-        self._write(identifier, "attempt.json", {"schema": 1, "id": identifier, **facts})
+        """Write down that an attempt starts, so that it is known whatever becomes of it.
+
+        The room for its report is taken, too. Raises RekernelError if there is none.
+        """
+        try:
+            self._write(identifier, "attempt.json", {"schema": 1, "id": identifier, **facts})
+            reserved.reserve(self.directory / identifier / "report.json", _REPORT_BYTES)
+        except OSError as error:
+            raise RekernelError(
+                f"the history in {self.directory} cannot be written: {error.strerror}"
+            ) from error
 
     def record(self, report: Mapping[str, Any], run: Path | None = None) -> Path:
         """Write (or replace) a report and copy the logs there are; returns its directory."""
@@ -40,16 +51,7 @@ class History:
         return directory
 
     def _write(self, identifier: str, name: str, content: Mapping[str, Any]) -> None:
-        directory = self.directory / identifier
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".{name}"
-        with partial.open("w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
-            # The machine may well change its kernel a second later.
-            os.fsync(file.fileno())
-        partial.rename(directory / name)
+        reserved.write(self.directory / identifier / name, json.dumps(content, indent=1) + "\n")
 
     def ids(self) -> list[str]:
         """All attempts, newest first."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rekernel.errors import NothingToDoError, RolledBackError, UsageError
+from rekernel.errors import NothingToDoError, RekernelError, RolledBackError, UsageError
 from rekernel.report import builder, layout
 from rekernel.report.history import History
 from rekernel.report.prediction import parse_boot_seconds, predict
@@ -37,6 +39,17 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     for wrong in ("20261122-100000", "../../etc", "x"):
         with pytest.raises(UsageError, match="no report"):
             history.get(wrong)
+
+
+def test_a_full_disk_is_found_out_at_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RekernelError, match="cannot be written: No space left"):
+        History(tmp_path).begin("20261122-100000", {})
 
 
 def test_damaged_reports_are_passed_over(tmp_path: Path) -> None:
