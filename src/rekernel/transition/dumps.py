@@ -14,7 +14,7 @@ from subprocess import Popen
 from rekernel.checkpoint.options import TreeOptions, dump_argv
 from rekernel.errors import RekernelError
 from rekernel.run import start
-from rekernel.transition.undo import UndoList
+from rekernel.transition.undo import UndoList, own_cgroup
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
 
@@ -72,6 +72,7 @@ class Dumps:
 
     def start(self, jobs: Sequence[DumpJob]) -> None:
         """Start them all."""
+        self._undo.push("wait-dumps", own_cgroup())
         for job in jobs:
             job.images.mkdir(parents=True, exist_ok=True)
             job.work.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,6 @@ class Dumps:
                     pass_fds=[theirs.fileno()],
                     environment={"REKERNEL_HOOK": HOOK_SOCKET},
                 )
-            self._undo.push("wait", str(process.pid))
             self._running.append(_Running(job, process))
 
     def wait(self, cancelled: Callable[[], None], timeout: float = 120.0) -> None:

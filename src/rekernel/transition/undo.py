@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from rekernel.host import network
 from rekernel.run import run
 
 STATE = Path("/run/rekernel/undo.json")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 class UndoList:
@@ -62,7 +62,7 @@ class UndoList:
 
 
 def _thaw(cgroup: str) -> None:
-    path = Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.freeze")
+    path = CGROUPS / cgroup.lstrip("/") / "cgroup.freeze"
     if path.exists():
         path.write_text("0")
 
@@ -75,23 +75,33 @@ def _thaw_filesystem(mountpoint: str) -> None:
             raise
 
 
-def _wait_for_process(pid: str) -> None:
+def own_cgroup() -> str:
+    """The control group that the attempt and all that it starts are in."""
+    return Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+
+
+def _wait_for_dumps(cgroup: str) -> None:
     """criu takes its parasite out of the tasks by itself when its hook tells it to give up."""
     deadline = time.monotonic() + 60
-    while _runs(int(pid)):
+    while dumping := _running(cgroup, "criu"):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"process {pid} does not end")
+            raise TimeoutError(f"criu, process {dumping[0]}, does not end")
         time.sleep(0.01)
 
 
-def _runs(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+def _running(cgroup: str, command: str) -> list[int]:
+    """Processes of this name in a control group; zombies do not count."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        pids = (CGROUPS / cgroup.lstrip("/") / "cgroup.procs").read_text().split()
+    except FileNotFoundError:
+        return []
+    found = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            if before.partition("(")[2] == command and after.split()[0] != "Z":
+                found.append(int(pid))
+    return found
 
 
 def _online(block: str) -> None:
@@ -113,7 +123,7 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "thaw": _thaw,
     "thaw-filesystem": _thaw_filesystem,
     "unlock-network": lambda _: network.unlock(),
-    "wait": _wait_for_process,
+    "wait-dumps": _wait_for_dumps,
     "flush-journal": lambda _: run(["journalctl", "--flush"]),
     "unload-kernel": lambda _: syscalls.kexec_unload(),
     "online": _online,

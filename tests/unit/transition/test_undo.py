@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -110,14 +111,26 @@ def test_settings_are_written_back(tmp_path: Path) -> None:
     assert (tmp_path / "setting").read_text() == "always [madvise] x=y"
 
 
-def test_waiting_for_a_process(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "0.2"]) as process:
-        steps = UndoList(tmp_path / "undo.json")
-        steps.push("wait", str(process.pid))
+def test_waiting_for_the_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    criu = tmp_path / "criu"
+    shutil.copy("/bin/sleep", criu)
+    monkeypatch.setattr(undo, "CGROUPS", tmp_path)
+    group = tmp_path / "unit"
+    group.mkdir()
+    steps = UndoList(tmp_path / "undo.json")
+    with (
+        subprocess.Popen([criu, "0.3"]) as dump,
+        subprocess.Popen(["sleep", "60"]) as other,
+    ):
+        (group / "cgroup.procs").write_text(f"{dump.pid}\n{other.pid}\n{1 << 30}\n")
+        steps.push("wait-dumps", "/unit")
         assert steps.run() == []
-        assert not Path(f"/proc/{process.pid}").exists()
+        # Over, though nobody has waited for it yet; the other does not count.
+        assert dump.returncode is None
+        assert dump.wait(0) == 0
+        other.kill()
     # Long gone: no error either.
-    steps.push("wait", str(process.pid))
+    steps.push("wait-dumps", "/no-such-unit")
     assert steps.run() == []
 
 
