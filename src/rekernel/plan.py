@@ -33,24 +33,37 @@ class Plan:
     resident_bytes: int
     warnings: tuple[str, ...]
     pages: Survey | None = None
+    # Of resident_bytes: what a dump writes to files, without a region and in any case.
+    anonymous_bytes: int = 0
+    shared_bytes: int = 0
 
     def having(self, verdict: Verdict) -> list[UnitVerdict]:
         """The units with this verdict."""
         return [item for item in self.units if item.verdict is verdict]
 
 
-def resident_bytes(pids: Sequence[int]) -> int:
-    """Proportional set size of processes; one that is gone counts nothing."""
-    total = 0
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Proportional set sizes of processes in bytes: all, and by kind (proc(5), smaps_rollup)."""
+
+    total: int
+    anonymous: int
+    shared: int
+
+
+def resident(pids: Sequence[int]) -> Resident:
+    """What these processes have in memory; one that is gone counts nothing."""
+    found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0}
     for pid in pids:
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
         for line in text.splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
+            name, *value = line.split()
+            if name in found:
+                found[name] += int(value[0]) * 1024
+    return Resident(*found.values())
 
 
 def warnings_for(units: Sequence[UnitVerdict], logins: Sequence[str]) -> list[str]:
@@ -103,13 +116,16 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     services = [unit for unit in running_services() if unit.name != attempt.UNIT]
     units = judge(services, policy, parents())
     pids = [pid for item in units if item.verdict is Verdict.CARRIED for pid in item.processes]
+    memory_of = resident(pids)
     return Plan(
         kernel=kernel,
         running=running,
         backend="region" if where else "image",
         where=where,
         units=tuple(units),
-        resident_bytes=resident_bytes(pids),
+        resident_bytes=memory_of.total,
         warnings=tuple(warnings_for(units, sessions())),
         pages=survey(pids, region.ram_ranges(where)) if where else None,
+        anonymous_bytes=memory_of.anonymous,
+        shared_bytes=memory_of.shared,
     )

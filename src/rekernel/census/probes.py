@@ -21,7 +21,7 @@ from rekernel.errors import RekernelError
 from rekernel.host import mounts, network
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
-from rekernel.plan import LOWEST_SAFE_PID, resident_bytes
+from rekernel.plan import LOWEST_SAFE_PID, resident
 from rekernel.run import run
 
 GIB = 1 << 30
@@ -227,9 +227,9 @@ def drain_room(context: Context) -> Answer:
     if context.backend == "image":
         return _ok("not needed with --memory=image")
     total = sum(parse_zones(context.read("proc/zoneinfo")).values()) * _PAGE
-    resident = resident_bytes(context.carried_pids)
-    needed = 2 * resident + _SYSTEM_BYTES
-    words = f"{resident // _MIB} MiB to carry, {total // _MIB} MiB of RAM"
+    in_memory = resident(context.carried_pids).total
+    needed = 2 * in_memory + _SYSTEM_BYTES
+    words = f"{in_memory // _MIB} MiB to carry, {total // _MIB} MiB of RAM"
     if needed > total:
         return _warn(
             f"{words}: the drain may run out of memory, as carried pages then exist twice",

@@ -202,6 +202,27 @@ def mount_points(mounts: Sequence[MountInfo]) -> list[str]:
     )
 
 
+def tmpfs_bytes(tmpfs: TmpfsPlan) -> int:
+    """What its contents take now; what vanishes meanwhile counts nothing."""
+    device = os.stat(tmpfs.target).st_dev
+    excluded = {os.path.join(tmpfs.target, name) for name in tmpfs.exclude}
+    total = 0
+    pending = [tmpfs.target]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.path in excluded or status.st_dev != device:
+                        continue
+                    total += status.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return total
+
+
 def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:
     """Write its contents as a tar file. Sockets stay behind: whoever listens binds anew."""
     excludes = [f"--exclude=./{name}" for name in tmpfs.exclude]

@@ -111,14 +111,14 @@ def stray_capacity(store_bytes: int) -> int:
     return store_bytes // 2
 
 
-def stray_offset(area: mmap.mmap, expected: int) -> int:
-    """Where in the store the copied strays begin; images and all else have what is before.
+def stray_offset(store_bytes: int, expected: int) -> int:
+    """Where in a store the copied strays begin; images and all else have what is before.
 
     ``expected`` bytes were counted while the machine ran; twice that is kept, and never more than
     :func:`stray_capacity`.
     """
-    wanted = min(max(2 * expected, 16 << 20), stray_capacity(len(area)))
-    return (len(area) - wanted) // mmap.PAGESIZE * mmap.PAGESIZE
+    wanted = min(max(2 * expected, 16 << 20), stray_capacity(store_bytes))
+    return (store_bytes - wanted) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
@@ -28,16 +27,6 @@ INIT = "/sbin/init"
 def machine_id() -> str:
     """This machine's identity; a handover of another one is refused."""
     return Path("/etc/machine-id").read_text().strip()
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """What staging leaves: where the images go, and facts that the cut needs."""
-
-    id: str
-    images: Path
-    store_file: Path | None
-    mounts: tuple[mounts.MountInfo, ...]
 
 
 # What the agent and criu start on the new root, in the order of need.

@@ -21,13 +21,12 @@ from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.run import run
-from rekernel.transition import cut, host_facts, staging, trees
+from rekernel.transition import cut, host_facts, room, staging, trees
 from rekernel.transition.dumps import DumpJob, Dumps
 from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList
 
 IMAGES = Path("/var/lib/rekernel/images")
-_STORE_FILE_BYTES = 1 << 30
 
 
 class CancelledError(RekernelError):
@@ -101,6 +100,7 @@ class Upgrade:
         self._check()
         pids = [pid for tree in carried for pid in tree.pids]
         strays = self._gather(pids)
+        self._assert_room(host, images, store_file, strays)
         self._check()
         with self._events.phase("stop what restarts"):
             for item in plan.having(Verdict.RESTARTED):
@@ -124,7 +124,7 @@ class Upgrade:
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         with cut.open_store(plan.where, store_file) as area:
-            strays_at = cut.stray_offset(area, strays) if plan.where else 0
+            strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
             with self._events.phase("dump"):
                 record = self._dump(dumps, carried, images, len(area), strays_at)
             with self._events.phase("hand over"):
@@ -172,12 +172,12 @@ class Upgrade:
             gather(pids, region)
             found = survey(pids, region)
         left = found.stray_bytes if found is not None else plan.pages.stray_bytes
-        room = cut.stray_capacity(plan.where.store.size)
+        capacity = cut.stray_capacity(plan.where.store.size)
         # Known now, so not found out in the blackout.
-        if left > room:
+        if left > capacity:
             raise BlockedError(
                 f"{left >> 20} MiB of the services' memory lie outside of the carry region, "
-                f"{room >> 20} MiB of that can be copied",
+                f"{capacity >> 20} MiB of that can be copied",
                 "restart the largest of them, so that it is allocated in the region, or use "
                 "--memory=image",
             )
@@ -193,10 +193,21 @@ class Upgrade:
         images = IMAGES / self._id
         self._undo.push("remove", str(images))
         images.mkdir(parents=True)
-        store_file = images / "store"
-        with store_file.open("wb") as file:
-            file.truncate(_STORE_FILE_BYTES)
-        return images, store_file
+        return images, images / "store"
+
+    def _assert_room(
+        self, host: host_facts.HostFacts, images: Path, store_file: Path | None, strays: int
+    ) -> None:
+        """Raises BlockedError while nothing is frozen yet."""
+        needed = room.needs(self._plan, host.contents)
+        where = self._plan.where
+        if store_file is not None:
+            room.assert_on_disk(images, needed.images)
+            room.make_store_file(store_file, needed)
+            room.assert_on_disk(staging.SCRATCH, needed.largest_tmpfs)
+        elif where is not None:
+            room.assert_on_disk(staging.SCRATCH, max(needed.images, needed.largest_tmpfs))
+            room.assert_in_store(needed, cut.stray_offset(where.store.size, strays))
 
     def _dump(
         self,

@@ -17,6 +17,7 @@ from rekernel.host import mounts, network
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.memory.region import MIB, Layout, parameters
+from rekernel.plan import Resident
 from rekernel.systemd.units import Unit
 
 ZONEINFO = (Path(__file__).parent / "data" / "zoneinfo-6.12.txt").read_text()
@@ -108,9 +109,9 @@ def test_movable_zone(tmp_path: Path) -> None:
 
 def test_room_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = host(tmp_path, {"proc/zoneinfo": ZONEINFO})
-    monkeypatch.setattr(probes, "resident_bytes", lambda pids: 300 * MIB)
+    monkeypatch.setattr(probes, "resident", lambda pids: Resident(300 * MIB, 0, 0))
     assert probes.drain_room(context)[0] is Status.OK
-    monkeypatch.setattr(probes, "resident_bytes", lambda pids: 2000 * MIB)
+    monkeypatch.setattr(probes, "resident", lambda pids: Resident(2000 * MIB, 0, 0))
     status, reason, _ = probes.drain_room(context)
     assert status is Status.WARN
     assert "carried pages then exist twice" in reason

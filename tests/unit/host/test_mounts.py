@@ -188,6 +188,11 @@ def test_tmpfs_contents_in_an_archive(tmp_path: Path, monkeypatch: pytest.Monkey
         archive = tmp_path / "run.tar"
         plan = TmpfsPlan(str(top), ("lock", "a*", "systemd/notify", "[b]", "not-there"))
         mounts.archive_tmpfs(plan, archive)
+        assert mounts.tmpfs_bytes(plan) == sum(
+            Path(top, name).lstat().st_blocks * 512
+            for name in ("keep", "keep/lock", "keep/lock/x", "abc", "abc/x", "b", "systemd",
+                         "keep/socket", "keep/fifo")
+        )  # fmt: skip
     with tarfile.open(archive) as tar:
         files = {name for name in tar.getnames() if not tar.getmember(name).isdir()}
         names = set(tar.getnames())

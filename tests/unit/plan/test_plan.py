@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +123,16 @@ def test_warnings() -> None:
 
 
 def test_resident_bytes_of_nothing() -> None:
-    assert plan.resident_bytes([1 << 30]) == 0
+    assert plan.resident([1 << 30]) == plan.Resident(0, 0, 0)
+
+
+def test_resident_bytes_by_kind() -> None:
+    with mmap.mmap(-1, 8 << 20) as shared:
+        shared.write(b"x" * len(shared))
+        found = plan.resident([os.getpid()])
+    assert found.shared >= 8 << 20
+    assert found.anonymous > 1 << 20
+    assert found.total >= found.anonymous + found.shared
 
 
 def config(tmp_path: Path, text: str) -> Path:
