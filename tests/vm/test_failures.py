@@ -235,12 +235,27 @@ def test_kernel_image_vanishes(lab: Lab) -> None:
         lab.guest.text(f"cp /root/image {image}")
 
 
-def test_no_space_in_run(lab: Lab) -> None:
-    lab.guest.fault("describe host", "fill", directory="/run")
+@pytest.mark.parametrize("phase", ["describe host", "dump"])
+def test_no_space_in_run(lab: Lab, phase: str) -> None:
+    lab.guest.fault(phase, "fill", directory="/run")
     try:
-        lab.assert_fails(code=5, message="[Nn]o space|failed")
+        lab.assert_fails(code=5, message="[Nn]o space|failed|could not be dumped")
     finally:
         lab.guest.text("rm -f /run/rekernel-fault.fill")
+
+
+def test_no_space_for_images(lab: Lab) -> None:
+    """Known before anything is frozen; and if the disk runs full only then, undone."""
+    for phase, leave, code, message in (
+        ("describe host", 60 << 20, 3, r"/var/lib/rekernel/images/.* MiB free"),
+        ("dump", 20 << 20, 5, "could not be dumped: .*No space left"),
+    ):
+        lab.guest.fault(phase, "fill", directory="/var/lib", leave=leave)
+        try:
+            lab.assert_fails("--memory=image", code=code, message=message)
+        finally:
+            lab.guest.text("rm -f /var/lib/rekernel-fault.fill")
+    assert lab.guest.text("ls /var/lib/rekernel/images 2>/dev/null || true") == ""
 
 
 def test_store_too_small(lab: Lab) -> None:
@@ -257,7 +272,7 @@ def test_store_too_small(lab: Lab) -> None:
                              " | tr -dc 0-9")) < 200 << 10:  # fmt: skip
         assert time.monotonic() < deadline
     try:
-        lab.assert_fails(code=5, message="store is full|could not be dumped|No space")
+        lab.assert_fails(code=3, message="handover store has room for .* MiB of shared memory")
     finally:
         lab.guest.text(
             "systemctl stop big.service; rm /etc/systemd/system/big.service;"

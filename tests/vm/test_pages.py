@@ -1,4 +1,4 @@
-"""Every byte of every kind of page: through a chain of upgrades, and through images."""
+"""Every byte of every kind of page: through a chain of upgrades, images, and a failed neighbour."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ import pytest
 
 from rekernel_lab.client import HostClient
 from vm.support import NEW, OLD, Guest, opened
+
+# A service that cannot come back: what it has mapped is gone when it is restored.
+_BROKEN = """\
+[Unit]
+Description=Maps a file that vanishes
+
+[Service]
+RuntimeDirectory=broken
+ExecStartPre=/usr/bin/dd if=/dev/zero of=/var/lib/broken.data bs=4096 count=4 status=none
+ExecStart=/usr/bin/python3 -c "\\
+import mmap, time; \\
+area = mmap.mmap(open('/var/lib/broken.data', 'r+b').fileno(), 0); \\
+time.sleep(10**6)"
+
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,29 @@ def test_chain_in_one_boot(carried: Carried) -> None:
         assert region["drain_bytes"] == 0
         assert region["ram_bytes"] + region["store_bytes"] == region["size"]
     assert guest.main_pid("pages.service") == pid
+
+
+def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
+    guest = carried.guest
+    guest.write("/etc/systemd/system/broken.service", _BROKEN)
+    guest.text("systemctl daemon-reload && systemctl enable --quiet --now broken.service")
+    pid = guest.main_pid("broken.service")
+    guest.fault("freeze file systems", "unlink", path="/var/lib/broken.data")
+    outcome = guest.upgrade(OLD)
+    assert outcome.exit_code == 4, guest.explain(outcome)
+    assert outcome.release == guest.releases[OLD]
+    report = outcome.report
+    assert report["outcome"] == "degraded"
+    units = {unit["unit"]: unit for unit in report["units"]}
+    assert units["pages.service"]["kept"]
+    assert not units["broken.service"]["kept"]
+    assert "broken.data" in units["broken.service"]["failure"]
+    # systemd has started it afresh, and criu's log was kept.
+    assert units["broken.service"]["active_after"]
+    assert guest.main_pid("broken.service") not in (0, pid)
+    logs = guest.text(f"ls /var/lib/rekernel/history/{report['id']}/logs")
+    assert "restore-broken" in logs
+    check(carried, "guest-check-degraded")
 
 
 def test_image_backend(carried: Carried) -> None:

@@ -54,7 +54,7 @@ def _fill(spec: dict[str, Any]) -> None:
     """Leave no more than this on a file system."""
     directory = spec["directory"]
     status = os.statvfs(directory)
-    free = status.f_bavail * status.f_frsize - spec.get("leave", 0)
+    free = status.f_bfree * status.f_frsize - spec.get("leave", 0)
     with open(f"{directory}/rekernel-fault.fill", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(free, 1))
 
