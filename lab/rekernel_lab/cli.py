@@ -83,7 +83,10 @@ def _logs(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _list(arguments: argparse.Namespace, progress: Progress) -> int:
     for one in state.load_all():
-        print(f"{one.name:16} {one.phase:9} {one.release}  {one.machine.memory_mib} MiB")
+        # Its keeper would have noted the end, had it not been killed.
+        gone = one.phase in ("starting", "running") and not one.keeper.alive()
+        phase = "gone" if gone else one.phase
+        print(f"{one.name:16} {phase:9} {one.release}  {one.machine.memory_mib} MiB")
     return 0
 
 

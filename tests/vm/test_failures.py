@@ -140,11 +140,10 @@ def test_killed(lab: Lab, phase: str) -> None:
     lab.assert_fails(code=5, message="died")
 
 
-def test_hook_killed(lab: Lab) -> None:
-    """criu then gives up by itself. (Killed itself, with its parasite at work, it takes the
-    processes that it holds along: the README's limits say so.)
-    """
-    lab.guest.fault("hand over", "kill", comm="rekernel-hook")
+@pytest.mark.parametrize("comm", ["rekernel-hook", "criu"])
+def test_killed_while_it_holds(lab: Lab, comm: str) -> None:
+    """Without its hook criu gives up by itself; without criu its parasites do."""
+    lab.guest.fault("hand over", "kill", comm=comm)
     lab.assert_fails(code=5, message="while it held the dumped processes")
 
 

@@ -38,8 +38,9 @@ _RUN = Path("/run/rekernel")
 _PROPERTIES = (
     "KillMode=process",
     "TimeoutStopSec=120",
-    # It must not be the victim of the memory shortage that it may cause.
-    "OOMScoreAdjust=-900",
+    # It must not be the victim of the memory shortage that it may cause, nor must criu, whose end
+    # in the wrong instant would take a process along.
+    "OOMScoreAdjust=-1000",
 )
 
 

@@ -151,7 +151,7 @@ def test_unit_command() -> None:
     split = argv.index("--")
     for word in (
         "--wait", "--collect", "--unit=rekernel-upgrade", "--property=KillMode=process",
-        "--property=TimeoutStopSec=120", "--property=OOMScoreAdjust=-900",
+        "--property=TimeoutStopSec=120", "--property=OOMScoreAdjust=-1000",
     ):  # fmt: skip
         assert word in argv[:split]
     stop = next(word for word in argv if word.startswith("--property=ExecStopPost=/"))
