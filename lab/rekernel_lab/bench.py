@@ -23,7 +23,7 @@ class Request:
     kernel: str = "7"
     # MiB; none: the benchmark's own.
     sizes: tuple[int, ...] = ()
-    rounds: int = 1
+    rounds: int = 3
 
 
 Benchmark = Callable[[Request], int]

@@ -73,6 +73,17 @@ class Found:
         found = [one.blackout_s for one in self.of(method, size) if one.blackout_s is not None]
         return statistics.median(found) if found else None
 
+    def typical(self) -> list[Measurement]:
+        """Of all rounds of each carry the one in the middle, by its blackout."""
+        rounds: dict[tuple[str, int], list[Measurement]] = {}
+        for one in self.measurements:
+            if one.blackout_s is not None:
+                rounds.setdefault((one.method, one.size_mib), []).append(one)
+        return [
+            sorted(group, key=lambda one: one.blackout_s or 0.0)[(len(group) - 1) // 2]
+            for group in rounds.values()
+        ]
+
     def ratios(self) -> list[Ratio]:
         """What can be said about what was measured."""
         sizes = self.sizes()
@@ -155,7 +166,7 @@ def table(found: Found) -> str:
         )  # fmt: skip
     floors = ", ".join(_seconds(one) for one in found.floor_s)
     lines += [*_grid(rows), "", f"floor: reboot(2) to /init: {floors} s", ""]
-    lines += ["blackout by phase, s", *_phase_lines(found), ""]
+    lines += ["blackout by phase in the middle round, s", *_phase_lines(found), ""]
     ratios = [
         (
             ratio.name,
@@ -169,7 +180,7 @@ def table(found: Found) -> str:
 
 
 def _phase_lines(found: Found) -> list[str]:
-    columns = [one for one in found.measurements if one.phases]
+    columns = [one for one in found.typical() if one.phases]
     if not columns:
         return []
     names = list(dict.fromkeys(name for one in columns for name in one.phases))

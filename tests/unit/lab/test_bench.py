@@ -45,6 +45,16 @@ def test_only_what_was_measured_has_a_ratio() -> None:
     assert "in place" in table(one)
 
 
+def test_the_round_in_the_middle() -> None:
+    rounds = [
+        Measurement(IN_PLACE, 64, 9.0, blackout, {"freeze": blackout})
+        for blackout in (9.0, 5.0, 6.0, 30.0)
+    ]
+    found = Found(measurements=[*rounds, Measurement(COLD, 64, 20.0)])
+    assert [one.blackout_s for one in found.typical()] == [6.0]
+    assert "6.00" in table(found).partition("blackout by phase")[2]
+
+
 def test_median_of_rounds() -> None:
     result = found()
     result.measurements += [Measurement(IN_PLACE, 64, 9, value) for value in (8.0, 30.0)]
