@@ -145,14 +145,16 @@ def parents() -> dict[int, int]:
     return found
 
 
-def quiet_memory(undo: UndoList, swaps: Sequence[str]) -> None:
-    """Stop what moves or hides pages, as a record of page frames must stay true."""
+def tune_kernel(undo: UndoList, swaps: Sequence[str]) -> None:
+    """Stop what moves or hides pages, as a record of page frames must stay true; and hurry."""
     for path, value in (
         ("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
         ("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1"),
         ("/sys/kernel/mm/ksm/run", "0"),
         ("/proc/sys/kernel/numa_balancing", "0"),
         ("/proc/sys/vm/compaction_proactiveness", "0"),
+        # Freezing, locking and dumping wait for RCU again and again.
+        ("/sys/kernel/rcu_expedited", "1"),
     ):
         file = Path(path)
         if file.exists():

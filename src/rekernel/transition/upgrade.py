@@ -94,7 +94,7 @@ class Upgrade:
         self._check()
         with self._events.phase("describe host"):
             staging.probe_kernel()
-            staging.quiet_memory(self._undo, host_facts.swaps())
+            staging.tune_kernel(self._undo, host_facts.swaps())
             carried = trees.describe(plan.having(Verdict.CARRIED), lazy=plan.where is not None)
             host = host_facts.observe(carried)
         self._check()
