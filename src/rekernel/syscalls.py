@@ -1,6 +1,7 @@
 """Every system call that Python does not offer: one typed function each, names as in the headers.
 
-Known to both sides of the kexec, so standard library only.
+Known to both sides of the kexec, so standard library only; imported early by the agent (see
+agent/main.py), so little of it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
 
 # include/uapi/linux/mount.h
 MS_RDONLY = 1
@@ -26,6 +30,16 @@ MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
 MNT_DETACH = 2
+
+# include/uapi/linux/sched.h
+CLONE_NEWNET = 0x40000000
+
+# include/uapi/linux/sockios.h, include/uapi/linux/if.h, include/linux/socket.h, include/linux/net.h
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+_AF_INET = 2
+_SOCK_DGRAM_CLOEXEC = 2 | 0o2000000
 
 # include/uapi/linux/fs.h
 FIFREEZE = 0xC0045877
@@ -74,6 +88,23 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2). Raises OSError naming the target."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), for the calling thread."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def set_link_up(name: str) -> None:
+    """Bring a network interface of this thread's network namespace up."""
+    fd = _check(_libc.socket(_AF_INET, _SOCK_DGRAM_CLOEXEC, 0), "socket")
+    try:
+        request = struct.pack("16sh14x", name.encode(), 0)
+        _, flags = struct.unpack("16sh14x", fcntl.ioctl(fd, _SIOCGIFFLAGS, request))
+        request = struct.pack("16sh14x", name.encode(), flags | _IFF_UP)
+        fcntl.ioctl(fd, _SIOCSIFFLAGS, request)
+    finally:
+        os.close(fd)
 
 
 def finit_module(path: str, parameters: str = "") -> None:

@@ -14,7 +14,7 @@ _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 before = set(sys.modules)
-import rekernel.agent.main
+import rekernel.agent.main, rekernel.agent.resume
 import json
 print(json.dumps(sorted(set(sys.modules) - before)))
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,3 +57,33 @@ def test_the_counter_runs() -> None:
     readings = [syscalls.rdtsc() for _ in range(1000)]
     assert readings == sorted(readings)
     assert readings[-1] > readings[0] > 0
+
+
+_LOOPBACK = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from rekernel import syscalls
+syscalls.unshare(syscalls.CLONE_NEWNET)
+syscalls.set_link_up("lo")
+syscalls.set_link_up("lo")
+os.execvp("ip", ["ip", "-brief", "link", "show"])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_loopback_of_a_network_namespace() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOPBACK, str(Path(__file__).parents[2] / "src")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Nothing but this: the namespace is a new one.
+    (line,) = done.stdout.splitlines()
+    assert "LOOPBACK,UP" in line
+
+
+def test_no_such_interface() -> None:
+    with pytest.raises(OSError, match="No such device"):
+        syscalls.set_link_up("no-such-link")

@@ -1,4 +1,7 @@
-"""From the initrd to the real root, and from there to the distribution's init."""
+"""From the initrd to the real root, and from there to the distribution's init.
+
+Imported early: see agent/main.py.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from rekernel import syscalls
-from rekernel.handover.config import RootConfig
-from rekernel.handover.manifest import Mount
+from rekernel.agent.console import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from rekernel.handover.manifest import Mount
 
 _NEW_ROOT = "/sysroot"
 _API_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
@@ -29,14 +35,29 @@ def mount_api() -> None:
         ("/sys", "sysfs", _API_FLAGS, ""),
         ("/dev", "devtmpfs", syscalls.MS_NOSUID, "mode=0755"),
     ):
-        Path(target).mkdir(exist_ok=True)
+        os.makedirs(target, exist_ok=True)
         syscalls.mount(fstype, target, fstype, flags, data)
+
+
+def expedite_rcu(on: bool) -> None:
+    """Let the kernel interrupt all processors rather than wait for them to come by.
+
+    Mounting, namespaces, devices and control groups each wait for that some tens of milliseconds
+    (Documentation/RCU; off by default as it costs power and latency of others).
+    """
+    try:
+        with open("/sys/kernel/rcu_expedited", "w") as file:
+            file.write("1" if on else "0")
+    except OSError as error:
+        say(f"RCU is not expedited: {error.strerror}")
 
 
 def _module_parameters() -> dict[str, str]:
     """Module -> its parameters on the kernel command line, which modprobe would pass on."""
     found: dict[str, str] = {}
-    for word in Path("/proc/cmdline").read_text().split():
+    with open("/proc/cmdline") as file:
+        words = file.read().split()
+    for word in words:
         module, dot, parameter = word.partition(".")
         if dot and "=" in parameter and "=" not in module:
             name = module.replace("-", "_")
@@ -53,11 +74,12 @@ def load_modules(waves: Sequence[Sequence[str]]) -> list[str]:
     parameters = _module_parameters()
 
     def load(path: str) -> None:
-        name = Path(path).stem.replace("-", "_")
+        file = os.path.basename(path)
+        name = file.partition(".")[0].replace("-", "_")
         try:
             syscalls.finit_module(path, parameters.get(name, ""))
         except OSError as error:
-            failed.append(f"{Path(path).name}: {error.strerror}")
+            failed.append(f"{file}: {error.strerror}")
 
     for wave in waves:
         threads = [threading.Thread(target=load, args=(path,)) for path in wave[1:]]
@@ -88,24 +110,24 @@ def _ext4_uuid(device: str) -> str | None:
     return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
 
 
-def find_root(root: RootConfig, timeout: float = 30.0) -> str:
+def find_root(uuid: str, timeout: float = 30.0) -> str:
     """The device node with the root file system, by UUID. Raises RootNotFoundError."""
     deadline = time.monotonic() + timeout
     while True:
         for entry in sorted(os.listdir("/sys/class/block")):
-            if _ext4_uuid(f"/dev/{entry}") == root.uuid:
+            if _ext4_uuid(f"/dev/{entry}") == uuid:
                 return f"/dev/{entry}"
         if time.monotonic() > deadline:
-            raise RootNotFoundError(f"no block device has the root file system {root.uuid}")
+            raise RootNotFoundError(f"no block device has the root file system {uuid}")
         time.sleep(0.01)
 
 
-def switch_root(root: RootConfig) -> None:
+def switch_root(uuid: str, fstype: str, flags: int, data: str) -> None:
     """Mount the real root and make it /, with /proc, /sys and /dev moved along."""
-    device = find_root(root)
-    Path(_NEW_ROOT).mkdir(exist_ok=True)
+    device = find_root(uuid)
+    os.makedirs(_NEW_ROOT, exist_ok=True)
     # The kernel parses "ro"/"rw" as a flag only.
-    syscalls.mount(device, _NEW_ROOT, root.fstype, root.flags & ~syscalls.MS_RDONLY, root.data)
+    syscalls.mount(device, _NEW_ROOT, fstype, flags & ~syscalls.MS_RDONLY, data)
     initramfs = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     device_number = os.fstat(initramfs).st_dev
     for directory in ("proc", "sys", "dev"):

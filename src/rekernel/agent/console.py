@@ -1,13 +1,12 @@
-"""What the agent says: to the kernel log (so to the console, and later to the journal)."""
+"""What the agent says: to the kernel log (so to the console, and later to the journal).
+
+Imported early: see agent/main.py.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-
-from rekernel.handover.manifest import Phase
 
 _NOTICE = 5
 _sinks: list[tuple[int, str]] | None = None
@@ -33,22 +32,33 @@ def say(text: str) -> None:
     if _sinks is None:
         _sinks = _open_sinks()
     for fd, prefix in _sinks:
-        with suppress(OSError):
+        try:
             os.write(fd, f"{prefix}rekernel: {text}\n".encode())
+        except OSError:
+            continue
 
 
 class Timeline:
-    """Phases of the new side, in nanoseconds since the kernel started."""
+    """Phases of the new side: name, start and end in nanoseconds since the kernel started."""
 
     def __init__(self) -> None:
-        self.phases: list[Phase] = []
+        self.phases: list[tuple[str, int, int]] = []
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> _Timed:
         """Time a phase, finished or failed."""
-        start = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        try:
-            yield
-        finally:
-            end = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self.phases.append(Phase(name, start, end, "new"))
+        return _Timed(self.phases, name)
+
+
+class _Timed:
+    """The context of a phase."""
+
+    def __init__(self, phases: list[tuple[str, int, int]], name: str) -> None:
+        self._phases = phases
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def __exit__(self, *_: object) -> None:
+        end = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._phases.append((self._name, self._start, end))

@@ -2,296 +2,101 @@
 
 Whatever goes wrong, this boots the machine: a handover that is missing, damaged or foreign ends
 in a normal boot with the reason left in /run/rekernel/agent.json.
+
+Most of the agent is imported (half a second on a slow machine) while a thread loads kernel modules,
+mounts the root file system and lets criu probe the kernel. So what this module imports at its
+top is little.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import socket
+import sys
 import threading
 import time
-import traceback
-from pathlib import Path
-from typing import Any, NoReturn
 
 from rekernel import syscalls
-from rekernel.agent import boot, memory, network, processes, restore
+from rekernel.agent import boot, processes
 from rekernel.agent.console import Timeline, say
-from rekernel.handover.config import CONFIG_PATH, AgentConfig, load_config
-from rekernel.handover.manifest import (
-    MANIFEST_BLOB,
-    Manifest,
-    ManifestError,
-    Phase,
-    load,
-)
-from rekernel.handover.store import StoreError, StoreReader, wipe
-from rekernel.memory.dax import DaxRegion
 
-RUN = Path("/run/rekernel")
-RESULT = RUN / "agent.json"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
 
 
-class HandoverRefusedError(Exception):
-    """The handover is not for this machine or not for this kernel."""
+def main(raw: Mapping[str, Any]) -> NoReturn:
+    """Run as PID 1 with the configuration that the initrd was built with (handover/config.py).
 
-
-def main() -> NoReturn:
-    """Run as PID 1. If not even the root file system is there, reboot by way of the firmware."""
+    If not even the root file system is there, reboot by way of the firmware.
+    """
     try:
-        _main()
+        _main(raw)
     except BaseException:
-        for line in traceback.format_exc().splitlines():
-            say(line)
+        _say_traceback()
         say("no way to boot from here: rebooting in 10 s")
         time.sleep(10)
         syscalls.reboot_firmware()
 
 
-def _main() -> NoReturn:
+def _say_traceback() -> None:
+    import traceback
+
+    for line in traceback.format_exc().splitlines():
+        say(line)
+
+
+class _Preparation(threading.Thread):
+    """From kernel modules to criu's probe of this kernel, beside the imports."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._raw = raw
+        self._error: BaseException | None = None
+        self._probe = 0
+
+    def run(self) -> None:
+        """What the thread does; an error waits for :meth:`finish`."""
+        try:
+            self._prepare()
+        except BaseException as error:
+            self._error = error
+
+    def _prepare(self) -> None:
+        for failure in boot.load_modules(self._raw["modules"]):
+            say(f"module {failure}")
+        boot.switch_root(**self._raw["root"])
+        boot.mount_run()
+        threading.Thread(target=boot.prefetch, args=(self._raw["prefetch"],)).start()
+        # The probe talks to itself over loopback: with one of its own, that of the machine can
+        # be locked meanwhile. This thread ends right after.
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        syscalls.set_link_up("lo")
+        self._probe = processes.start(self._raw["criu_probe"], log="/run/rekernel/probe.log")
+
+    def finish(self) -> int:
+        """Wait for the root file system; returns the probe's PID. Raises what went wrong."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._probe
+
+
+def _main(raw: Mapping[str, Any]) -> NoReturn:
     timeline = Timeline()
     started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     boot.mount_api()
-    with open(CONFIG_PATH, "rb") as file:
-        config = load_config(file.read())
+    boot.expedite_rcu(True)
     say("agent started")
-    with timeline.phase("modules"):
-        for failure in boot.load_modules(config.modules):
-            say(f"module {failure}")
-    with timeline.phase("root"):
-        boot.switch_root(config.root)
-        boot.mount_run()
-    # Both take their time beside what follows.
-    threading.Thread(target=boot.prefetch, args=(config.prefetch,)).start()
-    probe = _start_probe(config)
-    init = list(config.init)
-    result: dict[str, Any] = {"schema": 1, "handover": "none"}
-    try:
-        init = _restore(config, timeline, started, probe, result)
-    except (StoreError, ManifestError, HandoverRefusedError) as error:
-        say(f"booting normally: {error}")
-        result |= {"handover": "refused", "reason": str(error)}
-    except Exception as error:
-        # Whatever happened, the machine must boot.
-        say(f"booting normally: {error}")
-        result |= {
-            "handover": "failed",
-            "reason": str(error),
-            "traceback": traceback.format_exc(),
-        }
-    _write_result(result)
+    # Between two system calls the thread waits for the interpreter.
+    sys.setswitchinterval(0.0005)
+    preparation = _Preparation(raw)
+    preparation.start()
+    with timeline.phase("imports"):
+        from rekernel.agent import resume
+    with timeline.phase("modules and root"):
+        probe = preparation.finish()
+    sys.setswitchinterval(0.005)
+    init = resume.resume(raw, timeline, started, probe)
+    boot.expedite_rcu(False)
     say(f"starting {init[0]}")
     boot.execute_init(init)
-
-
-def _write_result(result: dict[str, Any]) -> None:
-    try:
-        RESULT.write_text(json.dumps(result))
-    except OSError as error:
-        say(f"cannot leave a report: {error}")
-
-
-def _set_clock(manifest: Manifest) -> int:
-    """Continue the old kernel's clock by way of the TSC; returns real time at boot, ns."""
-    clock = manifest.clock
-    boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    elapsed = (syscalls.rdtsc() - clock.tsc) * 1_000_000_000 // clock.tsc_hz
-    now = clock.realtime_ns + elapsed
-    drift = now - time.time_ns()
-    # The RTC counts whole seconds; anything much further off is a TSC that did not run through.
-    if 0 <= elapsed < 3600 * 10**9 and abs(drift) < 3 * 10**9:
-        time.clock_settime_ns(time.CLOCK_REALTIME, now)
-        return now - boottime
-    say(f"the TSC did not run through the kexec ({drift / 1e9:.1f} s off): keeping the RTC's time")
-    return time.time_ns() - boottime
-
-
-def _restore(
-    config: AgentConfig, timeline: Timeline, started: int, probe: int, result: dict[str, Any]
-) -> list[str]:
-    with timeline.phase("store"):
-        region = memory.open_region(config) if config.region is not None else None
-        store = memory.map_store(config, region)
-        reader = StoreReader(store.area)
-        manifest = load(reader.read(MANIFEST_BLOB))
-        _check_origin(config, manifest)
-        zero = _set_clock(manifest)
-    # Used up, whatever happens now: nothing may be restored twice.
-    result |= {"handover": "used", "id": manifest.id}
-    locked = False
-    try:
-        with timeline.phase("mounts"):
-            boot.mount_all(manifest.mounts)
-        with timeline.phase("unpack"):
-            _unpack(reader, manifest)
-        with timeline.phase("settings"):
-            restore.make_cgroups(manifest.cgroups)
-            _apply_settings(manifest)
-        with timeline.phase("criu's probe"):
-            processes.wait(probe, "criu's probe of this kernel")
-        # Not before: criu's own files came first.
-        threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
-        with timeline.phase("network"):
-            locked = True
-            network.set_up(manifest.network)
-        journal = restore.listen_journal()
-        with timeline.phase("restore"):
-            restores = _restore_trees(manifest, region, store, reader)
-        wipe(store.area)
-        with timeline.phase("commit"):
-            restore.commit(restores)
-            locked = False
-            processes.wait(network.unlock(manifest.network), "nft")
-    except Exception:
-        wipe(store.area)
-        if locked:
-            restore.kill_all(manifest.trees)
-            network.give_up()
-        boot.unmount_transient(manifest.mounts)
-        raise
-    resumed = time.time_ns()
-    say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
-    boot.unmount_transient(manifest.mounts)
-    if region is not None:
-        try:
-            memory.free_parts_to_ram(manifest.memory, region)
-        except (OSError, processes.ProgramFailedError) as error:
-            say(f"the free part of the region is not RAM yet: {error}")
-    _report(manifest, timeline, restores, zero, started, resumed, result)
-    return _init_with_state(manifest, restores, journal)
-
-
-def _start_probe(config: AgentConfig) -> int:
-    """criu's probe of this kernel talks to itself over loopback, so it comes before the lock."""
-    network.loopback_up()
-    return processes.start(config.criu_probe, log=str(RUN / "probe.log"))
-
-
-def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
-    if manifest.machine_id != config.machine_id:
-        raise HandoverRefusedError("the handover comes from another machine")
-    release = os.uname().release
-    if manifest.new_release != release:
-        raise HandoverRefusedError(
-            f"the handover is meant for kernel {manifest.new_release}, this is {release}"
-        )
-
-
-def _unpack(reader: StoreReader, manifest: Manifest) -> None:
-    """tmpfs contents, in the order of the mounts, and criu's images."""
-    tars = [
-        processes.feed(
-            ["tar", "-x", "--numeric-owner", "-C", item.target],
-            reader.read(item.contents),
-            log=str(RUN / "tar.log"),
-        )
-        for item in manifest.mounts
-        if item.contents
-    ]
-    if manifest.memory.backend == "region":
-        for tree in manifest.trees:
-            restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
-            (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
-        for entry in reader:
-            if entry.name.startswith("images/"):
-                (restore.WORK / entry.name).write_bytes(reader.read(entry.name))
-    for pid in tars:
-        processes.wait(pid, "tar")
-    for directory in manifest.directories:
-        os.makedirs(directory, exist_ok=True)
-    for path, text in manifest.files.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(path).write_text(text)
-    for tree in manifest.trees:
-        restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
-
-
-def _apply_settings(manifest: Manifest) -> None:
-    socket.sethostname(manifest.hostname)
-    for name, value in manifest.sysctls.items():
-        try:
-            Path("/proc/sys", name).write_text(value)
-        except OSError as error:
-            say(f"sysctl {name}: {error.strerror}")
-    # What starts from here on must not sit on a PID that a carried process needs.
-    Path("/proc/sys/kernel/ns_last_pid").write_text(str(manifest.highest_pid + 64))
-
-
-def _restore_trees(
-    manifest: Manifest, region: DaxRegion | None, store: memory.Store, reader: StoreReader
-) -> restore.Restores:
-    if region is None:
-        with memory.without_huge_pages():
-            return restore.restore_all(manifest.trees, Path(manifest.report["image_directory"]))
-    pagemap = RUN / "pagemap"
-    pagemap.write_bytes(reader.read("pagemap"))
-    sockets = [str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees]
-    memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
-    memory.wait_for_sockets(sockets)
-    return restore.restore_all(manifest.trees, restore.WORK)
-
-
-def _report(
-    manifest: Manifest,
-    timeline: Timeline,
-    restores: restore.Restores,
-    zero: int,
-    started: int,
-    resumed: int,
-    result: dict[str, Any],
-) -> None:
-    phases = [
-        *manifest.phases,
-        Phase("kexec and kernel boot", manifest.clock.realtime_ns, zero + started, "new"),
-        *(
-            Phase(item.name, zero + item.start_ns, zero + item.end_ns, "new")
-            for item in timeline.phases
-        ),
-    ]
-    result |= {
-        "old_release": manifest.old_release,
-        "new_release": manifest.new_release,
-        "frozen_ns": manifest.frozen_ns,
-        "resumed_ns": resumed,
-        "phases": [
-            {"name": item.name, "start_ns": item.start_ns, "end_ns": item.end_ns, "side": item.side}
-            for item in phases
-        ],
-        "trees": [
-            {
-                "name": item.tree.name,
-                "unit": item.tree.unit,
-                "root_pid": item.tree.root_pid,
-                "failure": item.failure,
-                "log": str(restore.work_directory(item.tree)),
-            }
-            for item in restores.trees
-        ],
-        "memory": {
-            "backend": manifest.memory.backend,
-            "occupied": [[item.start, item.end] for item in manifest.memory.occupied],
-            "free": [[item.start, item.end] for item in manifest.memory.free],
-        },
-        "report": manifest.report,
-    }
-
-
-def _init_with_state(
-    manifest: Manifest, restores: restore.Restores, journal: dict[str, socket.socket]
-) -> list[str]:
-    """The init command line that makes systemd take the restored units as its own."""
-    failed = {item.tree.unit for item in restores.failed}
-    numbers = {name: listener.detach() for name, listener in journal.items()}
-    parts = [manifest.systemd_header.format(**numbers)]
-    parts += [text for unit, text in manifest.systemd_units.items() if unit not in failed]
-    state = os.memfd_create("systemd-state", 0)
-    os.write(state, "".join(parts).encode())
-    os.lseek(state, 0, os.SEEK_SET)
-    for number in (state, *numbers.values()):
-        os.set_inheritable(number, True)
-    return [*manifest.init, "--switched-root", "--system", "--deserialize", str(state)]
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Sequence
 
+from rekernel import syscalls
 from rekernel.agent import processes
 from rekernel.agent.console import say
 from rekernel.handover.manifest import Link, Network
@@ -16,10 +17,7 @@ from rekernel.handover.manifest import Link, Network
 _LOG = "/run/rekernel/network.log"
 
 # include/uapi/linux/sockios.h
-_SIOCGIFFLAGS = 0x8913
-_SIOCSIFFLAGS = 0x8914
 _SIOCSIFNAME = 0x8923
-_IFF_UP = 1
 
 
 def _addresses() -> dict[str, str]:
@@ -53,18 +51,11 @@ def _rename(links: Sequence[Link], timeout: float = 10.0) -> None:
             fcntl.ioctl(sock, _SIOCSIFNAME, request)
 
 
-def loopback_up() -> None:
-    """Bring loopback up, without the cost of a program."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16sh14x", b"lo", 0)
-        _, flags = struct.unpack("16sh14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
-
-
 def set_up(network: Network) -> None:
     """Lock first, then bring everything up. Raises ProgramFailedError."""
     rules = network.ruleset + network.lock_rules
     processes.wait(processes.feed(["nft", "-f", "-"], rules.encode(), log=_LOG), "nft")
+    syscalls.set_link_up("lo")
     _rename(network.links)
     # -force: one refused line (an IPv6 link-local route, say) must not keep the rest out.
     batch = processes.feed(["ip", "-force", "-batch", "-"], network.batch.encode(), log=_LOG)

@@ -1,9 +1,15 @@
-"""Starting programs from PID 1 without the weight of the subprocess module."""
+"""Starting programs from PID 1 without the weight of the subprocess module.
+
+Imported early: see agent/main.py.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

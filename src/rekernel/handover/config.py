@@ -1,14 +1,14 @@
-"""What is fixed when the initrd is built: a small JSON file inside of it. Standard library only."""
+"""What is fixed when the initrd is built, and lies inside of it. Standard library only."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from rekernel.handover.manifest import Extent, ManifestError, build
-
-CONFIG_PATH = "/rekernel-agent.json"
+from rekernel.handover.manifest import Extent, build
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,14 @@ class AgentConfig:
     prefetch: tuple[str, ...] = ()
 
 
-def dump_config(config: AgentConfig) -> bytes:
-    """As JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=1).encode()
+def dump_config(config: AgentConfig) -> dict[str, Any]:
+    """As plain data, which can be used before this module is imported."""
+    raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return raw
 
 
-def load_config(data: bytes) -> AgentConfig:
-    """Raises ManifestError if it is damaged."""
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise ManifestError(f"the agent's configuration is no JSON: {error}") from None
+def load_config(raw: Mapping[str, Any]) -> AgentConfig:
+    """Raises ManifestError if something is missing or wrong."""
     config = build(AgentConfig, raw, "configuration")
     assert isinstance(config, AgentConfig)
     return config

@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import json
+import marshal
 import py_compile
 import re
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
-from rekernel.handover.config import CONFIG_PATH, AgentConfig, dump_config
+from rekernel.agent.init import PAYLOAD
+from rekernel.handover.config import AgentConfig, dump_config
 from rekernel.kernel.cpio import CpioArchive
 from rekernel.kernel.modules import ModuleSet, read_module
 from rekernel.run import run
 
-_PACKAGES = "/rekernel"
 _MODULES = "/modules"
 
 # The interpreter starts isolated (-I: no environment, no user site) and without site (-S).
-_INIT = f"""#!{{python}} -IS
-import sys
-sys.path.insert(0, "{_PACKAGES}")
-from rekernel.agent.main import main
-main()
-"""
+_INTERPRETER = "#!{python} -IS\n"
 
 _LIST_IMPORTS = """
-import sys, json
+import sys
+before = set(sys.modules)
 sys.path.insert(0, sys.argv[1])
-import rekernel.agent.main
-files = {}
+import rekernel.agent.main, rekernel.agent.resume, traceback, json
+found = {}
 for name, module in sorted(sys.modules.items()):
     path = getattr(module, "__file__", None)
-    if path:
-        files[name] = path
-    elif getattr(module, "__spec__", None) and module.__spec__.origin == "frozen":
-        files.setdefault(name, "")
-print(json.dumps(files))
+    if path and name != "__main__":
+        found[name] = [path, name in before, hasattr(module, "__path__")]
+print(json.dumps(found))
 """
 
-# Imported by name while the interpreter starts or when text is first decoded.
-_ALWAYS = ("encodings", "encodings.aliases", "encodings.utf_8", "encodings.ascii", "encodings.idna")
+# Imported by name while the interpreter starts or when text is first decoded. By the file of os it
+# knows where its library is.
+_ALWAYS = (
+    "encodings", "encodings.aliases", "encodings.utf_8", "encodings.ascii", "encodings.idna", "os",
+)  # fmt: skip
 
 
-def agent_imports(python: str) -> dict[str, Path]:
-    """Module name -> source file of everything the agent imports, as this interpreter finds it."""
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A module of the agent. ``early``: the interpreter itself needs it to start."""
+
+    path: Path
+    early: bool
+    package: bool
+
+
+def agent_imports(python: str) -> dict[str, Imported]:
+    """Everything the agent imports, by name, as this interpreter finds it."""
     here = Path(__file__).resolve().parents[2]
-    text = run([python, "-I", "-S", "-B", "-c", _LIST_IMPORTS, str(here)])
-    return {name: Path(path) for name, path in json.loads(text).items() if path}
+    found = json.loads(run([python, "-I", "-S", "-B", "-c", _LIST_IMPORTS, str(here)]))
+    return {
+        name: Imported(Path(path), early, package) for name, (path, early, package) in found.items()
+    }
 
 
 def shared_objects(paths: list[Path]) -> list[Path]:
@@ -59,13 +70,18 @@ def shared_objects(paths: list[Path]) -> list[Path]:
     return list(found)
 
 
-def _compile(source: Path, name: str, directory: Path) -> bytes:
+def _code(module: Imported, name: str) -> CodeType:
+    """Compiled: nothing is parsed in the blackout."""
+    # Their names in tracebacks, wherever they were built.
+    return compile(module.path.read_bytes(), name, "exec", dont_inherit=True)
+
+
+def _startup_module(source: Path, directory: Path) -> bytes:
     target = directory / "module.pyc"
     # Unchecked: nobody compares time stamps in the blackout.
     py_compile.compile(
         str(source),
         cfile=str(target),
-        dfile=name,
         doraise=True,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
@@ -78,31 +94,37 @@ def build(config: AgentConfig, modules: ModuleSet) -> bytes:
     archive = CpioArchive()
     archive.device("dev/console", 5, 1)
     archive.device("dev/null", 1, 3, 0o666)
-    archive.file("init", _INIT.format(python=python).encode(), 0o755)
-    imports = agent_imports(python)
     ours = Path(__file__).resolve().parents[1]
+    init = (ours / "agent" / "init.py").read_text()
+    archive.file("init", (_INTERPRETER.format(python=python) + init).encode(), 0o755)
+    imports = agent_imports(python)
     stdlib = Path(json.__file__).resolve().parents[1]
     for name in _ALWAYS:
         path = stdlib / (name.replace(".", "/") + ".py")
-        imports.setdefault(name, path if path.exists() else path.with_suffix("") / "__init__.py")
-    objects = [Path(python)]
+        path = path if path.exists() else path.with_suffix("") / "__init__.py"
+        imports[name] = Imported(path, early=True, package=False)
+    extensions = {name: item for name, item in imports.items() if item.path.suffix == ".so"}
+    early = {name: item for name, item in imports.items() if item.early and name not in extensions}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, path in imports.items():
-            if path.suffix == ".so":
-                objects.append(path)
-                archive.copy(path)
-            elif path.is_relative_to(ours):
-                target = f"{_PACKAGES}/rekernel/{path.relative_to(ours).with_suffix('.pyc')}"
-                archive.file(target, _compile(path, name, Path(scratch)))
-            else:
-                archive.file(str(path.with_suffix(".pyc")), _compile(path, name, Path(scratch)))
+        for item in early.values():
+            content = _startup_module(item.path, Path(scratch))
+            archive.file(str(item.path.with_suffix(".pyc")), content)
+    code = {
+        name: (item.package, _code(item, name))
+        for name, item in imports.items()
+        if name not in early and name not in extensions
+    }
+    payload = (dump_config(config), list(extensions), code)
+    archive.file(PAYLOAD, marshal.dumps(payload))
+    for item in extensions.values():
+        archive.copy(item.path)
+    objects = [Path(python), *(item.path for item in extensions.values())]
     archive.copy(Path(python))
     for library in shared_objects(objects):
         archive.copy(library)
     archive.directory(str(stdlib / "lib-dynload"))
     for path in modules.files:
         archive.file(f"{_MODULES}/{_module_name(path)}", read_module(path))
-    archive.file(CONFIG_PATH, dump_config(config))
     for directory in ("proc", "sys", "sysroot", "run"):
         archive.directory(directory)
     return archive.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ from recorded import Recorded, on_each_kernel
 
 from rekernel.agent import boot
 from rekernel.agent.boot import RootNotFoundError
-from rekernel.handover.config import RootConfig
 
 SOURCE = Path(__file__).parents[3] / "src"
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -47,13 +47,13 @@ def test_what_is_no_disk(tmp_path: Path) -> None:
 
 
 def test_no_root_file_system() -> None:
-    root = RootConfig("01234567-89ab-cdef-0123-456789abcdef", "ext4", 0, "")
-    with pytest.raises(RootNotFoundError, match=f"no block device has the root .* {root.uuid}"):
-        boot.find_root(root, timeout=0)
+    uuid = "01234567-89ab-cdef-0123-456789abcdef"
+    with pytest.raises(RootNotFoundError, match=f"no block device has the root .* {uuid}"):
+        boot.find_root(uuid, timeout=0)
 
 
 def parameters(cmdline: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    monkeypatch.setattr(Path, "read_text", lambda path: cmdline)
+    monkeypatch.setattr("builtins.open", lambda path: io.StringIO(cmdline))
     found = boot._module_parameters()
     monkeypatch.undo()
     return found

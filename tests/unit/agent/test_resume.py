@@ -8,7 +8,7 @@ import os
 import pytest
 from handover.test_manifest import SAMPLE
 
-from rekernel.agent.main import HandoverRefusedError, _check_origin
+from rekernel.agent.resume import HandoverRefusedError, _check_origin
 from rekernel.handover.config import AgentConfig, RootConfig
 
 CONFIG = AgentConfig("m", RootConfig("u", "ext4", 0, ""), (), None, None, "", (), ())

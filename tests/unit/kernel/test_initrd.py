@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.handover.config import CONFIG_PATH, AgentConfig, RootConfig, load_config
+from rekernel.handover.config import AgentConfig, RootConfig, load_config
 from rekernel.handover.manifest import Extent
 from rekernel.kernel import initrd
 from rekernel.kernel.modules import ModuleSet
@@ -29,18 +29,21 @@ CONFIG = AgentConfig(
     ("criu", "check"),
 )
 
-# Runs in the unpacked archive, as the kernel would start /init.
+# Runs in the unpacked archive as /init does, but for its last step. Then all files are gone.
 _PROBE = """
-import sys
-sys.path.insert(0, "/rekernel")
+import os, sys
+init = {"__name__": "init"}
+exec(open("/init").read(), init)
+config = init["make_importable"]()
+before = set(sys.modules)
+os.chroot("/proc")
 import rekernel.agent.main
-from rekernel.agent import processes
-from rekernel.handover.config import CONFIG_PATH, load_config
-with open(CONFIG_PATH, "rb") as file:
-    config = load_config(file.read())
+early = sorted(set(sys.modules) - before)
+import rekernel.agent.resume, traceback
 import json
-print(json.dumps([config.machine_id, sorted(
-    module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None))]))
+loaded = {name: module.__spec__.origin for name, module in sys.modules.items()
+    if name.startswith("rekernel")}
+print(json.dumps([config, early, loaded]))
 """
 
 
@@ -60,8 +63,6 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_contents(unpacked: Path) -> None:
-    config = load_config((unpacked / CONFIG_PATH.lstrip("/")).read_bytes())
-    assert config == CONFIG
     assert (unpacked / "modules/one.ko").read_bytes() == b"module"
     first = (unpacked / "init").read_text().splitlines()[0]
     interpreter = re.fullmatch(r"#!(/\S+) -IS", first)
@@ -84,10 +85,13 @@ def test_the_agent_starts_there(unpacked: Path) -> None:
         env={},
     )
     assert done.returncode == 0, done.stderr
-    machine_id, files = json.loads(done.stdout)
-    assert machine_id == "id"
+    assert done.stderr == ""
+    config, early, loaded = json.loads(done.stdout)
+    assert load_config(config) == CONFIG
+    assert {"rekernel.agent.boot", "rekernel.syscalls"} <= set(early)
+    # What is imported before kernel modules begin to load costs blackout time.
+    assert not {"dataclasses", "enum", "json", "pathlib", "re", "socket", "typing"} & set(early)
     # Compiled beforehand: nothing is parsed in the blackout.
     assert not list(unpacked.rglob("*.py"))
-    ours = [name for name in files if name.startswith("/rekernel/")]
-    assert len(ours) > 10
-    assert all(name.endswith(".pyc") for name in ours)
+    assert len(loaded) > 10
+    assert set(loaded.values()) == {"initrd"}

@@ -1,0 +1,257 @@
+"""Take the handover and bring everything back: restore all trees, commit, get ready for init."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rekernel import syscalls
+from rekernel.agent import boot, memory, network, processes, restore
+from rekernel.agent.console import Timeline, say
+from rekernel.handover.config import AgentConfig, load_config
+from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, ManifestError, Phase, load
+from rekernel.handover.store import StoreError, StoreReader, wipe
+from rekernel.memory.dax import DaxRegion
+
+RUN = Path("/run/rekernel")
+RESULT = RUN / "agent.json"
+
+
+class HandoverRefusedError(Exception):
+    """The handover is not for this machine or not for this kernel."""
+
+
+def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int) -> list[str]:
+    """Bring back what the handover holds; returns the command line of init, whatever happens.
+
+    ``started``: CLOCK_BOOTTIME of the agent's start in ns. ``probe``: PID of criu's probe.
+    """
+    init = list(raw["init"])
+    result: dict[str, Any] = {"schema": 1, "handover": "none"}
+    try:
+        init = _restore(load_config(raw), timeline, started, probe, result)
+    except (StoreError, ManifestError, HandoverRefusedError) as error:
+        say(f"booting normally: {error}")
+        result |= {"handover": "refused", "reason": str(error)}
+    except Exception as error:
+        # Whatever happened, the machine must boot.
+        say(f"booting normally: {error}")
+        result |= {
+            "handover": "failed",
+            "reason": str(error),
+            "traceback": traceback.format_exc(),
+        }
+    _write_result(result)
+    return init
+
+
+def _write_result(result: dict[str, Any]) -> None:
+    try:
+        RESULT.write_text(json.dumps(result))
+    except OSError as error:
+        say(f"cannot leave a report: {error}")
+
+
+def _set_clock(manifest: Manifest) -> int:
+    """Continue the old kernel's clock by way of the TSC; returns real time at boot, ns."""
+    clock = manifest.clock
+    boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    elapsed = (syscalls.rdtsc() - clock.tsc) * 1_000_000_000 // clock.tsc_hz
+    now = clock.realtime_ns + elapsed
+    drift = now - time.time_ns()
+    # The RTC counts whole seconds; anything much further off is a TSC that did not run through.
+    if 0 <= elapsed < 3600 * 10**9 and abs(drift) < 3 * 10**9:
+        time.clock_settime_ns(time.CLOCK_REALTIME, now)
+        return now - boottime
+    say(f"the TSC did not run through the kexec ({drift / 1e9:.1f} s off): keeping the RTC's time")
+    return time.time_ns() - boottime
+
+
+def _restore(
+    config: AgentConfig, timeline: Timeline, started: int, probe: int, result: dict[str, Any]
+) -> list[str]:
+    with timeline.phase("store"):
+        region = memory.open_region(config) if config.region is not None else None
+        store = memory.map_store(config, region)
+        reader = StoreReader(store.area)
+        manifest = load(reader.read(MANIFEST_BLOB))
+        _check_origin(config, manifest)
+        zero = _set_clock(manifest)
+    # Used up, whatever happens now: nothing may be restored twice.
+    result |= {"handover": "used", "id": manifest.id}
+    locked = False
+    try:
+        with timeline.phase("mounts"):
+            boot.mount_all(manifest.mounts)
+        with timeline.phase("unpack"):
+            _unpack(reader, manifest)
+        with timeline.phase("settings"):
+            restore.make_cgroups(manifest.cgroups)
+            _apply_settings(manifest)
+        # criu's own files came first.
+        threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
+        with timeline.phase("network"):
+            locked = True
+            network.set_up(manifest.network)
+        journal = restore.listen_journal()
+        with timeline.phase("pager"):
+            if region is not None:
+                _start_pager(manifest, region, store, reader)
+        with timeline.phase("criu's probe"):
+            processes.wait(probe, "criu's probe of this kernel")
+        with timeline.phase("restore"):
+            restores = _restore_trees(manifest)
+        wipe(store.area)
+        with timeline.phase("commit"):
+            restore.commit(restores)
+            locked = False
+            processes.wait(network.unlock(manifest.network), "nft")
+    except Exception:
+        wipe(store.area)
+        if locked:
+            restore.kill_all(manifest.trees)
+            network.give_up()
+        boot.unmount_transient(manifest.mounts)
+        raise
+    resumed = time.time_ns()
+    say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
+    boot.unmount_transient(manifest.mounts)
+    if region is not None:
+        try:
+            memory.free_parts_to_ram(manifest.memory, region)
+        except (OSError, processes.ProgramFailedError) as error:
+            say(f"the free part of the region is not RAM yet: {error}")
+    _report(manifest, timeline, restores, zero, started, resumed, result)
+    return _init_with_state(manifest, restores, journal)
+
+
+def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
+    if manifest.machine_id != config.machine_id:
+        raise HandoverRefusedError("the handover comes from another machine")
+    release = os.uname().release
+    if manifest.new_release != release:
+        raise HandoverRefusedError(
+            f"the handover is meant for kernel {manifest.new_release}, this is {release}"
+        )
+
+
+def _unpack(reader: StoreReader, manifest: Manifest) -> None:
+    """tmpfs contents, in the order of the mounts, and criu's images."""
+    tars = [
+        processes.feed(
+            ["tar", "-x", "--numeric-owner", "-C", item.target],
+            reader.read(item.contents),
+            log=str(RUN / "tar.log"),
+        )
+        for item in manifest.mounts
+        if item.contents
+    ]
+    if manifest.memory.backend == "region":
+        for tree in manifest.trees:
+            restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
+            (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
+        for entry in reader:
+            if entry.name.startswith("images/"):
+                (restore.WORK / entry.name).write_bytes(reader.read(entry.name))
+    for pid in tars:
+        processes.wait(pid, "tar")
+    for directory in manifest.directories:
+        os.makedirs(directory, exist_ok=True)
+    for path, text in manifest.files.items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).write_text(text)
+    for tree in manifest.trees:
+        restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
+
+
+def _apply_settings(manifest: Manifest) -> None:
+    socket.sethostname(manifest.hostname)
+    for name, value in manifest.sysctls.items():
+        try:
+            Path("/proc/sys", name).write_text(value)
+        except OSError as error:
+            say(f"sysctl {name}: {error.strerror}")
+    # What starts from here on must not sit on a PID that a carried process needs.
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(manifest.highest_pid + 64))
+
+
+def _restore_trees(manifest: Manifest) -> restore.Restores:
+    if manifest.memory.backend == "region":
+        return restore.restore_all(manifest.trees, restore.WORK)
+    with memory.without_huge_pages():
+        return restore.restore_all(manifest.trees, Path(manifest.report["image_directory"]))
+
+
+def _start_pager(
+    manifest: Manifest, region: DaxRegion, store: memory.Store, reader: StoreReader
+) -> None:
+    pagemap = RUN / "pagemap"
+    pagemap.write_bytes(reader.read("pagemap"))
+    sockets = [str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees]
+    memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
+    memory.wait_for_sockets(sockets)
+
+
+def _report(
+    manifest: Manifest,
+    timeline: Timeline,
+    restores: restore.Restores,
+    zero: int,
+    started: int,
+    resumed: int,
+    result: dict[str, Any],
+) -> None:
+    phases = [
+        *manifest.phases,
+        Phase("kexec and kernel boot", manifest.clock.realtime_ns, zero + started, "new"),
+        *(Phase(name, zero + start, zero + end, "new") for name, start, end in timeline.phases),
+    ]
+    result |= {
+        "old_release": manifest.old_release,
+        "new_release": manifest.new_release,
+        "frozen_ns": manifest.frozen_ns,
+        "resumed_ns": resumed,
+        "phases": [
+            {"name": item.name, "start_ns": item.start_ns, "end_ns": item.end_ns, "side": item.side}
+            for item in phases
+        ],
+        "trees": [
+            {
+                "name": item.tree.name,
+                "unit": item.tree.unit,
+                "root_pid": item.tree.root_pid,
+                "failure": item.failure,
+                "log": str(restore.work_directory(item.tree)),
+            }
+            for item in restores.trees
+        ],
+        "memory": {
+            "backend": manifest.memory.backend,
+            "occupied": [[item.start, item.end] for item in manifest.memory.occupied],
+            "free": [[item.start, item.end] for item in manifest.memory.free],
+        },
+        "report": manifest.report,
+    }
+
+
+def _init_with_state(
+    manifest: Manifest, restores: restore.Restores, journal: dict[str, socket.socket]
+) -> list[str]:
+    """The init command line that makes systemd take the restored units as its own."""
+    failed = {item.tree.unit for item in restores.failed}
+    numbers = {name: listener.detach() for name, listener in journal.items()}
+    parts = [manifest.systemd_header.format(**numbers)]
+    parts += [text for unit, text in manifest.systemd_units.items() if unit not in failed]
+    state = os.memfd_create("systemd-state", 0)
+    os.write(state, "".join(parts).encode())
+    os.lseek(state, 0, os.SEEK_SET)
+    for number in (state, *numbers.values()):
+        os.set_inheritable(number, True)
+    return [*manifest.init, "--switched-root", "--system", "--deserialize", str(state)]
