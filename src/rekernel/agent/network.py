@@ -57,12 +57,16 @@ def set_up(network: Network) -> None:
     processes.wait(processes.feed(["nft", "-f", "-"], rules.encode(), log=_LOG), "nft")
     syscalls.set_link_up("lo")
     _rename(network.links)
-    # -force: one refused line (an IPv6 link-local route, say) must not keep the rest out.
-    batch = processes.feed(["ip", "-force", "-batch", "-"], network.batch.encode(), log=_LOG)
-    try:
-        processes.wait(batch, "ip")
-    except processes.ProgramFailedError:
-        say(f"some network settings were refused, see {_LOG}")
+    for family, text in (("", network.batch), *network.rules.items()):
+        if not text:
+            continue
+        options = [family] if family else []
+        # -force: one refused line (an IPv6 link-local route, say) must not keep the rest out.
+        argv = ["ip", *options, "-force", "-batch", "-"]
+        try:
+            processes.wait(processes.feed(argv, text.encode(), log=_LOG), "ip")
+        except processes.ProgramFailedError:
+            say(f"some network settings were refused, see {_LOG}")
 
 
 def unlock(network: Network) -> int:

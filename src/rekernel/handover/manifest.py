@@ -80,6 +80,8 @@ class Network:
     ruleset: str
     links: tuple[Link, ...]
     batch: str
+    # Routing rules: "-4" or "-6" -> input for ``ip FAMILY -batch``, which knows no other way.
+    rules: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

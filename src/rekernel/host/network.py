@@ -6,7 +6,9 @@ neighbours is named by :func:`unsupported`, never left out silently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rekernel.handover.manifest import Link, Network
@@ -25,6 +27,40 @@ table inet {TABLE} {{
 """
 UNLOCK_RULES = f"delete table inet {TABLE}\n"
 
+_FAMILIES = ("-4", "-6")
+# What every network namespace starts with: priority -> table (ip-rule(8)).
+_DEFAULT_RULES = {
+    "-4": {0: "local", 32766: "main", 32767: "default"},
+    "-6": {0: "local", 32766: "main"},
+}
+# What iproute2 shows of a rule -> how it takes it. Its own JSON is the only list of these.
+_RULE_WORDS = {
+    "priority": "priority",
+    "src": "from",
+    "dst": "to",
+    "tos": "tos",
+    "fwmark": "fwmark",
+    "iif": "iif",
+    "oif": "oif",
+    "uid_start": "uidrange",
+    "ipproto": "ipproto",
+    "sport": "sport",
+    "sport_start": "sport",
+    "dport": "dport",
+    "dport_start": "dport",
+    "table": "lookup",
+    "protocol": "protocol",
+    "suppress_prefixlen": "suppress_prefixlength",
+}
+_RULE_RANGES = (
+    ("uid_start", "uid_end"), ("sport_start", "sport_end"), ("dport_start", "dport_end"),
+)  # fmt: skip
+_RULE_PARTS = {
+    "not", "action", "srclen", "dstlen", "fwmask", *(last for _, last in _RULE_RANGES),
+}  # fmt: skip
+# What an interface gets by itself (net.core.default_qdisc).
+_DEFAULT_QDISCS = ("noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "pfifo")
+
 # IFA_F_*/route protocols that the kernel makes by itself when an address appears.
 _KERNEL_ROUTES = ("kernel", "ra", "redirect")
 
@@ -38,6 +74,10 @@ class NetworkFacts:
     routes: list[dict[str, Any]]
     neighbours: list[dict[str, Any]]
     ruleset: str
+    # Policy routing of each family, and what else would be missed.
+    rules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    qdiscs: list[dict[str, Any]] = field(default_factory=list)
+    others: tuple[str, ...] = ()
 
 
 def observe() -> NetworkFacts:
@@ -52,9 +92,29 @@ def observe() -> NetworkFacts:
                 for route in run_json(["ip", "-json", family, "route", "show", "table", "all"])
             )
         ],
-        neighbours=run_json(["ip", "-json", "neighbour", "show"]),
+        neighbours=[
+            *run_json(["ip", "-json", "neighbour", "show"]),
+            *run_json(["ip", "-json", "neighbour", "show", "proxy"]),
+        ],
         ruleset=run(["nft", "-s", "list", "ruleset"]),
+        rules={family: run_json(["ip", "-json", family, "rule", "show"]) for family in _FAMILIES},
+        qdiscs=run_json(["tc", "-json", "qdisc", "show"]),
+        others=tuple(_observe_others()),
     )
+
+
+def _observe_others() -> Iterator[str]:
+    """What has no place in the handover, in words."""
+    for name in ("ip_tables_names", "ip6_tables_names"):
+        try:
+            tables = Path("/proc/net", name).read_text().split()
+        except OSError:
+            continue
+        if tables:
+            yield f"legacy iptables ({', '.join(tables)})"
+    for kind in ("policy", "state"):
+        if run(["ip", "xfrm", kind, "list"], check=False).strip():
+            yield f"IPsec (ip xfrm {kind})"
 
 
 def unsupported(facts: NetworkFacts) -> list[str]:
@@ -67,7 +127,15 @@ def unsupported(facts: NetworkFacts) -> list[str]:
     for route in facts.routes:
         if not _made_by_kernel(route) and ("nexthops" in route or "encap" in route):
             found.append(f"route to {route['dst']} (several next hops or an encapsulation)")
-    return found
+    for family, rules in facts.rules.items():
+        for rule in rules:
+            strange = sorted(rule.keys() - _RULE_WORDS.keys() - _RULE_PARTS)
+            if strange:
+                found.append(f"routing rule {rule['priority']} of {family} ({', '.join(strange)})")
+    for qdisc in facts.qdiscs:
+        if qdisc["kind"] not in _DEFAULT_QDISCS:
+            found.append(f"traffic control on {qdisc['dev']} ({qdisc['kind']})")
+    return [*found, *facts.others]
 
 
 def describe(facts: NetworkFacts) -> Network:
@@ -81,8 +149,11 @@ def describe(facts: NetworkFacts) -> Network:
             continue
         if name != "lo":
             links.append(Link(name, link["address"]))
-        state = "up" if "UP" in link["flags"] else "down"
-        lines.append(f"link set dev {name} mtu {link['mtu']} {state}")
+        words = [f"link set dev {name} mtu {link['mtu']}"]
+        # Before it is up: an address would be there already.
+        if link.get("inet6_addr_gen_mode", "eui64") != "eui64":
+            words.append(f"addrgenmode {link['inet6_addr_gen_mode']}")
+        lines.append(" ".join([*words, "up" if "UP" in link["flags"] else "down"]))
     known = {link.name for link in links} | {"lo"}
     for entry in facts.addresses:
         if entry["ifname"] in known:
@@ -97,6 +168,8 @@ def describe(facts: NetworkFacts) -> Network:
         if route.get("dev") in {*known, None} and (line := _route(route)) is not None
     ]
     for neighbour in facts.neighbours:
+        if "proxy" in neighbour and neighbour.get("dev") in known:
+            lines.append(f"neighbour replace proxy {neighbour['dst']} dev {neighbour['dev']}")
         states = neighbour.get("state", [])
         if neighbour.get("dev") in known and "lladdr" in neighbour and "FAILED" not in states:
             state = "permanent" if "PERMANENT" in states else "stale"
@@ -110,7 +183,42 @@ def describe(facts: NetworkFacts) -> Network:
         ruleset=facts.ruleset,
         links=tuple(links),
         batch="\n".join(lines) + "\n",
+        rules={family: _rules(family, rules) for family, rules in facts.rules.items()},
     )
+
+
+def _rules(family: str, rules: list[dict[str, Any]]) -> str:
+    defaults = [
+        {"priority": priority, "src": "all", "table": table}
+        for priority, table in _DEFAULT_RULES[family].items()
+    ]
+    wanted = [{key: rule[key] for key in rule if rule[key] != "kernel"} for rule in rules]
+    lines = [_rule(rule) for rule in wanted if rule not in defaults]
+    lines += [f"rule del priority {rule['priority']}" for rule in defaults if rule not in wanted]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    words = ["rule add"]
+    if "not" in rule:
+        words.append("not")
+    for key, word in _RULE_WORDS.items():
+        if key in rule and word:
+            words.append(f"{word} {rule[key]}" + _rule_part(rule, key))
+    words += [rule["action"]] if "action" in rule else []
+    return " ".join(words)
+
+
+def _rule_part(rule: dict[str, Any], key: str) -> str:
+    """The second half of a value that iproute2 shows in two."""
+    if key in ("src", "dst") and f"{key}len" in rule:
+        return f"/{rule[f'{key}len']}"
+    if key == "fwmark" and "fwmask" in rule:
+        return f"/{rule['fwmask']}"
+    for first, last in _RULE_RANGES:
+        if key == first:
+            return f"-{rule.get(last, rule[first])}"
+    return ""
 
 
 def _address(device: str, info: dict[str, Any]) -> str | None:

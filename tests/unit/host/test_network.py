@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def test_a_plain_server(recorded: Recorded) -> None:
     gateway = facts.neighbours[0]["lladdr"]
     assert described.batch.splitlines() == [
         "link set dev lo mtu 65536 up",
-        "link set dev enp0s2 mtu 1500 up",
+        "link set dev enp0s2 mtu 1500 addrgenmode none up",
         "address replace 127.0.0.1/8 dev lo scope host",
         "address replace ::1/128 dev lo scope host nodad noprefixroute",
         "address replace 10.77.0.2/24 dev enp0s2 broadcast 10.77.0.255",
@@ -76,7 +77,7 @@ def test_an_interface_that_is_down_stays_down(recorded: Recorded) -> None:
     facts = recorded.network("net")
     link = facts.links[1]
     down = NetworkFacts([link | {"flags": ["BROADCAST"]}], [], [], [], "")
-    assert network.describe(down).batch == "link set dev enp0s2 mtu 1500 down\n"
+    assert network.describe(down).batch == "link set dev enp0s2 mtu 1500 addrgenmode none down\n"
 
 
 def _can_make_namespaces() -> bool:
@@ -135,3 +136,64 @@ def test_what_is_described_can_be_set_up_and_is_the_same_then(
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+# In one empty namespace after the other: set up by hand, describe, apply, describe again.
+_RULES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rekernel import syscalls
+from rekernel.host import network
+from rekernel.run import run
+BY_HAND = (
+    "link set dev lo addrgenmode none up",
+    "neighbour add proxy 10.1.1.1 dev lo",
+    "rule add priority 500 from 10.0.0.0/8 fwmark 0x10/0xff iif lo lookup 100",
+    "rule add priority 501 not from 1.2.3.4 lookup main suppress_prefixlength 0",
+    "rule add priority 502 ipproto tcp dport 80-90 uidrange 0-5 unreachable",
+    "rule add priority 503 to 192.0.2.0/24 tos 0x10 sport 22 oif lo blackhole",
+    "rule del priority 32767",
+)
+syscalls.unshare(syscalls.CLONE_NEWNET)
+run(["ip", "-batch", "-"], stdin="\\n".join(BY_HAND))
+run(["ip", "-6", "rule", "add", "priority", "77", "from", "fd00::/8", "lookup", "77"])
+facts = network.observe()
+assert network.unsupported(facts) == [], network.unsupported(facts)
+described = network.describe(facts)
+syscalls.unshare(syscalls.CLONE_NEWNET)
+run(["ip", "-batch", "-"], stdin=described.batch)
+for family, text in described.rules.items():
+    run(["ip", family, "-batch", "-"], stdin=text)
+again = network.observe()
+assert again.rules == facts.rules, again.rules
+assert again.neighbours == facts.neighbours, again.neighbours
+assert network.describe(again) == described
+run(["ip", "rule", "add", "priority", "5", "l3mdev"])
+print(*network.unsupported(network.observe()), sep=", ")
+"""
+
+
+@pytest.mark.skipif(not _can_make_namespaces(), reason="needs root and network namespaces")
+def test_policy_routing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _RULES, str(SOURCE)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "routing rule 5 of -4 (l3mdev)" in done.stdout
+
+
+def test_traffic_control() -> None:
+    qdiscs = [{"kind": "fq_codel", "dev": "eth0"}, {"kind": "netem", "dev": "eth1"}]
+    facts = dataclasses.replace(OLD.network("net"), qdiscs=qdiscs)
+    assert network.unsupported(facts) == ["traffic control on eth1 (netem)"]
+
+
+def test_without_rules_of_its_own(recorded: Recorded = OLD) -> None:
+    facts = recorded.network("net")
+    defaults = [
+        {"priority": priority, "src": "all", "table": table, "protocol": "kernel"}
+        for priority, table in ((0, "local"), (32766, "main"), (32767, "default"))
+    ]
+    rules = {"-4": defaults, "-6": defaults[:2]}
+    described = network.describe(dataclasses.replace(facts, rules=rules))
+    assert described.rules == {"-4": "", "-6": ""}
