@@ -52,7 +52,7 @@ _rekernel() {
     case $verb in
     '') options='setup check plan upgrade abort status history report --help --version --verbose' ;;
     setup) options='--help --json --region --undo --dry-run --yes' ;;
-    check) options='--help --json --memory' ;;
+    check) options='--all --help --json --memory' ;;
     plan) options='--help --json --carry --restart --memory' ;;
     upgrade) options='--help --json --carry --restart --memory --yes --dry-run --max-blackout' ;;
     abort | status | history) options='--help --json' ;;

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rekernel.census import attempt
 from rekernel.census.pages import Survey, survey
+from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
 from rekernel.errors import BlockedError, NothingToDoError
 from rekernel.host import mounts, network
@@ -15,7 +16,6 @@ from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.policy import Policy
 from rekernel.systemd.units import running_services
-from rekernel.transition.staging import parents
 
 # Kernel threads of a fresh kernel end well below this.
 LOWEST_SAFE_PID = 1000

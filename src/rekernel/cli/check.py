@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rekernel import policy
+from rekernel.census import processes
 from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all
+from rekernel.census.processes import Account, Fate, account, totals
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
 from rekernel.cli.common import (
     VerbParsers,
@@ -19,7 +21,6 @@ from rekernel.cli.common import (
 )
 from rekernel.report.layout import Paint, table
 from rekernel.systemd.units import running_services
-from rekernel.transition.staging import parents
 
 BLOCKED = 3
 
@@ -35,19 +36,29 @@ def add_parser(subparsers: VerbParsers) -> None:
         "A small test process of its own is dumped and restored. Exit code 3 if it is not ready.",
     )
     add_memory_option(parser)
+    parser.add_argument(
+        "--all", action="store_true", help="also tell for every process what becomes of it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0 if the host is ready, else 3. Raises RekernelError."""
     require_root()
-    units = judge(running_services(), policy.load(), parents())
+    found = processes.observe()
+    parents = {process.pid: process.parent for process in found}
+    units = judge(running_services(), policy.load(), parents)
     findings = probe_all(Context(backend=args.memory, units=tuple(units)), PROBES)
     ready = is_ready(findings, units)
     logins = sessions()
+    # Looked at again: criu and its canary came and went meanwhile.
+    accounts = account(processes.observe(), units) if args.all else []
     if args.json:
-        print_json(document(findings, units, logins, ready))
+        print_json(document(findings, units, logins, ready) | process_document(accounts))
     else:
-        print(render(findings, units, logins, ready, paint_for_stdout()))
+        paint = paint_for_stdout()
+        for line in process_lines(accounts, paint):
+            print(line)
+        print(render(findings, units, logins, ready, paint))
     return 0 if ready else BLOCKED
 
 
@@ -91,6 +102,44 @@ def document(
         "units": [unit_document(item) for item in units],
         "sessions": list(logins),
     }
+
+
+def process_document(accounts: Sequence[Account]) -> dict[str, Any]:
+    """What --all adds to it."""
+    if not accounts:
+        return {}
+    return {
+        "processes": [
+            {
+                "pid": item.process.pid,
+                "command": item.process.command,
+                "fate": str(item.fate),
+                "owner": item.owner,
+                "reason": item.reason,
+            }
+            for item in accounts
+        ],
+        "totals": {str(fate): count for fate, count in totals(accounts).items()},
+    }
+
+
+def process_lines(accounts: Sequence[Account], paint: Paint) -> list[str]:
+    """Every process but the kernel's own threads, and how many there are of each kind."""
+    if not accounts:
+        return []
+    rows = [
+        [str(item.process.pid), item.process.command, str(item.fate), item.owner, item.reason]
+        for item in accounts
+        if item.fate is not Fate.KERNEL
+    ]
+    counts = [f"{count} {fate}" for fate, count in totals(accounts).items() if count]
+    head = ("PID", "process", "verdict", "belongs to", "why")
+    return [
+        *table(rows, head, paint=paint, right=(0,)),
+        "",
+        f"{len(accounts)} processes: {', '.join(counts)}",
+        "",
+    ]
 
 
 def _painted(status: Status, paint: Paint) -> str:

@@ -132,19 +132,6 @@ class TscCalibration:
         return cycles * 1_000_000_000 // elapsed
 
 
-def parents() -> dict[int, int]:
-    """PID -> parent's PID of every process."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path("/proc", entry, "stat").read_text()
-            except OSError:
-                continue
-            found[int(entry)] = int(stat.rpartition(")")[2].split()[1])
-    return found
-
-
 def tune_kernel(undo: UndoList, swaps: Sequence[str]) -> None:
     """Stop what moves or hides pages, as a record of page frames must stay true; and hurry."""
     for path, value in (

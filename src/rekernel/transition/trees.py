@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict
 from rekernel.checkpoint import externals, unixsockets
 from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
@@ -14,7 +15,6 @@ from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree
 from rekernel.systemd import adoption
 from rekernel.systemd.units import processes_of
-from rekernel.transition.staging import parents
 
 
 @dataclass(frozen=True, slots=True)

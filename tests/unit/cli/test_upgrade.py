@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -408,3 +411,24 @@ def test_check_exit_code(
     monkeypatch.setattr(check, "probe_all", lambda *args: [Finding("x", probe, "y")])
     assert cli.main(["check", "--json"]) == code
     assert json.loads(capsys.readouterr().out)["ready"] is (code == 0)
+
+
+def test_check_of_all_processes(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = unit("own.service", Verdict.CARRIED, "why")
+    own = dataclasses.replace(own, processes={os.getpid(): "/system.slice/own.service"})
+    monkeypatch.setattr(check, "running_services", list)
+    monkeypatch.setattr(check, "judge", lambda *args: [own])
+    monkeypatch.setattr(check, "sessions", list)
+    monkeypatch.setattr(check, "probe_all", lambda *args: [])
+    assert cli.main(["check", "--all"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"^ *{os.getpid()}  \S.* carried +own.service +why$", text, re.MULTILINE)
+    assert re.search(r"^[0-9]+ processes: 1 carried, ", text, re.MULTILINE)
+    assert cli.main(["check", "--all", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["totals"].values()) == len(found["processes"])
+    assert found["totals"]["carried"] == 1
+    assert cli.main(["check", "--json"]) == 0
+    assert "processes" not in json.loads(capsys.readouterr().out)

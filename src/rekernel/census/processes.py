@@ -1,0 +1,113 @@
+"""Every process of the machine, accounted for exactly once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rekernel.census.verdicts import UnitVerdict, Verdict
+
+_PROC = Path("/proc")
+# include/linux/sched.h: PF_KTHREAD, in field 9 of /proc/PID/stat.
+_KERNEL_THREAD = 0x00200000
+_SESSION = re.compile(r"/user\.slice/user-(\d+)\.slice/(session-[^/]+\.scope)")
+_UNIT = re.compile(r"/([^/]+\.(?:service|scope))(?:/|$)")
+
+
+class Fate(StrEnum):
+    """What an upgrade means for a process: its unit's verdict, or that it is the kernel's own."""
+
+    CARRIED = Verdict.CARRIED
+    RESTARTED = Verdict.RESTARTED
+    PLUMBING = Verdict.PLUMBING
+    BLOCKS = Verdict.BLOCKS
+    KERNEL = "kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A line of /proc. ``cgroup``: its path below /sys/fs/cgroup."""
+
+    pid: int
+    parent: int
+    command: str
+    kernel_thread: bool
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A process with what becomes of it. ``owner``: its unit, or what else it belongs to."""
+
+    process: Process
+    fate: Fate
+    owner: str
+    reason: str
+
+
+def parse_stat(text: str, cgroup: str) -> Process:
+    """From /proc/PID/stat (proc(5)) and the path in /proc/PID/cgroup."""
+    head, _, tail = text.rpartition(")")
+    pid, _, command = head.partition(" (")
+    fields = tail.split()
+    return Process(int(pid), int(fields[1]), command, bool(int(fields[6]) & _KERNEL_THREAD), cgroup)
+
+
+def observe(proc: Path = _PROC) -> list[Process]:
+    """Every process there is, by PID; one that ends meanwhile is left out."""
+    found = []
+    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdigit()):
+        directory = proc / str(pid)
+        try:
+            stat = os.fsdecode((directory / "stat").read_bytes())
+            cgroup = os.fsdecode((directory / "cgroup").read_bytes())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        # With cgroup v1 mounted beside it there are more lines; systemd's is the one of v2.
+        lines = [line for line in cgroup.splitlines() if line.startswith("0::")]
+        found.append(parse_stat(stat, lines[0][3:] if lines else ""))
+    return found
+
+
+def parents(proc: Path = _PROC) -> dict[int, int]:
+    """PID -> parent's PID of every process."""
+    return {process.pid: process.parent for process in observe(proc)}
+
+
+def account(processes: Sequence[Process], units: Sequence[UnitVerdict]) -> list[Account]:
+    """One entry for each process, in their order."""
+    owners = {pid: item for item in units for pid in item.processes}
+    return [_account(process, owners.get(process.pid)) for process in processes]
+
+
+def _account(process: Process, unit: UnitVerdict | None) -> Account:
+    if process.kernel_thread:
+        return Account(process, Fate.KERNEL, "kernel", "a thread of this kernel")
+    if process.pid == 1:
+        return Account(process, Fate.PLUMBING, "init.scope", "init: takes over what was carried")
+    if unit is not None:
+        return Account(process, Fate(unit.verdict), unit.unit.name, unit.reason)
+    session = _SESSION.match(process.cgroup)
+    if session:
+        reason = "logins are not carried yet: it ends"
+        return Account(process, Fate.RESTARTED, session[2], reason)
+    name = _UNIT.search(process.cgroup)
+    if name is not None and name[1].endswith(".service"):
+        # Started or stopped between the two looks.
+        return Account(process, Fate.RESTARTED, name[1], "its service changes just now")
+    if name is not None:
+        reason = "only services are carried so far: it ends"
+        return Account(process, Fate.RESTARTED, name[1], reason)
+    reason = "it belongs to no unit: it ends"
+    return Account(process, Fate.RESTARTED, process.cgroup or "/", reason)
+
+
+def totals(accounts: Sequence[Account]) -> dict[Fate, int]:
+    """How many processes have each fate; every fate is there."""
+    counted = Counter(item.fate for item in accounts)
+    return {fate: counted[fate] for fate in Fate}
