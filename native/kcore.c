@@ -12,6 +12,9 @@
 #include "pagemap_format.h"
 #include "util.h"
 
+/* Documentation/arch/x86/x86_64/mm.rst: the image's own mapping; all RAM is in another, too. */
+#define KERNEL_IMAGE 0xffffffff80000000ull
+
 int64_t kcore_offset(const void *phdrs, size_t n, uint64_t physical, uint64_t len)
 {
 	const Elf64_Phdr *p = phdrs;
@@ -19,6 +22,9 @@ int64_t kcore_offset(const void *phdrs, size_t n, uint64_t physical, uint64_t le
 
 	for (i = 0; i < n; i++) {
 		if (p[i].p_type != PT_LOAD || p[i].p_paddr == UINT64_MAX)
+			continue;
+		/* The kernel's image, parts of which are freed, and unmapped there. */
+		if (p[i].p_vaddr >= KERNEL_IMAGE)
 			continue;
 		if (physical < p[i].p_paddr || physical - p[i].p_paddr >= p[i].p_memsz)
 			continue;

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -199,7 +200,7 @@ static void copy_slice(void *ctx, void *scratch, size_t i)
 			continue;
 		if (!copy_by_mem(pid, run->vaddr, local.iov_base, len) &&
 		    !copy_by_frame(pid, run->vaddr, local.iov_base, len)) {
-			if (errno == ESRCH || errno == ENOENT)
+			if (kill(pid, 0) && errno == ESRCH)
 				die(EXIT_VANISHED, "process %d is gone", pid);
 			die_errno("cannot read process %d at %#llx", pid,
 				  (unsigned long long)run->vaddr);

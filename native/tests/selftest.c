@@ -262,6 +262,9 @@ static void test_kcore_offset(void)
 {
 	Elf64_Phdr phdrs[] = {
 		{ .p_type = PT_NOTE, .p_memsz = 1 << 20 },
+		/* The kernel's image lies in RAM that has a header of its own. */
+		{ .p_type = PT_LOAD, .p_offset = 0x700000, .p_paddr = 0x2000, .p_memsz = 0x3000,
+		  .p_vaddr = 0xffffffff81000000 },
 		/* The vmalloc area has no one physical address. */
 		{ .p_type = PT_LOAD, .p_offset = 0x1000, .p_paddr = UINT64_MAX, .p_memsz = 1 << 20 },
 		{ .p_type = PT_LOAD, .p_offset = 0x200000, .p_paddr = 0x1000, .p_memsz = 0x9e000 },
@@ -270,6 +273,7 @@ static void test_kcore_offset(void)
 	size_t n = sizeof(phdrs) / sizeof(phdrs[0]);
 
 	CHECK(kcore_offset(phdrs, n, 0x1000, 0x1000) == 0x200000);
+	CHECK(kcore_offset(phdrs, n, 0x2000, 0x1000) == 0x201000);
 	CHECK(kcore_offset(phdrs, n, 0x9e000, 0x1000) == 0x29d000);
 	CHECK(kcore_offset(phdrs, n, 0x100000, 0x1000) == 0x900000);
 	CHECK(kcore_offset(phdrs, n, 0, 0x1000) == -1);
