@@ -39,15 +39,22 @@ def mount_api() -> None:
         syscalls.mount(fstype, target, fstype, flags, data)
 
 
+_rcu_before = "0"
+
+
 def expedite_rcu(on: bool) -> None:
-    """Let the kernel interrupt all processors rather than wait for them to come by.
+    """Let the kernel interrupt all processors rather than wait for them to come by; or as it was.
 
     Mounting, namespaces, devices and control groups each wait for that some tens of milliseconds
     (Documentation/RCU; off by default as it costs power and latency of others).
     """
+    global _rcu_before
     try:
-        with open("/sys/kernel/rcu_expedited", "w") as file:
-            file.write("1" if on else "0")
+        with open("/sys/kernel/rcu_expedited", "r+") as file:
+            if on:
+                _rcu_before = file.read().strip()
+            file.seek(0)
+            file.write("1" if on else _rcu_before)
     except OSError as error:
         say(f"RCU is not expedited: {error.strerror}")
 

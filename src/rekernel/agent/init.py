@@ -44,7 +44,7 @@ class _FromMemory:
 def make_importable() -> "dict[str, Any]":
     """From here on the agent can be imported; returns its configuration as plain data."""
     with open(PAYLOAD, "rb") as file:
-        config, extensions, modules = marshal.load(file)
+        config, extensions, modules = marshal.loads(file.read())
     sys.meta_path.insert(0, _FromMemory(modules))
     # Shared objects are files; later there may be no way to them.
     for name in extensions:

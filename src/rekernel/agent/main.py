@@ -29,20 +29,17 @@ def main(raw: Mapping[str, Any]) -> NoReturn:
 
     If not even the root file system is there, reboot by way of the firmware.
     """
+    preparation = _Preparation(raw)
     try:
-        _main(raw)
-    except BaseException:
-        _say_traceback()
-        say("no way to boot from here: rebooting in 10 s")
-        time.sleep(10)
-        syscalls.reboot_firmware()
-
-
-def _say_traceback() -> None:
-    import traceback
-
-    for line in traceback.format_exc().splitlines():
-        say(line)
+        _main(raw, preparation)
+    except BaseException as error:
+        say(f"failed: {type(error).__name__}: {error}")
+        preparation.join()
+        if preparation.root_stands:
+            _start_init(list(raw["init"]))
+    say("no way to boot from here: rebooting in 10 s")
+    time.sleep(10)
+    syscalls.reboot_firmware()
 
 
 class _Preparation(threading.Thread):
@@ -52,36 +49,48 @@ class _Preparation(threading.Thread):
         super().__init__()
         self._raw = raw
         self._error: BaseException | None = None
-        self._probe = 0
+        self._probe: int | str = "it was not started"
+        self.root_stands = False
 
     def run(self) -> None:
         """What the thread does; an error waits for :meth:`finish`."""
         try:
-            self._prepare()
+            self._mount_root()
         except BaseException as error:
             self._error = error
+            return
+        try:
+            self._probe = self._start_probe()
+        except Exception as error:
+            self._probe = str(error)
 
-    def _prepare(self) -> None:
+    def _mount_root(self) -> None:
         for failure in boot.load_modules(self._raw["modules"]):
             say(f"module {failure}")
         boot.switch_root(**self._raw["root"])
+        self.root_stands = True
         boot.mount_run()
+
+    def _start_probe(self) -> int:
         threading.Thread(target=boot.prefetch, args=(self._raw["prefetch"],)).start()
         # The probe talks to itself over loopback: with one of its own, that of the machine can
         # be locked meanwhile. This thread ends right after.
         syscalls.unshare(syscalls.CLONE_NEWNET)
         syscalls.set_link_up("lo")
-        self._probe = processes.start(self._raw["criu_probe"], log="/run/rekernel/probe.log")
+        return processes.start(self._raw["criu_probe"], log="/run/rekernel/probe.log")
 
-    def finish(self) -> int:
-        """Wait for the root file system; returns the probe's PID. Raises what went wrong."""
+    def finish(self) -> int | str:
+        """Wait for the root file system; raises why there is none.
+
+        Returns the PID of criu's probe, or why there is none.
+        """
         self.join()
         if self._error is not None:
             raise self._error
         return self._probe
 
 
-def _main(raw: Mapping[str, Any]) -> NoReturn:
+def _main(raw: Mapping[str, Any], preparation: _Preparation) -> NoReturn:
     timeline = Timeline()
     started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     boot.mount_api()
@@ -89,14 +98,16 @@ def _main(raw: Mapping[str, Any]) -> NoReturn:
     say("agent started")
     # Between two system calls the thread waits for the interpreter.
     sys.setswitchinterval(0.0005)
-    preparation = _Preparation(raw)
     preparation.start()
     with timeline.phase("imports"):
         from rekernel.agent import resume
     with timeline.phase("modules and root"):
         probe = preparation.finish()
     sys.setswitchinterval(0.005)
-    init = resume.resume(raw, timeline, started, probe)
+    _start_init(resume.resume(raw, timeline, started, probe))
+
+
+def _start_init(init: list[str]) -> NoReturn:
     boot.expedite_rcu(False)
     say(f"starting {init[0]}")
     boot.execute_init(init)

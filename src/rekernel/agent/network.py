@@ -69,13 +69,17 @@ def set_up(network: Network) -> None:
             say(f"some network settings were refused, see {_LOG}")
 
 
-def unlock(network: Network) -> int:
-    """Start letting packets through; returns the PID to wait for."""
-    return processes.feed(["nft", "-f", "-"], network.unlock_rules.encode(), log=_LOG)
+def unlock(network: Network) -> None:
+    """Let packets through. Raises ProgramFailedError."""
+    processes.wait(
+        processes.feed(["nft", "-f", "-"], network.unlock_rules.encode(), log=_LOG), "nft"
+    )
 
 
 def give_up() -> None:
-    """Take the lock away when there is nothing to commit: the machine boots normally."""
-    processes.wait(
-        processes.start(["nft", "delete", "table", "inet", "rekernel_lock"], log=_LOG), "nft"
-    )
+    """Take the lock away, if it is there: the machine boots normally."""
+    argv = ["nft", "delete", "table", "inet", "rekernel_lock"]
+    try:
+        processes.wait(processes.start(argv, log=_LOG), "nft")
+    except (OSError, processes.ProgramFailedError) as error:
+        say(f"no network lock was taken away: {error}")

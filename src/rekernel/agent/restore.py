@@ -203,6 +203,8 @@ def kill_all(trees: Sequence[Tree]) -> None:
         try:
             with open(_CGROUPS / path.lstrip("/") / "cgroup.kill", "w") as file:
                 file.write("1")
+        except FileNotFoundError:
+            continue
         except OSError as error:
             say(f"what is in {path} could not be ended: {error.strerror}")
 

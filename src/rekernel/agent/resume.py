@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ class HandoverRefusedError(Exception):
     """The handover is not for this machine or not for this kernel."""
 
 
-def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int) -> list[str]:
+def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int | str) -> list[str]:
     """Bring back what the handover holds; returns the command line of init, whatever happens.
 
-    ``started``: CLOCK_BOOTTIME of the agent's start in ns. ``probe``: PID of criu's probe.
+    ``started``: CLOCK_BOOTTIME of the agent's start in ns. ``probe``: PID of criu's
+    probe, or why it does not run.
     """
     init = list(raw["init"])
     result: dict[str, Any] = {"schema": 1, "handover": "none"}
@@ -75,7 +77,11 @@ def _set_clock(manifest: Manifest) -> int:
 
 
 def _restore(
-    config: AgentConfig, timeline: Timeline, started: int, probe: int, result: dict[str, Any]
+    config: AgentConfig,
+    timeline: Timeline,
+    started: int,
+    probe: int | str,
+    result: dict[str, Any],
 ) -> list[str]:
     with timeline.phase("store"):
         region = memory.open_region(config) if config.region is not None else None
@@ -86,50 +92,62 @@ def _restore(
         zero = _set_clock(manifest)
     # Used up, whatever happens now: nothing may be restored twice.
     result |= {"handover": "used", "id": manifest.id}
-    locked = False
     try:
-        with timeline.phase("mounts"):
-            boot.mount_all(manifest.mounts)
-        with timeline.phase("unpack"):
-            _unpack(reader, manifest)
-        with timeline.phase("settings"):
-            restore.make_cgroups(manifest.cgroups)
-            _apply_settings(manifest)
-        # criu's own files came first.
-        threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
-        with timeline.phase("network"):
-            locked = True
-            network.set_up(manifest.network)
+        _set_up_host(manifest, reader, timeline)
         journal = restore.listen_journal()
         with timeline.phase("pager"):
             if region is not None:
                 _start_pager(manifest, region, store, reader)
         with timeline.phase("criu's probe"):
-            processes.wait(probe, "criu's probe of this kernel")
+            _wait_for_probe(probe)
         with timeline.phase("restore"):
             restores = _restore_trees(manifest)
-        wipe(store.area)
-        with timeline.phase("commit"):
-            restore.commit(restores)
-            locked = False
-            processes.wait(network.unlock(manifest.network), "nft")
     except Exception:
         wipe(store.area)
-        if locked:
-            restore.kill_all(manifest.trees)
-            network.give_up()
+        restore.kill_all(manifest.trees)
+        network.give_up()
         boot.unmount_transient(manifest.mounts)
         raise
+    wipe(store.area)
+    with timeline.phase("commit"):
+        _go_on_after("the commit", lambda: restore.commit(restores))
+        _go_on_after("unlocking the network", lambda: network.unlock(manifest.network))
     resumed = time.time_ns()
     say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
-    boot.unmount_transient(manifest.mounts)
+    _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
     if region is not None:
-        try:
-            memory.free_parts_to_ram(manifest.memory, region)
-        except (OSError, processes.ProgramFailedError) as error:
-            say(f"the free part of the region is not RAM yet: {error}")
+        free = functools.partial(memory.free_parts_to_ram, manifest.memory, region)
+        _go_on_after("making RAM of the free part of the region", free)
     _report(manifest, timeline, restores, zero, started, resumed, result)
     return _init_with_state(manifest, restores, journal)
+
+
+def _go_on_after(what: str, step: Callable[[], object]) -> None:
+    """After the commit init must learn what runs, or it would start all of that a second time."""
+    try:
+        step()
+    except Exception as error:
+        say(f"{what} failed: {error}")
+
+
+def _set_up_host(manifest: Manifest, reader: StoreReader, timeline: Timeline) -> None:
+    with timeline.phase("mounts"):
+        boot.mount_all(manifest.mounts)
+    with timeline.phase("unpack"):
+        _unpack(reader, manifest)
+    with timeline.phase("settings"):
+        restore.make_cgroups(manifest.cgroups)
+        _apply_settings(manifest)
+    # criu's own files came first.
+    threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
+    with timeline.phase("network"):
+        network.set_up(manifest.network)
+
+
+def _wait_for_probe(probe: int | str) -> None:
+    if isinstance(probe, str):
+        raise processes.ProgramFailedError(f"criu's probe of this kernel: {probe}")
+    processes.wait(probe, "criu's probe of this kernel")
 
 
 def _check_origin(config: AgentConfig, manifest: Manifest) -> None:

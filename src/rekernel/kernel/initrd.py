@@ -55,7 +55,11 @@ class Imported:
 def agent_imports(python: str) -> dict[str, Imported]:
     """Everything the agent imports, by name, as this interpreter finds it."""
     here = Path(__file__).resolve().parents[2]
-    found = json.loads(run([python, "-I", "-S", "-B", "-c", _LIST_IMPORTS, str(here)]))
+    # A file, as /init is one: with -c the interpreter imports more by itself.
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(_LIST_IMPORTS)
+        script.flush()
+        found = json.loads(run([python, "-I", "-S", "-B", script.name, str(here)]))
     return {
         name: Imported(Path(path), early, package) for name, (path, early, package) in found.items()
     }
@@ -104,15 +108,16 @@ def build(config: AgentConfig, modules: ModuleSet) -> bytes:
         path = path if path.exists() else path.with_suffix("") / "__init__.py"
         imports[name] = Imported(path, early=True, package=False)
     extensions = {name: item for name, item in imports.items() if item.path.suffix == ".so"}
-    early = {name: item for name, item in imports.items() if item.early and name not in extensions}
     with tempfile.TemporaryDirectory() as scratch:
-        for item in early.values():
-            content = _startup_module(item.path, Path(scratch))
-            archive.file(str(item.path.with_suffix(".pyc")), content)
+        for item in imports.values():
+            if item.early and item not in extensions.values():
+                content = _startup_module(item.path, Path(scratch))
+                archive.file(str(item.path.with_suffix(".pyc")), content)
+    # Also what the interpreter itself reads from files: it must not matter which of them it did.
     code = {
         name: (item.package, _code(item, name))
         for name, item in imports.items()
-        if name not in early and name not in extensions
+        if name not in extensions
     }
     payload = (dump_config(config), list(extensions), code)
     archive.file(PAYLOAD, marshal.dumps(payload))

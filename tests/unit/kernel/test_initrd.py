@@ -78,8 +78,10 @@ def test_contents(unpacked: Path) -> None:
 
 def test_the_agent_starts_there(unpacked: Path) -> None:
     python = str(Path(sys.executable).resolve())
+    # A file, as /init is one.
+    (unpacked / "probe").write_text(_PROBE)
     done = subprocess.run(
-        [shutil.which("chroot") or "chroot", str(unpacked), python, "-IS", "-c", _PROBE],
+        [shutil.which("chroot") or "chroot", str(unpacked), python, "-IS", "/probe"],
         capture_output=True,
         text=True,
         env={},
