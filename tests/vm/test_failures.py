@@ -246,7 +246,12 @@ def test_no_space_in_run(lab: Lab, phase: str) -> None:
 def test_no_space_for_images(lab: Lab) -> None:
     """Known before anything is frozen; and if the disk runs full only then, undone."""
     for phase, leave, code, message in (
-        ("describe host", 60 << 20, 3, r"/var/lib/rekernel/images/.* MiB free"),
+        (
+            "describe host",
+            60 << 20,
+            3,
+            r"no .* MiB could be taken for /var/lib/.*: No space",
+        ),
         ("dump", 20 << 20, 5, "could not be dumped: .*No space left"),
     ):
         lab.guest.fault(phase, "fill", directory="/var/lib", leave=leave)

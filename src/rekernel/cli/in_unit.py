@@ -88,12 +88,12 @@ def run_in_unit(args: argparse.Namespace) -> int:
 
 
 def _tell(report: dict[str, Any], history: History) -> None:
-    """First who waits for it, then the history: a full disk must not keep back the outcome."""
-    attempt.write_outcome(report)
-    try:
-        history.record(report)
-    except OSError as error:
-        print_error(RekernelError(f"the report could not be kept: {error}"), in_json=False)
+    """First who waits for it, then the history: neither may keep back the other."""
+    for keep in (attempt.write_outcome, history.record):
+        try:
+            keep(report)
+        except OSError as error:
+            print_error(RekernelError(f"the report could not be kept: {error}"), in_json=False)
 
 
 def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
@@ -111,7 +111,13 @@ def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
             # Not even begun.
             killed = [{"id": new_id(), "old_release": os.uname().release}]
         report = None
+        told = attempt.read_outcome() or {}
         for item in killed:
+            if item["id"] == told.get("id"):
+                # It ended by itself; only the history could not be written then.
+                report = told
+                _tell(report, history)
+                continue
             # Set by systemd for ExecStopPost= (systemd.exec(5)).
             cause = os.environ.get("EXIT_STATUS") or "unknown cause"
             error = RolledBackError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -203,23 +204,54 @@ def mount_points(mounts: Sequence[MountInfo]) -> list[str]:
 
 
 def tmpfs_bytes(tmpfs: TmpfsPlan) -> int:
-    """What its contents take now; what vanishes meanwhile counts nothing."""
+    """What an archive of its contents takes at least; what vanishes meanwhile counts nothing."""
     device = os.stat(tmpfs.target).st_dev
     excluded = {os.path.join(tmpfs.target, name) for name in tmpfs.exclude}
     total = 0
+    seen: set[int] = set()
     pending = [tmpfs.target]
     while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.path in excluded or status.st_dev != device:
-                        continue
-                    total += status.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        for entry in _entries(pending.pop()):
+            if entry.path in excluded:
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+                # A hard link is archived once.
+                if status.st_dev != device or status.st_ino in seen:
+                    continue
+                seen.add(status.st_ino)
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    total += _data_bytes(entry.path, status.st_size)
+            except OSError:
+                continue
+    return total
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _data_bytes(path: str, size: int) -> int:
+    """Bytes of a file that are no holes: what is allocated but was never written is one, too."""
+    total = 0
+    end = 0
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while end < size:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            total += end - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+    finally:
+        os.close(fd)
     return total
 
 

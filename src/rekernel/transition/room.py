@@ -16,8 +16,8 @@ from rekernel.host import mounts
 from rekernel.plan import Plan
 
 _MIB = 1 << 20
-# The manifest, logs, and criu's images without pages.
-_ALL_ELSE = 32 * _MIB
+# For a store file: the manifest, criu's images without pages, and what tmpfs grow until the freeze.
+_ALL_ELSE = 256 * _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ def assert_on_disk(directory: Path, needed: int) -> None:
     """Raises BlockedError if a file system has less free."""
     status = os.statvfs(directory)
     free = status.f_bfree * status.f_frsize
-    if free < needed + _ALL_ELSE:
+    if free < needed:
         raise BlockedError(
-            f"{directory} has {free // _MIB} MiB free, the upgrade needs "
-            f"{(needed + _ALL_ELSE) // _MIB} MiB there",
+            f"{directory} has {free // _MIB} MiB free, "
+            f"the upgrade needs {needed // _MIB} MiB there",
             "make room on that file system",
         )
 
@@ -69,7 +69,7 @@ def assert_in_store(needed: Needs, capacity: int) -> None:
 
 def make_store_file(path: Path, needed: Needs) -> None:
     """The store of an upgrade without a region, with its room taken. Raises BlockedError."""
-    size = (needed.tmpfs + 2 * _ALL_ELSE) // _MIB * _MIB
+    size = (2 * needed.tmpfs + _ALL_ELSE) // _MIB * _MIB
     try:
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)

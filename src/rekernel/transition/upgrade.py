@@ -202,11 +202,12 @@ class Upgrade:
         needed = room.needs(self._plan, host.contents)
         where = self._plan.where
         if store_file is not None:
-            room.assert_on_disk(images, needed.images)
             room.make_store_file(store_file, needed)
+            room.assert_on_disk(images, needed.images)
             room.assert_on_disk(staging.SCRATCH, needed.largest_tmpfs)
         elif where is not None:
-            room.assert_on_disk(staging.SCRATCH, max(needed.images, needed.largest_tmpfs))
+            scratch = needed.images + strays + needed.largest_tmpfs
+            room.assert_on_disk(staging.SCRATCH, scratch)
             room.assert_in_store(needed, cut.stray_offset(where.store.size, strays))
 
     def _dump(

@@ -335,6 +335,17 @@ def test_after_death_of_an_attempt_that_told_its_end(
     assert history.ids() == []
 
 
+def test_after_death_of_an_attempt_that_could_not_be_kept(
+    undo: type[FakeUndo], history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = builder.undone({"id": ID}, RolledBackError("stopped by SIGTERM"))
+    monkeypatch.setattr(attempt, "read_outcome", lambda: told)
+    monkeypatch.setattr(attempt, "write_outcome", lambda report: None)
+    history.begin(ID, {"boot_id": "this boot"})
+    assert cli.main(["abort", "--after-death"]) == 0
+    assert history.get(ID)["error"] == "stopped by SIGTERM"
+
+
 def test_after_death_that_cannot_undo(
     undo: type[FakeUndo], history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:

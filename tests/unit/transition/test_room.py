@@ -75,7 +75,7 @@ def test_the_room_of_a_store_file_is_taken(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "store"
     room.make_store_file(path, Needs(0, 5 * MIB, 5 * MIB))
     status = path.stat()
-    assert status.st_size >= 5 * MIB + 32 * MIB
+    assert status.st_size >= 5 * MIB + 128 * MIB
     assert status.st_blocks * 512 >= status.st_size
 
     def full(*_: object) -> None:
