@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "drain.h"
+#include "fault.h"
 #include "log.h"
 #include "loop.h"
 #include "status.h"
@@ -50,7 +51,7 @@ static void tell_status(const struct client *c)
 static void command(struct client *c, char *line)
 {
 	char *arg = strchr(line, ' ');
-	uint64_t rate = 0;
+	uint64_t rate = 0, pages;
 
 	if (arg)
 		*arg++ = '\0';
@@ -63,6 +64,13 @@ static void command(struct client *c, char *line)
 		}
 		log_line("drain, %llu bytes per second", (unsigned long long)rate);
 		drain_begin(rate);
+		tell_status(c);
+	} else if (!strcmp(line, "window")) {
+		if (!arg || !parse_u64_all(arg, &pages) || !pages || pages > FAULT_WINDOW_MAX) {
+			tell(c, "{\"error\":\"window wants a number of pages\"}\n");
+			return;
+		}
+		fault_set_window((unsigned int)pages);
 		tell_status(c);
 	} else if (!strcmp(line, "quit") && !arg) {
 		if (status_spaces_left()) {

@@ -33,7 +33,8 @@
 
 static pthread_t threads[MAX_THREADS];
 static unsigned int n_threads;
-static unsigned int base_window;
+/* Changed by the control thread while the workers read it. */
+static _Atomic unsigned int base_window;
 static int stop_fd = -1;
 
 static void apply_event(struct uspace *s, const struct uffd_msg *msg)
@@ -102,10 +103,12 @@ static bool read_messages(struct uspace *s, struct batch *batch)
 /* Sequential faults are read ahead of, the further the longer they go on. */
 static uint64_t window_for(struct uspace *s, uint64_t addr)
 {
-	if (base_window > 1 && addr == s->next_fault)
-		s->window = min_u64(2 * s->window, max_u64(base_window, MAX_WINDOW));
+	unsigned int base = base_window;
+
+	if (base > 1 && addr == s->next_fault)
+		s->window = min_u64(2 * max_u64(s->window, base), max_u64(base, MAX_WINDOW));
 	else
-		s->window = base_window;
+		s->window = base;
 	return s->window;
 }
 
@@ -247,6 +250,11 @@ static void *worker(void *arg)
 	}
 	fill_buffer_free(&buf);
 	return NULL;
+}
+
+void fault_set_window(unsigned int window)
+{
+	base_window = window;
 }
 
 void fault_start(unsigned int n, unsigned int window)

@@ -9,6 +9,8 @@
 #include "space.h"
 
 /* window: pages to bring per fault, the faulting one included. */
+#define FAULT_WINDOW_MAX 512u
+void fault_set_window(unsigned int window);
 void fault_start(unsigned int threads, unsigned int window);
 void fault_stop(void);
 

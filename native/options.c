@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "fault.h"
 #include "frames.h"
 #include "util.h"
 
@@ -97,7 +98,7 @@ void pager_options_parse(struct pager_options *opt, int argc, char **argv)
 			opt->status_file = optarg;
 			break;
 		case 'w':
-			opt->window = number(optarg, "--window", 1, 512);
+			opt->window = number(optarg, "--window", 1, FAULT_WINDOW_MAX);
 			break;
 		case 't':
 			opt->threads = number(optarg, "--threads", 1, 16);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rekernel.memory import dax
 
 PAGER = "/usr/lib/rekernel/rekernel-pager"
 DRAIN_STATUS = "/run/rekernel/drain.json"
+_CONTROL = "/run/rekernel/pager.sock"
 
 
 class RegionError(Exception):
@@ -74,6 +76,8 @@ def start_pager(
 ) -> int:
     """Map the occupied parts and start the pager over them; returns its PID.
 
+    It brings single pages until :func:`widen_pager`: they come to lie outside of the region, and
+    would have to be copied at the next upgrade.
     A device shows its extents one after the other, in the order of physical addresses.
     """
     frames: list[str] = []
@@ -96,12 +100,22 @@ def start_pager(
             "--map", pagemap,
             *frames,
             *listeners,
-            "--control", "/run/rekernel/pager.sock",
+            "--control", _CONTROL,
+            "--window", "1",
             "--status-file", DRAIN_STATUS,
             "--exit-when-drained",
         ],
         log="/run/rekernel/pager.log",
     )  # fmt: skip
+
+
+def widen_pager() -> None:
+    """Bring neighbours along from now on. Raises OSError if the pager cannot be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(_CONTROL)
+        connection.sendall(b"window 16\n")
+        connection.settimeout(5.0)
+        connection.recv(1)
 
 
 def free_parts_to_ram(memory: Memory, region: dax.DaxRegion) -> None:

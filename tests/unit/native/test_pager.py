@@ -336,6 +336,20 @@ def test_exit_when_drained(world: WorldFactory) -> None:
     assert client.wait() == 0
 
 
+def test_the_window_can_be_changed(world: WorldFactory) -> None:
+    faults = []
+    for window in ("", "window 16"):
+        w = world(512, "all").recorded()
+        pager = w.pager("--window", "1")
+        if window:
+            pager.ask(window)
+        assert w.client("read").wait() == 0
+        assert "window wants" in pager.ask("window 0")["error"]
+        faults.append(pager.drain()["faults"])
+    assert faults[0] > 500
+    assert faults[1] < 512 / 4
+
+
 def test_drain_before_the_restore_waits_for_it(world: WorldFactory) -> None:
     w = world(512, "all").recorded()
     pager = w.pager("--exit-when-drained")
