@@ -19,6 +19,7 @@ from rekernel.systemd.units import running_services
 
 # Kernel threads of a fresh kernel end well below this.
 LOWEST_SAFE_PID = 1000
+_LEAST_GROWTH = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,19 @@ class Plan:
     # Of resident_bytes: what a dump writes to files, without a region and in any case.
     anonymous_bytes: int = 0
     shared_bytes: int = 0
+
+    @property
+    def growth_bytes(self) -> int:
+        """What processes that share pages after a fork grow by: each gets a copy of its own.
+
+        0 without a region, as criu knows of shared pages, and if it is hardly more than errors of
+        measurement.
+        """
+        if self.pages is None:
+            return 0
+        private = self.pages.in_region_bytes + self.pages.stray_bytes
+        growth = private - self.anonymous_bytes
+        return growth if growth > max(_LEAST_GROWTH, self.anonymous_bytes // 10) else 0
 
     def having(self, verdict: Verdict) -> list[UnitVerdict]:
         """The units with this verdict."""

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import RekernelError
@@ -228,7 +229,10 @@ def drain_room(context: Context) -> Answer:
         return _ok("not needed with --memory=image")
     total = sum(parse_zones(context.read("proc/zoneinfo")).values()) * _PAGE
     in_memory = resident(context.carried_pids).total
-    needed = 2 * in_memory + _SYSTEM_BYTES
+    # Counted for each process: what forked ones share comes back as a copy for each.
+    private = survey(context.carried_pids, ())
+    copies = private.in_region_bytes + private.stray_bytes if private else in_memory
+    needed = in_memory + max(in_memory, copies) + _SYSTEM_BYTES
     words = f"{in_memory // _MIB} MiB to carry, {total // _MIB} MiB of RAM"
     if needed > total:
         return _warn(

@@ -95,6 +95,7 @@ def document(plan: Plan, prediction: Prediction) -> dict[str, Any]:
             "resident_bytes": plan.resident_bytes,
             "in_region_bytes": plan.pages.in_region_bytes if plan.pages else None,
             "stray_bytes": plan.pages.stray_bytes if plan.pages else None,
+            "growth_bytes": plan.growth_bytes,
         },
         "prediction": {
             "blackout_s": prediction.seconds,
@@ -133,7 +134,13 @@ def render(plan: Plan, prediction: Prediction, paint: Paint) -> str:
         f"blackout  about {paint.bold(human_seconds(prediction.seconds))} "
         f"{paint.dim(f'({prediction.explanation})')}",
     ]
-    lines += [paint.warn(f"warning: {text}") for text in plan.warnings]
+    warnings = list(plan.warnings)
+    if plan.growth_bytes:
+        warnings.append(
+            f"forked processes take {human_bytes(plan.growth_bytes)} more afterwards: "
+            "pages that they share come back as a copy for each"
+        )
+    lines += [paint.warn(f"warning: {text}") for text in warnings]
     lines += [
         paint.bad(f"blocked by {item.unit.name}: {item.reason}; {item.remedy}") for item in blocking
     ]

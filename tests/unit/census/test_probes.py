@@ -8,6 +8,7 @@ import pytest
 
 from rekernel import syscalls
 from rekernel.census import probes
+from rekernel.census.pages import Survey
 from rekernel.census.probes import Context, Finding, Status
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
@@ -109,12 +110,17 @@ def test_movable_zone(tmp_path: Path) -> None:
 
 def test_room_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = host(tmp_path, {"proc/zoneinfo": ZONEINFO})
+    monkeypatch.setattr(probes, "survey", lambda pids, region: None)
     monkeypatch.setattr(probes, "resident", lambda pids: Resident(300 * MIB, 0, 0))
     assert probes.drain_room(context)[0] is Status.OK
     monkeypatch.setattr(probes, "resident", lambda pids: Resident(2000 * MIB, 0, 0))
     status, reason, _ = probes.drain_room(context)
     assert status is Status.WARN
     assert "carried pages then exist twice" in reason
+    # Little memory, but shared by many.
+    monkeypatch.setattr(probes, "resident", lambda pids: Resident(300 * MIB, 0, 0))
+    monkeypatch.setattr(probes, "survey", lambda pids, region: Survey(0, 6000 * MIB))
+    assert probes.drain_room(context)[0] is Status.WARN
 
 
 def test_kexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def unit(name: str, verdict: Verdict, reason: str = "", remedy: str = "") -> Uni
     return UnitVerdict(facts, verdict, reason, remedy, {5000: facts.cgroup, 5001: facts.cgroup})
 
 
-def make_plan(*units: UnitVerdict) -> Plan:
+def make_plan(*units: UnitVerdict, anonymous: int = 291 << 20) -> Plan:
     return Plan(
         kernel=Kernel("7.3.4", Path("/boot/vmlinuz-7.3.4"), Path("/x")),
         running="6.12.1",
@@ -57,6 +57,7 @@ def make_plan(*units: UnitVerdict) -> Plan:
         resident_bytes=300 << 20,
         warnings=("a login ends",),
         pages=Survey(290 << 20, 2 << 20),
+        anonymous_bytes=anonymous,
     )
 
 
@@ -82,6 +83,15 @@ def test_plan_for_people(planned: Any, capsys: pytest.CaptureFixture[str]) -> No
     assert "290 MiB in the carry region stay where they are, 2.0 MiB outside" in shown
     assert "about 4.00 s (from 3 upgrades of this machine)" in shown
     assert "warning: a login ends" in shown
+
+
+def test_forked_processes_grow() -> None:
+    assert make_plan().growth_bytes == 0
+    forked = make_plan(anonymous=100 << 20)
+    assert forked.growth_bytes == 192 << 20
+    text = plan_verb.render(forked, Prediction(4.0, "history", 3), PLAIN)
+    assert "warning: forked processes take 192 MiB more afterwards" in text
+    assert dataclasses.replace(forked, pages=None).growth_bytes == 0
 
 
 def test_dry_run_is_the_plan(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
