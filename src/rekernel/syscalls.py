@@ -58,6 +58,7 @@ MADV_COLLAPSE = 25
 # arch/x86/entry/syscalls/syscall_64.tbl
 _NR_FINIT_MODULE = 313
 _NR_KEXEC_FILE_LOAD = 320
+_NR_PIDFD_GETFD = 438
 _NR_PROCESS_MADVISE = 440
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -145,6 +146,13 @@ def kexec_unload() -> None:
     _check(
         _syscall(_NR_KEXEC_FILE_LOAD, -1, -1, ctypes.c_ulong(0), None, KEXEC_FILE_UNLOAD),
         "kexec unload",
+    )
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A descriptor of another process as one of ours, close-on-exec. Raises OSError."""
+    return _check(
+        _syscall(_NR_PIDFD_GETFD, pidfd, number, ctypes.c_uint(0)), f"descriptor {number}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
+from rekernel.census import obstacles
 from rekernel.checkpoint import unixsockets
-from rekernel.checkpoint.externals import descriptors
 from rekernel.checkpoint.options import roots_of
 from rekernel.checkpoint.unixsockets import UnixSocket, leading_out, socket_inodes
 from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
@@ -50,35 +49,6 @@ def plumbing_reason(name: str) -> str | None:
         if fnmatch.fnmatch(name, pattern):
             return str(reason)
     return None
-
-
-# Link targets in /proc/PID/fd of what criu cannot dump, in words.
-_IMPOSSIBLE = (
-    (re.compile(r"^anon_inode:\[io_uring\]"), "an io_uring instance"),
-    (re.compile(r"^anon_inode:\[perf_event\]"), "a perf event"),
-    (re.compile(r"^anon_inode:kvm-"), "a KVM virtual machine"),
-    (re.compile(r"^anon_inode:\[?landlock-ruleset"), "a landlock rule set"),
-    (re.compile(r"^anon_inode:seccomp notify"), "a seccomp notification descriptor"),
-    (re.compile(r"^anon_inode:\[?bpf"), "a BPF object"),
-    (re.compile(r"^anon_inode:\[fanotify\]"), "a fanotify group"),
-    (re.compile(r"^anon_inode:\[userfaultfd\]"), "a userfaultfd"),
-    (re.compile(r"^/dev/(dri|nvidia|kfd|vfio|fuse|vhost|mem|kmsg)"), "the device {link}"),
-)
-
-
-def obstacle(pids: Sequence[int]) -> str:
-    """The first thing that criu cannot dump, in words; "" if none is known."""
-    for pid in pids:
-        try:
-            entries = descriptors(pid)
-        except OSError:
-            continue
-        for entry in entries:
-            for pattern, words in _IMPOSSIBLE:
-                if pattern.search(entry.link):
-                    what = words.format(link=entry.link)
-                    return f"process {pid} has {what} open (descriptor {entry.number})"
-    return ""
 
 
 def _nested_namespaces(pids: Sequence[int]) -> str:
@@ -135,9 +105,9 @@ def _judge(
             "it has control groups below its own",
             "units with delegated control groups are not carried yet",
         )
-    what = obstacle(list(processes))
-    if what:
-        return Verdict.RESTARTED, what, "criu cannot dump that"
+    obstacle = obstacles.find(list(processes))
+    if obstacle is not None:
+        return Verdict.RESTARTED, obstacle.what, obstacle.remedy
     for far in leading_out(socket_inodes(processes), sockets):
         name = far.path or far.user or "a process outside"
         return (

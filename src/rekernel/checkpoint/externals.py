@@ -30,6 +30,10 @@ class Descriptor:
     mount_id: int
     flags: int
     inode: int
+    # As stat(2) has them: st_mode, st_dev, and st_rdev of a device.
+    mode: int = 0
+    device: int = 0
+    device_number: int = 0
 
 
 def descriptors(pid: int) -> list[Descriptor]:
@@ -52,6 +56,9 @@ def descriptors(pid: int) -> list[Descriptor]:
                 mount_id=int(mount[1]) if mount else -1,
                 flags=int(flags[1], 8) if flags else 0,
                 inode=status.st_ino,
+                mode=status.st_mode,
+                device=status.st_dev,
+                device_number=status.st_rdev,
             )
         )
     return found

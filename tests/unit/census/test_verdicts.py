@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rekernel.census import verdicts
+from rekernel.census import obstacles, verdicts
+from rekernel.census.obstacles import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
 from rekernel.systemd.units import Unit
@@ -17,7 +18,7 @@ PARENTS = {10: 1, 11: 10, 20: 1}
 @pytest.fixture(autouse=True)
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "_nested_namespaces", lambda pids: "")
-    monkeypatch.setattr(verdicts, "obstacle", lambda pids: "")
+    monkeypatch.setattr(obstacles, "find", lambda pids: None)
     monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: dict.fromkeys((10, 11), cgroup))
 
 
@@ -65,7 +66,6 @@ def test_transient_units_are_carried_as_soon_as_their_files_are(
         ("processes_of", lambda cgroup: {10: cgroup, 20: cgroup}, "2 separate trees"),
         ("processes_of", lambda cgroup: {10: cgroup, 11: f"{cgroup}/x"}, "control groups below"),
         ("_nested_namespaces", lambda pids: "process 10 is in a PID namespace", "PID namespace"),
-        ("obstacle", lambda pids: "process 10 has an io_uring instance open", "io_uring"),
     ],
 )
 def test_restarted_for_what_its_processes_have(
@@ -98,19 +98,11 @@ def test_plumbing_has_reasons() -> None:
     assert plumbing_reason("redis-server.service") is None
 
 
-@pytest.mark.parametrize(
-    ("link", "words"),
-    [
-        ("anon_inode:[io_uring]", "an io_uring instance"),
-        ("anon_inode:bpf-map", "a BPF object"),
-        ("anon_inode:kvm-vm", "a KVM virtual machine"),
-        ("/dev/dri/card0", "the device /dev/dri/card0"),
-    ],
-)
-def test_obstacles(monkeypatch: pytest.MonkeyPatch, link: str, words: str) -> None:
-    from rekernel.checkpoint.externals import Descriptor
-
-    monkeypatch.undo()
-    item = Descriptor(7, 3, link, 1, 0, 1)
-    monkeypatch.setattr(verdicts, "descriptors", lambda pid: [item])
-    assert verdicts.obstacle([7]) == f"process 7 has {words} open (descriptor 3)"
+def test_restarted_for_what_criu_cannot_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    obstacle = Obstacle("process 10 has a multipath TCP socket open", "do x")
+    monkeypatch.setattr(obstacles, "find", lambda pids: obstacle)
+    found = verdict(unit())
+    assert (found.verdict, found.reason, found.remedy) == (
+        Verdict.RESTARTED, obstacle.what, obstacle.remedy,
+    )  # fmt: skip
+    assert verdict(unit(), "carry").verdict is Verdict.BLOCKS

@@ -1,0 +1,180 @@
+"""What criu cannot dump, recognised while everything runs, in words that name it.
+
+criu 4.2 knows a short list of descriptors, sockets and mappings (criu/files.c, dump_one_file;
+criu/sk-inet.c; criu/proc_parse.c). What is not on it would end an upgrade in its blackout.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekernel import syscalls
+from rekernel.checkpoint.externals import Descriptor, descriptors
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """``what`` a process has, as "process 7 has …", and what can be done about it."""
+
+    what: str
+    remedy: str = "criu cannot dump that"
+
+
+# Anonymous inodes that criu makes again; of the others those that have a name among people.
+_ANONYMOUS = re.compile(r"^anon_inode:(\[(eventfd|eventpoll|signalfd|timerfd|pidfd)\]|inotify)$")
+_NAMES = (
+    (re.compile(r"\[io_uring\]"), "an io_uring instance"),
+    (re.compile(r"\[perf_event\]"), "a perf event"),
+    (re.compile(r"kvm-"), "a KVM virtual machine"),
+    (re.compile(r"landlock-ruleset"), "a landlock rule set"),
+    (re.compile(r"seccomp notify"), "a seccomp notification descriptor"),
+    (re.compile(r"bpf"), "a BPF object"),
+    (re.compile(r"\[fanotify\]"), "a fanotify group"),
+    (re.compile(r"\[userfaultfd\]"), "a userfaultfd"),
+)
+
+# Documentation/admin-guide/devices.txt: null, zero, full, random and urandom.
+_MEM_MAJOR = 1
+_MEM_MINORS = (3, 5, 7, 8, 9)
+# Terminals: serial lines and consoles, /dev/tty and its kin, pseudo terminals.
+_TTY_MAJORS = (4, 5, *range(136, 144), 204, 229)
+
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET)
+_FAMILY_NAMES = {int(item): item.name for item in socket.AddressFamily}
+_PROTOCOLS = (
+    0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, 136, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6,
+)  # fmt: skip
+_MPTCP = 262
+# include/uapi/linux/tcp.h
+_TCP_ULP = 31
+
+_SYSV = re.compile(r"/SYSV[0-9a-f]{8}")
+_HARMLESS_MAPPINGS = ("/dev/zero", "/dev/null", "/dev/shm/", "/dev/hugepages/")
+
+
+def find(pids: Sequence[int]) -> Obstacle | None:
+    """The first thing that cannot be dumped; a process that is gone has none."""
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for obstacle in (*_of_descriptors(pid), *_of_mappings(pid), *_of_process(pid)):
+                return obstacle
+    return None
+
+
+def _of_descriptors(pid: int) -> Iterator[Obstacle]:
+    queues = _device_of("/dev/mqueue")
+    for item in descriptors(pid):
+        what = of_descriptor(item, queues, socket_of)
+        if what is not None:
+            yield Obstacle(f"process {pid} has {what.what} open (descriptor {item.number})",
+                           what.remedy)  # fmt: skip
+
+
+def of_descriptor(
+    item: Descriptor, queues: int, open_socket: Callable[[Descriptor], socket.socket | None]
+) -> Obstacle | None:
+    """What stands in the way of one descriptor. ``queues``: device of POSIX message queues."""
+    if item.link.startswith("anon_inode:"):
+        if _ANONYMOUS.match(item.link):
+            return None
+        names = [words for pattern, words in _NAMES if pattern.search(item.link)]
+        return Obstacle(names[0] if names else f"a {item.link.removeprefix('anon_inode:')}")
+    if stat.S_ISSOCK(item.mode):
+        with suppress(OSError):
+            opened = open_socket(item)
+            if opened is not None:
+                with opened:
+                    return of_socket(opened)
+        return None
+    if stat.S_ISCHR(item.mode):
+        return None if _known_device(item.device_number) else Obstacle(f"the device {item.link}")
+    if stat.S_ISBLK(item.mode):
+        return Obstacle(f"the disk {item.link}")
+    if stat.S_ISFIFO(item.mode) and item.flags & os.O_DIRECT:
+        return Obstacle("a pipe in packet mode")
+    if item.device == queues:
+        return Obstacle(f"the POSIX message queue {item.link}")
+    return None
+
+
+def _known_device(number: int) -> bool:
+    major, minor = os.major(number), os.minor(number)
+    return major in _TTY_MAJORS or (major == _MEM_MAJOR and minor in _MEM_MINORS)
+
+
+def socket_of(item: Descriptor) -> socket.socket | None:
+    """A socket of another process, as a descriptor of our own. Raises OSError."""
+    pidfd = os.pidfd_open(item.pid)
+    try:
+        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, item.number))
+    finally:
+        os.close(pidfd)
+
+
+def of_socket(item: socket.socket) -> Obstacle | None:
+    """What stands in the way of a socket."""
+    family = int(item.family)
+    if family not in _FAMILIES:
+        name = _FAMILY_NAMES.get(family, f"address family {family}")
+        return Obstacle(f"a socket of {name}")
+    if family not in (socket.AF_INET, socket.AF_INET6) or item.type == socket.SOCK_RAW:
+        return None
+    if item.proto == _MPTCP:
+        return Obstacle("a multipath TCP socket", "for Go programs set GODEBUG=multipathtcp=0")
+    if item.proto not in _PROTOCOLS:
+        return Obstacle(f"a socket of IP protocol {item.proto}")
+    if item.type == socket.SOCK_STREAM:
+        upper = item.getsockopt(socket.IPPROTO_TCP, _TCP_ULP, 16).rstrip(b"\0").decode()
+        if upper:
+            return Obstacle(f"a TCP socket with {upper} in the kernel")
+    return None
+
+
+def _device_of(path: str) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return -1
+
+
+def _of_mappings(pid: int) -> Iterator[Obstacle]:
+    own_ipc = os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
+    maps = os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
+    for name in dict.fromkeys(line.split(None, 5)[5] for line in maps.splitlines() if "/" in line):
+        what = of_mapping(name, own_ipc=own_ipc)
+        if what is not None:
+            yield Obstacle(f"process {pid} has {what.what} mapped", what.remedy)
+
+
+def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
+    """What stands in the way of a mapping of this name (proc(5), /proc/PID/maps)."""
+    if _SYSV.match(name) and not own_ipc:
+        return Obstacle(
+            "System V shared memory of the host",
+            "give its unit PrivateIPC=yes, so that criu can take the segment along",
+        )
+    if name.startswith("/dev/") and not name.startswith(_HARMLESS_MAPPINGS):
+        return Obstacle(f"the device {name}")
+    return None
+
+
+def _of_process(pid: int) -> Iterator[Obstacle]:
+    status = dict(
+        line.split(":\t", 1)
+        for line in os.fsdecode(Path(f"/proc/{pid}/status").read_bytes()).splitlines()
+        if ":\t" in line
+    )
+    tracer = status.get("TracerPid", "0")
+    if tracer != "0":
+        yield Obstacle(f"process {pid} is traced by process {tracer}", "end that debugger")
+    if status.get("State", "").startswith("D"):
+        yield Obstacle(
+            f"process {pid} is in uninterruptible sleep", "see which device or mount it waits for"
+        )
