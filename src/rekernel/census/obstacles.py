@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel import syscalls
-from rekernel.checkpoint.externals import Descriptor, descriptors
+from rekernel.checkpoint.externals import Descriptor, descriptors, socket_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ def _of_descriptors(pid: int) -> Iterator[Obstacle]:
 
 
 def of_descriptor(
-    item: Descriptor, queues: int, open_socket: Callable[[Descriptor], socket.socket | None]
+    item: Descriptor, queues: int, open_socket: Callable[[Descriptor], socket.socket]
 ) -> Obstacle | None:
     """What stands in the way of one descriptor. ``queues``: device of POSIX message queues."""
     if item.link.startswith("anon_inode:"):
@@ -87,11 +86,8 @@ def of_descriptor(
         names = [words for pattern, words in _NAMES if pattern.search(item.link)]
         return Obstacle(names[0] if names else f"a {item.link.removeprefix('anon_inode:')}")
     if stat.S_ISSOCK(item.mode):
-        with suppress(OSError):
-            opened = open_socket(item)
-            if opened is not None:
-                with opened:
-                    return of_socket(opened)
+        with suppress(OSError), open_socket(item) as opened:
+            return of_socket(opened)
         return None
     if stat.S_ISCHR(item.mode):
         return None if _known_device(item.device_number) else Obstacle(f"the device {item.link}")
@@ -107,15 +103,6 @@ def of_descriptor(
 def _known_device(number: int) -> bool:
     major, minor = os.major(number), os.minor(number)
     return major in _TTY_MAJORS or (major == _MEM_MAJOR and minor in _MEM_MINORS)
-
-
-def socket_of(item: Descriptor) -> socket.socket | None:
-    """A socket of another process, as a descriptor of our own. Raises OSError."""
-    pidfd = os.pidfd_open(item.pid)
-    try:
-        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, item.number))
-    finally:
-        os.close(pidfd)
 
 
 def of_socket(item: socket.socket) -> Obstacle | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rekernel import syscalls
 from rekernel.handover.manifest import Inherited
 from rekernel.host.mounts import observe
 
@@ -62,6 +64,15 @@ def descriptors(pid: int) -> list[Descriptor]:
             )
         )
     return found
+
+
+def socket_of(item: Descriptor) -> socket.socket:
+    """A socket of another process, as a descriptor of our own. Raises OSError."""
+    pidfd = os.pidfd_open(item.pid)
+    try:
+        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, item.number))
+    finally:
+        os.close(pidfd)
 
 
 def find(pids: Sequence[int], header: str, streams: set[int]) -> list[External]:

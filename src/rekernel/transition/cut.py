@@ -23,6 +23,7 @@ from rekernel.memory.region import Layout, ram_ranges, store_device
 from rekernel.run import start
 from rekernel.transition.staging import SCRATCH
 from rekernel.transition.undo import UndoList
+from rekernel.transition.undo import freeze as begin_to_freeze
 
 
 def freeze(cgroups: Sequence[str], undo: UndoList, timeout: float = 20.0) -> None:
@@ -30,7 +31,7 @@ def freeze(cgroups: Sequence[str], undo: UndoList, timeout: float = 20.0) -> Non
     for cgroup in cgroups:
         undo.push("thaw", cgroup)
     for cgroup in cgroups:
-        Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.freeze").write_text("1")
+        begin_to_freeze(cgroup)
     deadline = time.monotonic() + timeout
     for cgroup in cgroups:
         events = Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.events")

@@ -14,7 +14,7 @@ from subprocess import Popen
 from rekernel.checkpoint.options import TreeOptions, dump_argv
 from rekernel.errors import RekernelError
 from rekernel.run import start
-from rekernel.transition.undo import UndoList, own_cgroup
+from rekernel.transition.undo import UndoList, freeze, own_cgroup, thaw
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
 
@@ -70,8 +70,9 @@ class Dumps:
         self._listener.bind(HOOK_SOCKET)
         self._listener.listen(1024)
 
-    def start(self, jobs: Sequence[DumpJob]) -> None:
-        """Start them all."""
+    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int]) -> None:
+        """Start them all. ``pids``: of all trees."""
+        self._undo.push("end-repair", " ".join(map(str, pids)))
         self._undo.push("wait-dumps", own_cgroup())
         for job in jobs:
             job.images.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,18 @@ class Dumps:
                     if key.data is not None:
                         os.close(key.fd)
 
+    def freeze(self, pids: Sequence[int]) -> None:
+        """Freeze the held trees again, which criu has thawed for its own work.
+
+        Should a criu be killed, its tree stands still until its connections are as they were.
+        """
+        cgroups = [item.job.options.cgroup for item in self._running]
+        for cgroup in cgroups:
+            self._undo.push("thaw", cgroup)
+        self._undo.push("end-repair", " ".join(map(str, pids)))
+        for cgroup in cgroups:
+            freeze(cgroup)
+
     def assert_held(self) -> None:
         """Whether every criu still holds its tree. Raises DumpFailedError.
 
@@ -139,7 +152,13 @@ class Dumps:
         )
 
     def close(self) -> None:
-        """Let every tree run on: the hooks see the end of their connection and criu gives up."""
+        """Let every tree run on: the hooks see the end of their connection and criu gives up.
+
+        For that its parasites must run. A tree without its criu waits for what undoes the rest.
+        """
+        for item in self._running:
+            if item.held and item.process.poll() is None:
+                thaw(item.job.options.cgroup)
         for connection in self._connections:
             connection.close()
         self._listener.close()

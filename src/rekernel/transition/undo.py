@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.checkpoint import repair
 from rekernel.host import network
 from rekernel.run import run
 
@@ -61,10 +62,16 @@ class UndoList:
         partial.rename(self._path)
 
 
-def _thaw(cgroup: str) -> None:
+def thaw(cgroup: str) -> None:
+    """Let the processes of a control group run; one that is gone has none."""
     path = CGROUPS / cgroup.lstrip("/") / "cgroup.freeze"
     if path.exists():
         path.write_text("0")
+
+
+def freeze(cgroup: str) -> None:
+    """Begin to freeze a control group; does not wait for it."""
+    (CGROUPS / cgroup.lstrip("/") / "cgroup.freeze").write_text("1")
 
 
 def _thaw_filesystem(mountpoint: str) -> None:
@@ -73,6 +80,10 @@ def _thaw_filesystem(mountpoint: str) -> None:
     except OSError as error:
         if error.errno != 22:  # EINVAL: it was not frozen
             raise
+
+
+def _end_repair(pids: str) -> None:
+    repair.end(int(pid) for pid in pids.split())
 
 
 def own_cgroup() -> str:
@@ -120,10 +131,11 @@ def _remove(directory: str) -> None:
 
 
 _ACTIONS: dict[str, Callable[[str], object]] = {
-    "thaw": _thaw,
+    "thaw": thaw,
     "thaw-filesystem": _thaw_filesystem,
     "unlock-network": lambda _: network.unlock(),
     "wait-dumps": _wait_for_dumps,
+    "end-repair": _end_repair,
     "flush-journal": lambda _: run(["journalctl", "--flush"]),
     "unload-kernel": lambda _: syscalls.kexec_unload(),
     "online": _online,

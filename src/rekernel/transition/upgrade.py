@@ -221,8 +221,8 @@ class Upgrade:
         """All dumps and the page map, side by side; None without a region."""
         recorder = None
         where = self._plan.where
+        pids = [pid for tree in carried for pid in tree.pids]
         if where is not None:
-            pids = [pid for tree in carried for pid in tree.pids]
             base = where.store.start + strays_at
             recorder = cut.Recorder(where, pids, base, store_bytes - strays_at)
         work = staging.SCRATCH / "work"
@@ -236,9 +236,11 @@ class Upgrade:
                     work / tree.name,
                 )
                 for tree in carried
-            ]
+            ],
+            pids,
         )
         dumps.wait(self._check)
+        dumps.freeze(pids)
         timers.rearm_images(images)
         return recorder.finish() if recorder is not None else None
 

@@ -20,6 +20,7 @@ import pytest
 
 from rekernel.census import obstacles
 from rekernel.census.obstacles import Obstacle, of_descriptor, of_mapping, of_socket
+from rekernel.checkpoint import externals
 from rekernel.checkpoint.externals import Descriptor, descriptors
 
 QUEUES = 77
@@ -32,7 +33,7 @@ def descriptor(
 
 
 def what(item: Descriptor) -> str:
-    found = of_descriptor(item, QUEUES, lambda _: None)
+    found = of_descriptor(item, QUEUES, externals.socket_of)
     return found.what if found else ""
 
 
@@ -90,7 +91,7 @@ def test_nothing_of_what_is_common(open_here: ExitStack, tmp_path: Path) -> None
         open_here.enter_context(item)
     os.close(os.dup(0))
     mine = [item for item in descriptors(os.getpid()) if "/dev/" not in item.link]
-    assert {of_descriptor(item, QUEUES, obstacles.socket_of) for item in mine} == {None}
+    assert {of_descriptor(item, QUEUES, externals.socket_of) for item in mine} == {None}
 
 
 @dataclass
