@@ -11,17 +11,15 @@ from rekernel_lab.client import HostClient
 from vm.support import NEW, OLD, Guest, opened
 
 # A service that cannot come back: what it has mapped is gone when it is restored.
-_BROKEN = """\
+_PROGRAM = "area = mmap.mmap(open('/var/lib/broken.data', 'r+b').fileno(), 0)"
+_BROKEN = f"""\
 [Unit]
 Description=Maps a file that vanishes
 
 [Service]
 RuntimeDirectory=broken
 ExecStartPre=/usr/bin/dd if=/dev/zero of=/var/lib/broken.data bs=4096 count=4 status=none
-ExecStart=/usr/bin/python3 -c "\\
-import mmap, time; \\
-area = mmap.mmap(open('/var/lib/broken.data', 'r+b').fileno(), 0); \\
-time.sleep(10**6)"
+ExecStart=/usr/bin/python3 -c "import mmap, time; {_PROGRAM}; time.sleep(10**6)"
 
 [Install]
 WantedBy=multi-user.target
@@ -77,6 +75,8 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     guest.write("/etc/systemd/system/broken.service", _BROKEN)
     guest.text("systemctl daemon-reload && systemctl enable --quiet --now broken.service")
     pid = guest.main_pid("broken.service")
+    wait = f"until grep -q broken.data /proc/{pid}/maps; do sleep 1; done"
+    guest.text(["timeout", "60", "sh", "-c", wait])
     guest.fault("freeze file systems", "unlink", path="/var/lib/broken.data")
     outcome = guest.upgrade(OLD)
     assert outcome.exit_code == 4, guest.explain(outcome)

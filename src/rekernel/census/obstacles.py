@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ _MPTCP = 262
 _TCP_ULP = 31
 
 _SYSV = re.compile(r"/SYSV[0-9a-f]{8}")
+# Whoever reads from a disk sleeps like that for an instant; who waits for a dead one, for good.
+_DISK_WAIT_S = 2.0
+
 _HARMLESS_MAPPINGS = ("/dev/zero", "/dev/null", "/dev/shm/", "/dev/hugepages/")
 
 
@@ -152,16 +156,21 @@ def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
     return None
 
 
+def _status(pid: int) -> dict[str, str]:
+    text = os.fsdecode(Path(f"/proc/{pid}/status").read_bytes())
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
 def _of_process(pid: int) -> Iterator[Obstacle]:
-    status = dict(
-        line.split(":\t", 1)
-        for line in os.fsdecode(Path(f"/proc/{pid}/status").read_bytes()).splitlines()
-        if ":\t" in line
-    )
-    tracer = status.get("TracerPid", "0")
+    tracer = _status(pid).get("TracerPid", "0")
     if tracer != "0":
         yield Obstacle(f"process {pid} is traced by process {tracer}", "end that debugger")
-    if status.get("State", "").startswith("D"):
+    deadline = time.monotonic() + _DISK_WAIT_S
+    while _status(pid).get("State", "").startswith("D"):
+        if time.monotonic() < deadline:
+            time.sleep(0.02)
+            continue
         yield Obstacle(
             f"process {pid} is in uninterruptible sleep", "see which device or mount it waits for"
         )
+        return

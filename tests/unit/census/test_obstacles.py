@@ -161,6 +161,17 @@ def test_a_process_with_shared_memory_of_system_v() -> None:
     assert obstacles.find([1 << 30]) is None
 
 
+def test_a_sleep_that_ends_and_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ["S (sleeping)", *["D (disk sleep)"] * 3, "R (running)"]
+    monkeypatch.setattr(obstacles, "_status", lambda pid: {"State": states.pop(0)})
+    assert list(obstacles._of_process(7)) == []
+    assert states == []
+    monkeypatch.setattr(obstacles, "_DISK_WAIT_S", 0.05)
+    monkeypatch.setattr(obstacles, "_status", lambda pid: {"State": "D (disk sleep)"})
+    (found,) = obstacles._of_process(7)
+    assert found.what == "process 7 is in uninterruptible sleep"
+
+
 def test_a_traced_process() -> None:
     program = (
         "import ctypes, time; ctypes.CDLL(None).ptrace(0, 0, 0, 0);"
