@@ -11,7 +11,7 @@ from rekernel_lab.client import HostClient
 from vm.support import NEW, OLD, Guest, opened
 
 # A service that cannot come back: what it has mapped is gone when it is restored.
-_PROGRAM = "area = mmap.mmap(open('/var/lib/broken.data', 'r+b').fileno(), 0)"
+_PROGRAM = "f = open('/var/lib/broken.data', 'r+b'); area = mmap.mmap(f.fileno(), 0); f.close()"
 _BROKEN = f"""\
 [Unit]
 Description=Maps a file that vanishes

@@ -171,7 +171,8 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
                 _, status = os.waitpid(item.pid, 0)
                 item.done = True
                 # Held or not: what it restored went with it.
-                item.failure = f"criu ended with {os.waitstatus_to_exitcode(status)}"
+                code = os.waitstatus_to_exitcode(status)
+                item.failure = _cause(item.tree) or f"criu ended with {code}"
                 if item.hook is None:
                     waiting -= 1
     selector.close()
@@ -179,6 +180,17 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
     for item in restores.failed:
         _clear_away(item)
     return restores
+
+
+def _cause(tree: Tree) -> str:
+    """criu's own first error, without its prefix; "" if it left none."""
+    try:
+        text = (work_directory(tree) / "restore.log").read_text(errors="replace")
+    except OSError:
+        return ""
+    # "(00.123456)   4711: Error (criu/files.c:12): words"
+    errors = [line for line in text.splitlines() if "Error (" in line]
+    return errors[0].partition("Error (")[2].partition("): ")[2] if errors else ""
 
 
 def _enter(pid: int, path: str) -> None:

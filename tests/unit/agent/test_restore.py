@@ -90,6 +90,18 @@ def test_all_are_held_until_the_commit(stage: Path) -> None:
     assert found.failed == []
 
 
+def test_the_cause_is_what_criu_said_first(stage: Path, said: Said) -> None:
+    log = (
+        "(00.1) Warn  (criu/x.c:1): no matter\n"
+        "(00.2)   4711: Error (criu/files-reg.c:2200): Can't open file var/lib/x: No such file\n"
+        "(00.3) Error (criu/cr-restore.c:1): Restoring FAILED.\n"
+    )
+    bad = tree("bad", ["sh", "-c", "exit 1"])
+    (restore.work_directory(bad) / "restore.log").write_text(log)
+    (failed,) = restore.restore_all([bad], stage).failed
+    assert failed.failure == "Can't open file var/lib/x: No such file"
+
+
 def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Popen[bytes]) -> None:
     bad = tree("bad", ["sh", "-c", "echo why; exit 7"], task.pid)
     found = restore.restore_all([bad, tree("good", hook())], stage)
