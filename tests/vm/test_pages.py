@@ -93,6 +93,10 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     logs = guest.text(f"ls /var/lib/rekernel/history/{report['id']}/logs")
     assert "restore-broken" in logs
     check(carried, "guest-check-degraded")
+    guest.text(
+        "systemctl disable --quiet --now broken.service;"
+        " rm /etc/systemd/system/broken.service /var/lib/broken.data; systemctl daemon-reload"
+    )
 
 
 def test_image_backend(carried: Carried) -> None:
