@@ -34,9 +34,13 @@ def main(raw: Mapping[str, Any]) -> NoReturn:
         _main(raw, preparation)
     except BaseException as error:
         say(f"failed: {type(error).__name__}: {error}")
-        preparation.join()
+    try:
+        if preparation.ident is not None:
+            preparation.join()
         if preparation.root_stands:
             _start_init(list(raw["init"]))
+    except Exception as error:
+        say(f"failed: {type(error).__name__}: {error}")
     say("no way to boot from here: rebooting in 10 s")
     time.sleep(10)
     syscalls.reboot_firmware()

@@ -119,7 +119,8 @@ def _restore(
         free = functools.partial(memory.free_parts_to_ram, manifest.memory, region)
         _go_on_after("making RAM of the free part of the region", free)
         _go_on_after("telling the pager of it", memory.widen_pager)
-    _report(manifest, timeline, restores, zero, started, resumed, result)
+    report = functools.partial(_report, manifest, timeline, restores, zero, started, resumed)
+    _go_on_after("the report", lambda: report(result))
     return _init_with_state(manifest, restores, journal)
 
 
