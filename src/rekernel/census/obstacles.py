@@ -48,10 +48,13 @@ _TTY_MAJORS = (4, 5, *range(136, 144), 204, 229)
 
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET)
 _FAMILY_NAMES = {int(item): item.name for item in socket.AddressFamily}
-_PROTOCOLS = (
-    0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, 136, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6,
-)  # fmt: skip
+# include/uapi/linux/in.h
+_UDPLITE = 136
 _MPTCP = 262
+_PROTOCOLS = (
+    0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, _UDPLITE, socket.IPPROTO_ICMP,
+    socket.IPPROTO_ICMPV6,
+)  # fmt: skip
 # include/uapi/linux/tcp.h
 _TCP_ULP = 31
 
@@ -147,10 +150,7 @@ def _of_mappings(pid: int) -> Iterator[Obstacle]:
 def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
     """What stands in the way of a mapping of this name (proc(5), /proc/PID/maps)."""
     if _SYSV.match(name) and not own_ipc:
-        return Obstacle(
-            "System V shared memory of the host",
-            "give its unit PrivateIPC=yes, so that criu can take the segment along",
-        )
+        return Obstacle("System V shared memory of the host")
     if name.startswith("/dev/") and not name.startswith(_HARMLESS_MAPPINGS):
         return Obstacle(f"the device {name}")
     return None
