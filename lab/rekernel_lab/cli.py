@@ -237,7 +237,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--sizes", type=_numbers, default=(), metavar="MIB,MIB", help="sizes of the data"
     )
-    verb.add_argument("--rounds", type=int, default=3, metavar="N", help="measure so many times")
+    verb.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="carry in place so many times"
+    )
     verb.set_defaults(function=_bench)
 
     verb = verbs.add_parser("clean", help="end all VMs and remove what they left")

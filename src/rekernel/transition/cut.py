@@ -28,8 +28,8 @@ from rekernel.transition.undo import freeze as begin_to_freeze
 
 def freeze(cgroups: Sequence[str], undo: UndoList, timeout: float = 20.0) -> None:
     """Freeze these control groups, all told at once. Raises RekernelError naming a laggard."""
-    for cgroup in cgroups:
-        undo.push("thaw", cgroup)
+    if cgroups:
+        undo.push("thaw", *cgroups)
     for cgroup in cgroups:
         begin_to_freeze(cgroup)
     deadline = time.monotonic() + timeout

@@ -124,8 +124,8 @@ class Dumps:
         Should a criu be killed, its tree stands still until its connections are as they were.
         """
         cgroups = [item.job.options.cgroup for item in self._running]
-        for cgroup in cgroups:
-            self._undo.push("thaw", cgroup)
+        if cgroups:
+            self._undo.push("thaw", *cgroups)
         self._undo.push("end-repair", " ".join(map(str, pids)))
         for cgroup in cgroups:
             freeze(cgroup)

@@ -35,9 +35,9 @@ class UndoList:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def push(self, kind: str, value: str = "") -> None:
-        """Write down a step that is about to be taken."""
-        self._steps.append((kind, value))
+    def push(self, kind: str, *values: str) -> None:
+        """Write down a step that is about to be taken, once for each value; or without one."""
+        self._steps += [(kind, value) for value in values or ("",)]
         self._save()
 
     def run(self) -> list[str]:

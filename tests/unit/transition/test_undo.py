@@ -57,6 +57,16 @@ def test_a_step_is_on_disk_before_it_is_taken(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["undo.json"]
 
 
+def test_many_at_once(tmp_path: Path, actions: Actions) -> None:
+    path = tmp_path / "undo.json"
+    steps = UndoList(path)
+    steps.push("step", "a", "b")
+    steps.push("step")
+    assert json.loads(path.read_text()) == [["step", "a"], ["step", "b"], ["step", ""]]
+    assert steps.run() == []
+    assert actions.done == ["", "b", "a"]
+
+
 def test_newest_first(tmp_path: Path, actions: Actions) -> None:
     steps = filled(tmp_path / "undo.json")
     assert steps.run() == []
