@@ -32,6 +32,7 @@ MS_RELATIME = 1 << 21
 MNT_DETACH = 2
 
 # include/uapi/linux/sched.h
+CLONE_FS = 0x00000200
 CLONE_NEWNET = 0x40000000
 
 # include/uapi/linux/sockios.h, include/uapi/linux/if.h, include/linux/socket.h, include/linux/net.h

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rekernel.agent import processes
 from rekernel.agent.console import say
+from rekernel.agent.links import Links
 from rekernel.handover.manifest import Inherited, Tree
 
 WORK = Path("/run/rekernel/restore")
@@ -78,7 +79,9 @@ def listen_journal() -> dict[str, socket.socket]:
     return found
 
 
-def _open_inherited(item: Inherited) -> int:
+def _open_inherited(item: Inherited, links: Links) -> int:
+    if item.kind == "unix":
+        return links.take(item.link, item.end)
     if item.kind == "journal":
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stream.connect(JOURNAL_STDOUT)
@@ -89,7 +92,7 @@ def _open_inherited(item: Inherited) -> int:
     return os.open(item.path, item.flags | os.O_NOCTTY | os.O_CLOEXEC)
 
 
-def _start(tree: Tree, image_root: Path) -> Restore:
+def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
     work = work_directory(tree)
     argv = [
         part.format(images=image_root / tree.images, work=work) if "{" in part else part
@@ -98,7 +101,7 @@ def _start(tree: Tree, image_root: Path) -> Restore:
     keep = []
     # Above anything that criu opens for itself on start.
     for item in tree.inherited:
-        fd = _open_inherited(item)
+        fd = _open_inherited(item, links)
         keep.append(fd)
         argv += ["--inherit-fd", item.argument.format(fd=fd)]
     # In the tree's own control group from the start: memory is charged to who first touches it.
@@ -131,13 +134,15 @@ def make_cgroups(paths: Sequence[str]) -> None:
         (_CGROUPS / path.lstrip("/")).mkdir(exist_ok=True)
 
 
-def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0) -> Restores:
+def restore_all(
+    trees: Sequence[Tree], image_root: Path, links: Links, timeout: float = 120.0
+) -> Restores:
     """Start one criu per tree and wait until each is held or has failed."""
     Path(_HOOK_SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(_HOOK_SOCKET)
     listener.listen(len(trees) + 8)
-    restores = Restores([_start(tree, image_root) for tree in trees])
+    restores = Restores([_start(tree, image_root, links) for tree in trees])
     by_pid = {str(item.pid): item for item in restores.trees}
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, None)
@@ -151,6 +156,7 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
             for item in restores.trees:
                 if item.hook is None and not item.failure:
                     item.failure = f"not restored within {timeout:.0f} s"
+                    _write_down_where_it_waits(item)
             break
         for key, _ in events:
             if key.data is None:
@@ -180,6 +186,18 @@ def restore_all(trees: Sequence[Tree], image_root: Path, timeout: float = 120.0)
     for item in restores.failed:
         _clear_away(item)
     return restores
+
+
+def _write_down_where_it_waits(item: Restore) -> None:
+    """For whoever has to find out: the kernel stack of criu and of all that it made."""
+    lines = []
+    for path in dict.fromkeys(item.tree.cgroups.values()):
+        with contextlib.suppress(OSError):
+            for pid in (_CGROUPS / path.lstrip("/") / "cgroup.procs").read_text().split():
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                lines += [f"{pid} {name}", Path(f"/proc/{pid}/stack").read_text()]
+    with contextlib.suppress(OSError):
+        (work_directory(item.tree) / "stuck.log").write_text("\n".join(lines))
 
 
 def _cause(tree: Tree) -> str:

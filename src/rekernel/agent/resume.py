@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import syscalls
-from rekernel.agent import boot, memory, network, processes, restore
+from rekernel.agent import boot, links, memory, network, processes, restore
+from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, say
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, ManifestError, Phase, load
@@ -93,15 +94,14 @@ def _restore(
     # Used up, whatever happens now: nothing may be restored twice.
     result |= {"handover": "used", "id": manifest.id}
     try:
-        _set_up_host(manifest, reader, timeline)
+        with timeline.phase("settings"):
+            _apply_settings(manifest)
+        between = _set_up_host(manifest, reader, region, store, timeline)
         journal = restore.listen_journal()
-        with timeline.phase("pager"):
-            if region is not None:
-                _start_pager(manifest, region, store, reader)
         with timeline.phase("criu's probe"):
             _wait_for_probe(probe)
         with timeline.phase("restore"):
-            restores = _restore_trees(manifest)
+            restores = _restore_trees(manifest, between)
     except Exception:
         wipe(store.area)
         restore.kill_all(manifest.trees)
@@ -132,18 +132,33 @@ def _go_on_after(what: str, step: Callable[[], object]) -> None:
         say(f"{what} failed: {error}")
 
 
-def _set_up_host(manifest: Manifest, reader: StoreReader, timeline: Timeline) -> None:
-    with timeline.phase("mounts"):
-        boot.mount_all(manifest.mounts)
-    with timeline.phase("unpack"):
-        _unpack(reader, manifest)
-    with timeline.phase("settings"):
-        restore.make_cgroups(manifest.cgroups)
-        _apply_settings(manifest)
-    # criu's own files came first.
-    threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
-    with timeline.phase("network"):
-        network.set_up(manifest.network)
+def _set_up_host(
+    manifest: Manifest,
+    reader: StoreReader,
+    region: DaxRegion | None,
+    store: memory.Store,
+    timeline: Timeline,
+) -> links.Links:
+    """All that the restore needs, the network beside the rest as it mostly waits."""
+    upping = Beside(functools.partial(network.set_up, manifest.network))
+    try:
+        with timeline.phase("mounts"):
+            boot.mount_all(manifest.mounts)
+            restore.make_cgroups(manifest.cgroups)
+        with timeline.phase("unpack"):
+            _unpack(reader, manifest)
+            between = links.Links(manifest.links, reader.read)
+        # criu's own files came first.
+        threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
+        with timeline.phase("pager"):
+            listening = _start_pager(manifest, region, store, reader) if region else []
+    finally:
+        with timeline.phase("network"):
+            upping.join()
+    upping.finish()
+    with timeline.phase("pager listens"):
+        memory.wait_for_sockets(listening)
+    return between
 
 
 def _wait_for_probe(probe: int | str) -> None:
@@ -202,21 +217,27 @@ def _apply_settings(manifest: Manifest) -> None:
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(manifest.highest_pid + 64))
 
 
-def _restore_trees(manifest: Manifest) -> restore.Restores:
+def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:
     if manifest.memory.backend == "region":
-        return restore.restore_all(manifest.trees, restore.WORK)
-    with memory.without_huge_pages():
-        return restore.restore_all(manifest.trees, Path(manifest.report["image_directory"]))
+        restores = restore.restore_all(manifest.trees, restore.WORK, between)
+    else:
+        images = Path(manifest.report["image_directory"])
+        with memory.without_huge_pages():
+            restores = restore.restore_all(manifest.trees, images, between)
+    between.close()
+    links.connect_datagrams(manifest.datagrams)
+    return restores
 
 
 def _start_pager(
     manifest: Manifest, region: DaxRegion, store: memory.Store, reader: StoreReader
-) -> None:
+) -> list[str]:
+    """Returns the sockets that it will listen on."""
     pagemap = RUN / "pagemap"
     pagemap.write_bytes(reader.read("pagemap"))
     sockets = [str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees]
     memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
-    memory.wait_for_sockets(sockets)
+    return sockets
 
 
 def _report(

@@ -84,7 +84,7 @@ def _of_descriptors(pid: int) -> Iterator[Obstacle]:
 
 
 def of_descriptor(
-    item: Descriptor, queues: int, open_socket: Callable[[Descriptor], socket.socket]
+    item: Descriptor, queues: int, open_socket: Callable[[int, int], socket.socket]
 ) -> Obstacle | None:
     """What stands in the way of one descriptor. ``queues``: device of POSIX message queues."""
     if item.link.startswith("anon_inode:"):
@@ -93,7 +93,7 @@ def of_descriptor(
         names = [words for pattern, words in _NAMES if pattern.search(item.link)]
         return Obstacle(names[0] if names else f"a {item.link.removeprefix('anon_inode:')}")
     if stat.S_ISSOCK(item.mode):
-        with suppress(OSError), open_socket(item) as opened:
+        with suppress(OSError), open_socket(item.pid, item.number) as opened:
             return of_socket(opened)
         return None
     if stat.S_ISCHR(item.mode):
@@ -138,9 +138,37 @@ def _device_of(path: str) -> int:
         return -1
 
 
+def _maps(pid: int) -> str:
+    return os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
+
+
+def _injects_into_shared_code(maps: str) -> bool:
+    """Whether criu would put its code where it cannot write: into the first executable mapping."""
+    for line in maps.splitlines():
+        permissions = line.split(None, 2)[1]
+        if permissions[2] == "x":
+            return permissions[3] == "s" and permissions[1] != "w"
+    return False
+
+
+def runs_shared_code(pids: Sequence[int]) -> bool:
+    """Whether one of these processes has code in shared memory before its own."""
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if _injects_into_shared_code(_maps(pid)):
+                return True
+    return False
+
+
 def _of_mappings(pid: int) -> Iterator[Obstacle]:
     own_ipc = os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
-    maps = os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
+    maps = _maps(pid)
+    if _injects_into_shared_code(maps):
+        yield Obstacle(
+            f"process {pid} maps code in shared memory (PHP's just-in-time compiler does)",
+            "let `rekernel setup` write a drop-in that takes PHP's buffer for it away, then "
+            "restart the unit",
+        )
     for name in dict.fromkeys(line.split(None, 5)[5] for line in maps.splitlines() if "/" in line):
         what = of_mapping(name, own_ipc=own_ipc)
         if what is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import tomllib
@@ -11,10 +12,10 @@ from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
-from rekernel.census import obstacles
+from rekernel.census import obstacles, sharing
 from rekernel.checkpoint import unixsockets
 from rekernel.checkpoint.options import roots_of
-from rekernel.checkpoint.unixsockets import UnixSocket, leading_out, socket_inodes
+from rekernel.checkpoint.unixsockets import JOURNAL_STDOUT, holders, leading_out
 from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
 from rekernel.policy import Policy
 from rekernel.systemd.units import Unit, processes_of
@@ -76,7 +77,7 @@ def _judge(
     unit: Unit,
     processes: dict[int, str],
     parents: dict[int, int],
-    sockets: Sequence[UnixSocket],
+    shared: sharing.Shared | None,
 ) -> tuple[Verdict, str, str]:
     if unit.sub != "running":
         return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
@@ -108,12 +109,11 @@ def _judge(
     obstacle = obstacles.find(list(processes))
     if obstacle is not None:
         return Verdict.RESTARTED, obstacle.what, obstacle.remedy
-    for far in leading_out(socket_inodes(processes), sockets):
-        name = far.path or far.user or "a process outside"
+    if shared is not None:
         return (
             Verdict.RESTARTED,
-            f"it is connected to {name} over a unix socket",
-            "connections between units are not carried yet",
+            f"process {shared.pid} shares {shared.what} with process {shared.other} outside of it",
+            "criu dumps one tree at a time: what they share would be torn apart",
         )
     return Verdict.CARRIED, "", ""
 
@@ -124,9 +124,10 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     A unit that policy says must be carried and cannot be blocks the upgrade.
     """
     found = []
-    sockets = unixsockets.observe()
+    members = {unit.name: processes_of(unit.cgroup) if unit.cgroup else {} for unit in units}
+    shared = sharing.find(members, parents)
     for unit in sorted(units, key=lambda item: item.name):
-        processes = processes_of(unit.cgroup) if unit.cgroup else {}
+        processes = members[unit.name]
         if not processes:
             continue
         reason = plumbing_reason(unit.name)
@@ -140,10 +141,31 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             text = "policy says so"
             found.append(UnitVerdict(unit, Verdict.RESTARTED, text, "", processes, root))
             continue
-        verdict, why, remedy = _judge(unit, processes, parents, sockets)
+        verdict, why, remedy = _judge(unit, processes, parents, shared.get(unit.name))
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
         found.append(UnitVerdict(unit, verdict, why, remedy, processes, root))
+    return _with_broken_connections(found)
+
+
+def _with_broken_connections(units: Sequence[UnitVerdict]) -> list[UnitVerdict]:
+    """Say of carried units which of their connections over unix sockets will not go along."""
+    sockets = unixsockets.observe()
+    own = [holders(item.processes) for item in units]
+    owner = {inode: item for item, inodes in zip(units, own, strict=True) for inode in inodes}
+    found = []
+    for item, inodes in zip(units, own, strict=True):
+        broken: dict[str, None] = {}
+        for near, far in leading_out(inodes, sockets):
+            other = owner.get(near.peer)
+            if far is not None and far.name == JOURNAL_STDOUT:
+                continue
+            if other is None or other.verdict is not Verdict.CARRIED:
+                broken[other.unit.name if other else (far and far.name) or "a process"] = None
+        if item.verdict is Verdict.CARRIED and broken:
+            reason = f"its connection to {', '.join(broken)} ends, as when that starts again"
+            item = dataclasses.replace(item, reason=reason)
+        found.append(item)
     return found
 
 

@@ -16,10 +16,12 @@ from rekernel.host.mounts import observe
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """``dump``: value for criu dump --external; ``inherited``: what restore gives back for it."""
+    """``dump``: value for criu dump --external; ``inherited``: what restore gives back for it, if
+    anything.
+    """
 
     dump: str
-    inherited: Inherited
+    inherited: Inherited | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,32 +68,22 @@ def descriptors(pid: int) -> list[Descriptor]:
     return found
 
 
-def socket_of(item: Descriptor) -> socket.socket:
+def socket_of(pid: int, number: int) -> socket.socket:
     """A socket of another process, as a descriptor of our own. Raises OSError."""
-    pidfd = os.pidfd_open(item.pid)
+    pidfd = os.pidfd_open(pid)
     try:
-        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, item.number))
+        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, number))
     finally:
         os.close(pidfd)
 
 
-def find(pids: Sequence[int], header: str, streams: set[int]) -> list[External]:
-    """The externals of a tree, each once."""
+def files(pids: Sequence[int]) -> list[External]:
+    """The files of a tree that were opened in another mount namespace than its own, each once."""
     found: dict[str, External] = {}
     for pid in pids:
         own_mounts = {mount.mount_id for mount in observe(str(pid))}
         for item in descriptors(pid):
-            if item.link.startswith("socket:["):
-                inode = int(item.link[8:-1])
-                if inode in streams:
-                    found.setdefault(
-                        f"unix[{inode}]",
-                        External(
-                            f"unix[{inode}]",
-                            Inherited("journal", f"fd[{{fd}}]:socket:[{inode}]", header=header),
-                        ),
-                    )
-            elif (
+            if (
                 item.link.startswith("/")
                 and item.mount_id not in own_mounts
                 # Nothing that could be opened again: a memfd, which criu takes along by itself.

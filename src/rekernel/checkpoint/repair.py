@@ -27,7 +27,7 @@ def end(pids: Iterable[int]) -> int:
         with suppress(OSError):
             for item in descriptors(pid):
                 if stat.S_ISSOCK(item.mode):
-                    with suppress(OSError), socket_of(item) as opened:
+                    with suppress(OSError), socket_of(pid, item.number) as opened:
                         ended += _end(opened)
     return ended
 

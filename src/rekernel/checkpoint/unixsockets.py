@@ -1,66 +1,125 @@
-"""Unix sockets that lead out of a process tree: to the journal (made again), or elsewhere."""
+"""The unix sockets of this machine and who is connected with whom."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-
-from rekernel.run import run
 
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Datagram sockets that the agent opens again before the restore; criu connects to them by path.
 JOURNAL_DATAGRAM = ("/run/systemd/journal/dev-log", "/run/systemd/journal/socket")
 
-_USER = re.compile(r'\(\("([^"]+)"')
+# include/net/tcp_states.h: unix sockets use these three.
+ESTABLISHED = 1
+LISTENING = 10
+# include/net/sock.h: RCV_SHUTDOWN
+RECEIVE_SHUTDOWN = 1
+SHUTDOWN = 3
+
+# include/uapi/linux/sock_diag.h, include/uapi/linux/unix_diag.h, include/uapi/linux/netlink.h
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_REQUEST_DUMP = 0x301
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")
+# family, protocol, pad, states, inode, show (name, peer, pending connections), cookie
+_REQUEST = struct.Struct("=BBHIIIQ")
+_SHOW = 0x01 | 0x04 | 0x08
+# family, type, state, pad, inode, cookie
+_MESSAGE = struct.Struct("=BBBxIQ")
+_ATTRIBUTE = struct.Struct("=HH")
+_NAME, _PEER, _ICONS, _SHUTDOWN_MASK = 0, 2, 3, 6
 
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
-    """A line of ``ss --unix``: ``kind`` is u_str, u_dgr or u_seq; ``peer`` 0 if not connected."""
+    """One unix socket. ``peer`` is 0 without one, and for a connection that waits for accept(2).
 
-    kind: str
-    state: str
-    path: str
-    inode: int
-    peer: int
-    user: str
-
-
-def parse_ss(text: str) -> list[UnixSocket]:
-    """From ``ss -xanpH``.
-
-    Columns: netid state recv-q send-q local-address local-inode peer-address peer-inode users.
+    ``kind``: SOCK_STREAM and so on. ``name``: what it is bound to, "" if it is not; an abstract
+    one begins with a NUL. ``shutdown``: RCV_SHUTDOWN and SEND_SHUTDOWN. ``waiting``: of a
+    listener, the clients that it has not accepted.
     """
-    found = []
-    for line in text.splitlines():
-        fields = line.split(None, 8)
-        if len(fields) < 8 or not (fields[5].isdigit() and fields[7].isdigit()):
-            continue
-        user = _USER.search(fields[8]) if len(fields) > 8 else None
-        path = "" if fields[4] == "*" else fields[4]
-        found.append(
-            UnixSocket(
-                fields[0], fields[1], path, int(fields[5]), int(fields[7]), user[1] if user else ""
-            )
-        )
-    return found
+
+    kind: int
+    state: int
+    inode: int
+    name: str = ""
+    peer: int = 0
+    shutdown: int = 0
+    waiting: tuple[int, ...] = ()
+
+
+def parse(data: bytes) -> Iterator[UnixSocket | None]:
+    """From what the kernel sends for unix_diag_req; None where the dump ends.
+
+    Raises OSError for the error in it.
+    """
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        body = data[offset + _HEADER.size : offset + length]
+        if kind == _NLMSG_DONE:
+            yield None
+            return
+        if kind == _NLMSG_ERROR:
+            number = -int.from_bytes(body[:4], "little", signed=True)
+            raise OSError(number, os.strerror(number), "sock_diag")
+        yield _parse_one(body)
+        offset += (length + 3) & ~3
+
+
+def _parse_one(body: bytes) -> UnixSocket:
+    _, kind, state, inode, _ = _MESSAGE.unpack_from(body)
+    values: dict[int, bytes] = {}
+    offset = _MESSAGE.size
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, attribute = _ATTRIBUTE.unpack_from(body, offset)
+        values[attribute] = body[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+    name = values.get(_NAME, b"")
+    waiting = values.get(_ICONS, b"")
+    return UnixSocket(
+        kind,
+        state,
+        inode,
+        # An abstract name may hold anything; a path ends before its terminator.
+        os.fsdecode(name if name[:1] == b"\0" else name.rstrip(b"\0")),
+        int.from_bytes(values.get(_PEER, b""), "little"),
+        int.from_bytes(values.get(_SHUTDOWN_MASK, b""), "little"),
+        tuple(item for (item,) in struct.iter_unpack("=I", waiting)),
+    )
 
 
 def observe() -> list[UnixSocket]:
-    """Every unix socket of this network namespace. Raises CommandFailedError."""
-    return parse_ss(run(["ss", "--unix", "--all", "--numeric", "--processes", "--no-header"]))
+    """Every unix socket of this network namespace. Raises OSError."""
+    request = _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0)
+    header = _HEADER.pack(
+        _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_REQUEST_DUMP, 1, 0
+    )
+    found: list[UnixSocket] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+        diag.send(header + request)
+        while True:
+            for item in parse(diag.recv(1 << 17)):
+                if item is None:
+                    return found
+                found.append(item)
 
 
 def journal_streams(sockets: Iterable[UnixSocket]) -> set[int]:
     """Inodes of the services' ends of connections to the journal's stdout socket."""
-    return {item.peer for item in sockets if item.path == JOURNAL_STDOUT and item.peer}
+    return {item.peer for item in sockets if item.name == JOURNAL_STDOUT and item.peer}
 
 
-def socket_inodes(pids: Iterable[int]) -> set[int]:
-    """Inodes of all sockets that these processes have open; one that is gone has none."""
-    found = set()
+def holders(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Inode -> process and descriptor, of all sockets that these processes have open.
+
+    The first that has it counts; a process that is gone has none.
+    """
+    found: dict[int, tuple[int, int]] = {}
     for pid in pids:
         try:
             entries = os.listdir(f"/proc/{pid}/fd")
@@ -72,20 +131,32 @@ def socket_inodes(pids: Iterable[int]) -> set[int]:
             except OSError:
                 continue
             if link.startswith("socket:["):
-                found.add(int(link[8:-1]))
+                found.setdefault(int(link[8:-1]), (pid, int(entry)))
     return found
 
 
-def leading_out(own: set[int], sockets: Sequence[UnixSocket]) -> list[UnixSocket]:
-    """The far ends of connections that leave a tree with these socket inodes and that cannot be
-    made again: all but those to the journal.
+def leading_out(
+    own: Iterable[int], sockets: Sequence[UnixSocket]
+) -> list[tuple[UnixSocket, UnixSocket | None]]:
+    """Connections that leave a tree with these socket inodes: the near end and the far one.
+
+    The far end is None if it is not of this network namespace. Left out is what needs nothing:
+    datagrams to the journal, where criu connects again by path.
     """
+    inside = set(own)
     by_inode = {item.inode: item for item in sockets}
     found = []
     for item in sockets:
-        if item.inode not in own or not item.peer or item.peer in own:
+        if item.inode not in inside or not item.peer or item.peer in inside:
             continue
-        far = by_inode.get(item.peer) or UnixSocket(item.kind, item.state, "", item.peer, 0, "")
-        if far.path != JOURNAL_STDOUT and far.path not in JOURNAL_DATAGRAM:
-            found.append(far)
+        far = by_inode.get(item.peer)
+        if far is None or far.name not in JOURNAL_DATAGRAM:
+            found.append((item, far))
     return found
+
+
+def unaccepted(own: Iterable[int], sockets: Sequence[UnixSocket]) -> list[UnixSocket]:
+    """Of these sockets those that connect to somebody who has not accepted yet."""
+    inside = set(own)
+    waiting = {inode for item in sockets for inode in item.waiting}
+    return [item for item in sockets if item.inode in inside and item.inode in waiting]

@@ -12,7 +12,7 @@ from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
 from rekernel.errors import NothingToDoError, UsageError
 from rekernel.lock import exclusive
 from rekernel.memory import region
-from rekernel.setup import files, operation, plan
+from rekernel.setup import dropins, files, operation, plan
 from rekernel.setup.files import Record
 from rekernel.setup.host import Host
 from rekernel.setup.plan import Plan
@@ -184,7 +184,7 @@ def _undo(args: argparse.Namespace, host: Host, record: Record | None) -> int:
     for change in done:
         print(f"{change['kind']} {change['what']}")
     print("Done.")
-    if any(item.path.startswith(plan.UNIT_DIRECTORY) for item in record.files):
+    if any(item.path.startswith(dropins.UNIT_DIRECTORY) for item in record.files):
         print("Units that had a drop-in get their own settings back when they are restarted.")
     if reboot:
         print("The region is ordinary memory again after the next reboot.")

@@ -88,8 +88,8 @@ class Network:
 class Inherited:
     """A descriptor to give to criu; ``argument`` has {fd} for its number.
 
-    ``kind``: "journal" (a connection to the journal's stdout socket, after sending ``header``)
-    or "file" (``path``, opened with ``flags``).
+    ``kind``: "journal" (a connection to the journal's stdout socket, after sending ``header``),
+    "file" (``path``, opened with ``flags``) or "unix" (``end`` of the link with number ``link``).
     """
 
     kind: str
@@ -97,6 +97,47 @@ class Inherited:
     path: str = ""
     flags: int = 0
     header: str = ""
+    link: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnixEnd:
+    """One end of a connection between unix sockets, held by process ``pid``.
+
+    ``queue``: store blob with what it has not read yet, "" for nothing (checkpoint/links.py).
+    ``closed``: nothing more arrives. ``flags``: of the open file. ``options``: SO_* number -> value
+    in hex.
+    """
+
+    pid: int
+    queue: str = ""
+    closed: bool = False
+    flags: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UnixLink:
+    """A connection between unix sockets of two trees, or of one and what boots afresh: one end.
+
+    ``kind``: SOCK_STREAM or SOCK_SEQPACKET.
+    """
+
+    kind: int
+    ends: tuple[UnixEnd, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramLink:
+    """Descriptor ``number`` of process ``pid``, a datagram socket, is to be connected with a
+    descriptor of another tree, or with nobody if ``target_pid`` is 0.
+    """
+
+    pid: int
+    number: int
+    target_pid: int = 0
+    target_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +204,9 @@ class Manifest:
     systemd_header: str
     systemd_units: dict[str, str]
     init: tuple[str, ...]
+    # Connections over unix sockets that no single restore can bring back.
+    links: tuple[UnixLink, ...] = ()
+    datagrams: tuple[DatagramLink, ...] = ()
     phases: tuple[Phase, ...] = ()
     # What the old side already knows for the report, passed through unread.
     report: dict[str, Any] = field(default_factory=dict)

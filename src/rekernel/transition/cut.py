@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +165,12 @@ def add_tmpfs(writer: StoreWriter, plans: Sequence[mounts.TmpfsPlan]) -> int:
         _add(writer, f"tmpfs{plan.target}", data)
         path.unlink()
     return total
+
+
+def add_queues(writer: StoreWriter, queues: Mapping[str, bytes]) -> None:
+    """Put what waits in unix sockets between trees into the store."""
+    for name, data in queues.items():
+        _add(writer, name, data)
 
 
 def add_record(writer: StoreWriter, area: mmap.mmap, record: PageRecord, strays_at: int) -> None:

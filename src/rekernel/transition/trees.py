@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict
-from rekernel.checkpoint import externals, unixsockets
+from rekernel.checkpoint import externals, links, unixentries
 from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree
@@ -24,6 +25,7 @@ class CarriedTree:
     verdict: UnitVerdict
     options: TreeOptions
     inherited: tuple[externals.External, ...]
+    journal_header: str
 
     @property
     def name(self) -> str:
@@ -38,11 +40,9 @@ class CarriedTree:
 
 def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
     """How these units are carried. Raises OSError if one ended meanwhile."""
-    streams = unixsockets.journal_streams(unixsockets.observe())
     found = []
     for item in units:
-        header = adoption.journal_header(item.unit)
-        inherited = externals.find(list(item.processes), header, streams)
+        inherited = externals.files(list(item.processes))
         options = TreeOptions(
             root_pid=item.root_pid,
             cgroup=item.unit.cgroup,
@@ -50,7 +50,8 @@ def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
             lazy=lazy,
             externals=tuple(external.dump for external in inherited),
         )
-        found.append(CarriedTree(item, options, tuple(inherited)))
+        header = adoption.journal_header(item.unit)
+        found.append(CarriedTree(item, options, tuple(inherited), header))
     return found
 
 
@@ -75,6 +76,39 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
     return found
 
 
+def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken]:
+    """The same frozen trees with the unix sockets that lead out of each, and these.
+
+    Raises links.NotAcceptedError if an instant more is needed, RekernelError for what cannot be
+    carried.
+    """
+    taken = links.take(
+        [links.Member(tree.verdict.unit.name, tree.pids, tree.journal_header) for tree in trees]
+    )
+    found = []
+    for tree, more in zip(trees, taken.externals, strict=True):
+        dumped = (*tree.options.externals, *(external.dump for external in more))
+        options = dataclasses.replace(tree.options, externals=dumped)
+        inherited = (*tree.inherited, *more)
+        found.append(dataclasses.replace(tree, options=options, inherited=inherited))
+    return found, taken
+
+
+def as_dumped(trees: Sequence[CarriedTree], images: Path) -> list[CarriedTree]:
+    """The same trees without what ended while criu dumped them: it restores such a socket alone.
+
+    What boots afresh is not frozen and may close a connection at any moment; waiting to be given
+    one for it, criu would hang. Raises images.ImageError, OSError.
+    """
+    ended = {f"unix[{inode}]" for inode in unixentries.unconnected(images)}
+    return [
+        dataclasses.replace(
+            tree, inherited=tuple(item for item in tree.inherited if item.dump not in ended)
+        )
+        for tree in trees
+    ]
+
+
 def for_manifest(tree: CarriedTree, images: str) -> Tree:
     """What the agent gets to know; ``images``: prefix of its blobs or name of its directory."""
     return Tree(
@@ -83,7 +117,7 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         root_pid=tree.options.root_pid,
         images=images,
         argv=tuple(restore_argv(tree.options)),
-        inherited=tuple(external.inherited for external in tree.inherited),
+        inherited=tuple(item.inherited for item in tree.inherited if item.inherited is not None),
         cgroups={str(pid): path for pid, path in tree.verdict.processes.items()},
     )
 

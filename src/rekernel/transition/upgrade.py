@@ -13,7 +13,8 @@ from rekernel import syscalls
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint import timers
+from rekernel.checkpoint import timers, unixentries
+from rekernel.checkpoint.links import NotAcceptedError, Taken
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
@@ -24,9 +25,11 @@ from rekernel.run import run
 from rekernel.transition import cut, host_facts, room, staging, trees
 from rekernel.transition.dumps import DumpJob, Dumps
 from rekernel.transition.events import EventStream
-from rekernel.transition.undo import UndoList
+from rekernel.transition.undo import UndoList, thaw
 
 IMAGES = Path("/var/lib/rekernel/images")
+# How long a connection between two services may take to be accepted.
+_ACCEPT_S = 3.0
 
 
 class CancelledError(RekernelError):
@@ -119,14 +122,15 @@ class Upgrade:
 
         frozen_ns = time.time_ns()
         with self._events.phase("freeze"):
-            cut.freeze([tree.verdict.unit.cgroup for tree in carried], self._undo)
-            carried = trees.as_frozen(carried)
+            carried, links = self._freeze(carried)
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         with cut.open_store(plan.where, store_file) as area:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
             with self._events.phase("dump"):
                 record = self._dump(dumps, carried, images, len(area), strays_at)
+                carried = trees.as_dumped(carried, images)
+                unixentries.disconnect_images(images, links.disconnected)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
                 image_bytes = 0
@@ -134,6 +138,7 @@ class Upgrade:
                     image_bytes = cut.add_images(writer, images)
                     cut.add_record(writer, area, record, strays_at)
                 tmpfs_bytes = cut.add_tmpfs(writer, host.contents)
+                cut.add_queues(writer, links.queues)
             self._check()
             with self._events.phase("freeze file systems"):
                 # With the store on a disk that must come after the last write to it.
@@ -156,11 +161,26 @@ class Upgrade:
                 ],
             }
             memory = cut.memory_facts(plan.where, record, strays_at)
-            cut.seal(writer, self._manifest(carried, host, memory, report, frozen_ns, hertz))
+            cut.seal(writer, self._manifest(carried, links, host, memory, report, frozen_ns, hertz))
             if plan.where is None:
                 area.flush()
                 cut.freeze_filesystems(host.table, self._undo)
         cut.jump()
+
+    def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
+        """All trees at one instant, with what they are at that instant."""
+        cgroups = [tree.verdict.unit.cgroup for tree in carried]
+        deadline = time.monotonic() + _ACCEPT_S
+        while True:
+            cut.freeze(cgroups, self._undo)
+            try:
+                return trees.linked(trees.as_frozen(carried))
+            except NotAcceptedError:
+                if time.monotonic() > deadline:
+                    raise
+            for cgroup in cgroups:
+                thaw(cgroup)
+            time.sleep(0.02)
 
     def _gather(self, pids: list[int]) -> int:
         """Move strays into the region; returns the bytes that are left. Raises BlockedError."""
@@ -247,6 +267,7 @@ class Upgrade:
     def _manifest(
         self,
         carried: list[trees.CarriedTree],
+        links: Taken,
         host: host_facts.HostFacts,
         memory: Memory,
         report: dict[str, Any],
@@ -281,6 +302,8 @@ class Upgrade:
             init=(staging.INIT,),
             phases=tuple(self._events.phases),
             report=report,
+            links=links.links,
+            datagrams=links.datagrams,
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from rekernel.agent import restore
+from rekernel.agent.links import Links
 from rekernel.handover.manifest import Inherited, Tree
 
 from .conftest import Said
@@ -42,6 +43,9 @@ for line in (b"", b"hello\\n", b"hello world\\n", b"post-restore /proc/1/fd/3 tr
         stream.connect(os.environ["REKERNEL_HOOK"])
         stream.sendall(line)
 """
+
+
+NO_LINKS = Links((), lambda name: b"")
 
 
 def hook(status: int = 0, then: str = "wait") -> tuple[str, ...]:
@@ -80,7 +84,7 @@ def tree(
 
 
 def test_all_are_held_until_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("a", hook()), tree("b", hook())], stage)
+    found = restore.restore_all([tree("a", hook()), tree("b", hook())], stage, NO_LINKS)
     assert [item.tree.name for item in found.held] == ["a", "b"]
     assert found.failed == []
     logs = [restore.work_directory(item.tree) / "output.log" for item in found.trees]
@@ -98,13 +102,13 @@ def test_the_cause_is_what_criu_said_first(stage: Path, said: Said) -> None:
     )
     bad = tree("bad", ["sh", "-c", "exit 1"])
     (restore.work_directory(bad) / "restore.log").write_text(log)
-    (failed,) = restore.restore_all([bad], stage).failed
+    (failed,) = restore.restore_all([bad], stage, NO_LINKS).failed
     assert failed.failure == "Can't open file var/lib/x: No such file"
 
 
 def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Popen[bytes]) -> None:
     bad = tree("bad", ["sh", "-c", "echo why; exit 7"], task.pid)
-    found = restore.restore_all([bad, tree("good", hook())], stage)
+    found = restore.restore_all([bad, tree("good", hook())], stage, NO_LINKS)
     assert [(item.tree.name, item.failure) for item in found.failed] == [
         ("bad", "criu ended with 7")
     ]
@@ -122,7 +126,7 @@ def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Po
 
 def test_one_that_dies_while_it_is_held(stage: Path, said: Said) -> None:
     slow = ["sh", "-c", f"sleep 0.5; exec {sys.executable} -c '{_HOOK}' wait 0"]
-    found = restore.restore_all([tree("bad", hook(9, "die")), tree("good", slow)], stage)
+    found = restore.restore_all([tree("bad", hook(9, "die")), tree("good", slow)], stage, NO_LINKS)
     assert [item.tree.name for item in found.held] == ["good"]
     assert [item.failure for item in found.failed] == ["criu ended with 9"]
     restore.commit(found)
@@ -130,7 +134,7 @@ def test_one_that_dies_while_it_is_held(stage: Path, said: Said) -> None:
 
 
 def test_one_that_dies_just_before_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("bad", hook()), tree("good", hook())], stage)
+    found = restore.restore_all([tree("bad", hook()), tree("good", hook())], stage, NO_LINKS)
     bad, good = found.trees
     os.kill(bad.pid, signal.SIGKILL)
     os.waitid(os.P_PID, bad.pid, os.WEXITED | os.WNOWAIT)
@@ -140,13 +144,13 @@ def test_one_that_dies_just_before_the_commit(stage: Path) -> None:
 
 
 def test_one_that_fails_at_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("bad", hook(4))], stage)
+    found = restore.restore_all([tree("bad", hook(4))], stage, NO_LINKS)
     restore.commit(found)
     assert [item.failure for item in found.failed] == ["criu ended with 4 after the commit"]
 
 
 def test_one_that_takes_too_long(stage: Path, said: Said) -> None:
-    found = restore.restore_all([tree("late", ["sleep", "60"])], stage, timeout=0.2)
+    found = restore.restore_all([tree("late", ["sleep", "60"])], stage, NO_LINKS, timeout=0.2)
     assert [item.failure for item in found.failed] == ["not restored within 0 s"]
     assert found.trees[0].done
     with contextlib.suppress(ProcessLookupError):
@@ -155,7 +159,7 @@ def test_one_that_takes_too_long(stage: Path, said: Said) -> None:
 
 
 def test_connections_of_strangers_change_nothing(stage: Path) -> None:
-    found = restore.restore_all([tree("a", [sys.executable, "-c", _STRANGER])], stage)
+    found = restore.restore_all([tree("a", [sys.executable, "-c", _STRANGER])], stage, NO_LINKS)
     assert [item.failure for item in found.failed] == ["criu ended with 0"]
 
 
@@ -173,7 +177,7 @@ def test_directories_and_descriptors(stage: Path) -> None:
     argv = [sys.executable, str(stage / "script"), "{images}", "{work}"]
     (stage / "script").write_text(script)
     made = tree("a", argv, inherited=[inherited])
-    restore.restore_all([made], stage / "store")
+    restore.restore_all([made], stage / "store", NO_LINKS)
     words = (stage / "work/a.said").read_text().split()
     assert words[:3] == [str(stage / "store/images/a"), str(stage / "work/a"), "--inherit-fd"]
     assert words[3].startswith("fd[")
@@ -182,7 +186,7 @@ def test_directories_and_descriptors(stage: Path) -> None:
 
 
 def test_each_starts_in_its_own_control_group(stage: Path) -> None:
-    restore.restore_all([tree("a", ["false"])], stage)
+    restore.restore_all([tree("a", ["false"])], stage, NO_LINKS)
     # The agent went in to start it, and out again.
     inside = stage / "cgroup/system.slice/a.service/cgroup.procs"
     assert inside.read_text() == str(os.getpid())
@@ -206,7 +210,9 @@ def test_a_connection_to_the_journal(stage: Path, monkeypatch: pytest.MonkeyPatc
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        fd = restore._open_inherited(Inherited("journal", "", header="redis\nredis.service\n"))
+        fd = restore._open_inherited(
+            Inherited("journal", "", header="redis\nredis.service\n"), NO_LINKS
+        )
         os.write(fd, b"a line\n")
         os.close(fd)
         journal, _ = listener.accept()

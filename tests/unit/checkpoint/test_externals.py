@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from recorded import Recorded, on_each_kernel
 
-from rekernel.checkpoint import externals, unixsockets
+from rekernel.checkpoint import externals
 from rekernel.checkpoint.externals import External
 from rekernel.handover.manifest import Inherited
 
@@ -20,33 +20,23 @@ def replay(recorded: Recorded, unit: str, monkeypatch: pytest.MonkeyPatch) -> in
     return int(recorded.text(f"{unit}/pid"))
 
 
-def streams(recorded: Recorded) -> set[int]:
-    return unixsockets.journal_streams(unixsockets.parse_ss(recorded.text("ss")))
-
-
 @on_each_kernel
 def test_a_sandboxed_service(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = replay(recorded, "redis-server", monkeypatch)
     items = recorded.descriptors("redis-server")
-    null, output = items[0], items[1]
+    null = items[0]
     assert (null.link, null.flags) == ("/dev/null", 0o100000)
-    inode = int(output.link.removeprefix("socket:[").removesuffix("]"))
     key = f"file[{null.mount_id:x}:{null.inode:x}]"
-    # Opened by systemd: /dev/null of the whole machine, not of the sandbox. Standard output and
-    # error are one socket, named once; nothing else (pipes, listening sockets) leads outside.
-    assert externals.find([pid], "header\n", streams(recorded)) == [
+    # Opened by systemd: /dev/null of the whole machine, not of the sandbox.
+    assert externals.files([pid]) == [
         External(key, Inherited("file", f"fd[{{fd}}]:{key}", "/dev/null", os.O_RDONLY)),
-        External(
-            f"unix[{inode}]",
-            Inherited("journal", f"fd[{{fd}}]:socket:[{inode}]", header="header\n"),
-        ),
     ]
 
 
 @on_each_kernel
 def test_a_service_without_a_sandbox(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = replay(recorded, "nginx", monkeypatch)
-    assert externals.find([pid], "", streams(recorded)) == []
+    assert externals.files([pid]) == []
 
 
 @on_each_kernel
@@ -54,18 +44,8 @@ def test_processes_that_share_descriptors_name_them_once(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = replay(recorded, "redis-server", monkeypatch)
-    once = externals.find([pid], "", streams(recorded))
-    assert externals.find([pid, pid], "", streams(recorded)) == once
-
-
-@on_each_kernel
-def test_journal_streams(recorded: Recorded) -> None:
-    found = streams(recorded)
-    # The far ends of established connections, not the listening socket's nobody.
-    assert len(found) >= 4
-    assert 0 not in found
-    journal = [item.inode for item in unixsockets.parse_ss(recorded.text("ss")) if item.path]
-    assert not found & {*journal}
+    once = externals.files([pid])
+    assert externals.files([pid, pid]) == once
 
 
 def test_this_process(tmp_path: Path) -> None:
@@ -78,7 +58,8 @@ def test_this_process(tmp_path: Path) -> None:
         assert (file.link, file.inode) == (str(path), path.stat().st_ino)
         assert file.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
         assert found[reading.fileno()].flags & os.O_ACCMODE == os.O_RDONLY
-        named = {item.inherited.path for item in externals.find([os.getpid()], "", set())}
+        found_files = externals.files([os.getpid()])
+        named = {item.inherited.path for item in found_files if item.inherited is not None}
         # Opened in this namespace; and a memfd is nobody's path, though its link looks like one.
         assert str(path) not in named
         assert found[memory].link == "/memfd:rekernel-test (deleted)"

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.checkpoint.timers import ImageError, rearm, rearm_images
+from rekernel.checkpoint.images import ImageError
+from rekernel.checkpoint.timers import rearm, rearm_images
 
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def message(**fields: int | bytes) -> bytes:
-    """A protobuf message of fields f1, f2, … in that order."""
-    out = b""
-    for name, value in fields.items():
-        number = int(name[1:])
-        if isinstance(value, bytes):
-            out += varint(number << 3 | 2) + varint(len(value)) + value
-        else:
-            out += varint(number << 3) + varint(value)
-    return out
+from .imagefiles import image, message
 
 
 def timer(ticks: int, value: tuple[int, int], interval: tuple[int, int]) -> bytes:
@@ -41,11 +23,6 @@ def timer(ticks: int, value: tuple[int, int], interval: tuple[int, int]) -> byte
         f7=value[0], f8=value[1], f9=interval[0], f10=interval[1],
     )  # fmt: skip
     return message(f1=17, f2=3, f12=inner)
-
-
-def image(*entries: bytes) -> bytearray:
-    head = struct.pack("<II", 0x54564319, 0x56303138)
-    return bytearray(head + b"".join(struct.pack("<I", len(one)) + one for one in entries))
 
 
 OTHER = message(f1=1, f2=9, f3=message(f1=9, f2=0o100000, f3=0, f6=b"/var/log/x"))

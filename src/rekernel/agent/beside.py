@@ -1,0 +1,35 @@
+"""A step that runs beside others.
+
+Imported early: see agent/main.py.
+"""
+
+from __future__ import annotations
+
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Beside(threading.Thread):
+    """Runs a step from its creation on; :meth:`finish` waits for it and raises its error."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        super().__init__()
+        self._step = step
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """What the thread does."""
+        try:
+            self._step()
+        except BaseException as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Raises what the step raised."""
+        self.join()
+        if self._error is not None:
+            raise self._error

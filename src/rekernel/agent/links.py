@@ -1,0 +1,114 @@
+"""Connections over unix sockets between trees, made before the restore and given to each criu."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+from rekernel import syscalls
+from rekernel.agent.beside import Beside
+from rekernel.agent.console import say
+from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
+
+# include/uapi/asm-generic/socket.h; nobody but us sends so much at once.
+_SO_SNDBUFFORCE = 32
+_ROOM_TO_FILL = 1 << 23
+_LENGTH = struct.Struct("<I")
+
+
+class Links:
+    """All links; one that cannot be made looks like one whose other side is gone."""
+
+    def __init__(self, links: Sequence[UnixLink], read: Callable[[str], bytes]) -> None:
+        """``read``: gives the blob with the queue of an end."""
+        self._read = read
+        self._sockets: dict[tuple[int, int], socket.socket] = {}
+        for index, link in enumerate(links):
+            self._make(index, link)
+
+    def take(self, link: int, end: int) -> int:
+        """A descriptor for one end; the caller closes it."""
+        return os.dup(self._sockets[link, end].fileno())
+
+    def close(self) -> None:
+        """What the trees hold is theirs alone from here on."""
+        for opened in self._sockets.values():
+            opened.close()
+
+    def _make(self, index: int, link: UnixLink) -> None:
+        pair = socket.socketpair(socket.AF_UNIX, link.kind)
+        try:
+            for end, sender in zip(link.ends, reversed(pair), strict=False):
+                sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM_TO_FILL)
+                for message in self._queue(end):
+                    sender.sendall(message)
+                if end.closed:
+                    sender.shutdown(socket.SHUT_WR)
+        except Exception as error:
+            say(f"what waits in a unix socket of process {link.ends[0].pid} is lost: {error}")
+        for number, end in enumerate(link.ends):
+            _set_up(pair[number], end)
+            self._sockets[index, number] = pair[number]
+        if len(link.ends) == 1:
+            pair[1].close()
+
+    def _queue(self, end: UnixEnd) -> Iterator[bytes]:
+        data = self._read(end.queue) if end.queue else b""
+        offset = 0
+        while offset < len(data):
+            (length,) = _LENGTH.unpack_from(data, offset)
+            offset += _LENGTH.size + length
+            yield data[offset - length : offset]
+
+
+def _set_up(opened: socket.socket, end: UnixEnd) -> None:
+    for name, value in end.options.items():
+        opened.setsockopt(socket.SOL_SOCKET, int(name), bytes.fromhex(value))
+    flags = fcntl.fcntl(opened, fcntl.F_GETFL)
+    fcntl.fcntl(opened, fcntl.F_SETFL, flags | end.flags)
+
+
+def connect_datagrams(links: Sequence[DatagramLink]) -> None:
+    """Connect the datagram sockets of all trees, which are held."""
+    for link in links:
+        try:
+            with _socket_of(link.pid, link.number) as near:
+                if link.target_pid:
+                    _connect(near, link)
+                else:
+                    _connect_to_nobody(near)
+        except OSError as error:
+            say(f"a datagram socket of process {link.pid} stays alone: {error}")
+
+
+def _socket_of(pid: int, number: int) -> socket.socket:
+    pidfd = os.pidfd_open(pid)
+    try:
+        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, number))
+    finally:
+        os.close(pidfd)
+
+
+def _connect(near: socket.socket, link: DatagramLink) -> None:
+    with _socket_of(link.target_pid, link.target_number) as target:
+        if not target.getsockname():
+            # One of a pair: the kernel chooses an abstract name.
+            target.bind("")
+        name = target.getsockname()
+
+    def connect() -> None:
+        syscalls.unshare(syscalls.CLONE_FS)
+        os.chroot(f"/proc/{link.target_pid}/root")
+        near.connect(name)
+
+    Beside(connect).finish()
+
+
+def _connect_to_nobody(near: socket.socket) -> None:
+    """As after the other side was closed: the next datagram is refused."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as target:
+        target.bind("")
+        near.connect(target.getsockname())

@@ -1,0 +1,92 @@
+"""What processes have in common that only works if they stay together.
+
+criu dumps one tree at a time: a pipe, a terminal, a memfd or an anonymous shared mapping with one
+end in a tree and another outside of it would come back as two that know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_SOCKET_OR_PIPE = re.compile(r"(socket|pipe):\[\d+\]$")
+_MEMFD = re.compile(r"/memfd:.* \(deleted\)$")
+_SLAVE = re.compile(r"/dev/pts/(\d+)$")
+_MASTER = re.compile(r"/dev/(pts/)?ptmx$")
+_MASTER_INDEX = re.compile(r"^tty-index:\s*(\d+)", re.M)
+# /proc/PID/maps: a shared mapping of what has no name (any more), with its device and inode.
+_SHARED = re.compile(
+    r"^\S+ ..(?:.)s \S+ (\S+) (\d+) +(/dev/zero|/memfd:.*|/SYSV\S+|/dev/shm/.*) \(deleted\)$",
+    re.M,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """``what`` process ``pid`` has in common with process ``other`` outside of its tree."""
+
+    what: str
+    pid: int
+    other: int
+
+
+def of_process(pid: int) -> dict[tuple[str, str], str]:
+    """Everything of a process that another one could have as well: key -> words for it.
+
+    A process that is gone has nothing.
+    """
+    found: dict[tuple[str, str], str] = {}
+    with suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                path = f"/proc/{pid}/fd/{number}"
+                found |= _of_descriptor(pid, number, os.readlink(path))
+    with suppress(OSError):
+        maps = os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
+        for device, inode, name in _SHARED.findall(maps):
+            words = "a memfd" if name.startswith("/memfd:") else "shared memory"
+            found["memory", f"{device} {inode}"] = words
+    return found
+
+
+def _of_descriptor(pid: int, number: str, link: str) -> dict[tuple[str, str], str]:
+    match = _SOCKET_OR_PIPE.match(link)
+    if match:
+        return {(match[1], link): f"a {match[1]}"}
+    if _MEMFD.match(link):
+        status = os.stat(f"/proc/{pid}/fd/{number}")
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        return {("memory", f"{device} {status.st_ino}"): "a memfd"}
+    slave = _SLAVE.match(link)
+    if slave:
+        return {("terminal", slave[1]): "a terminal"}
+    if _MASTER.match(link):
+        info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
+        index = _MASTER_INDEX.search(info)
+        return {("terminal", index[1]): "a terminal"} if index else {}
+    return {}
+
+
+def find(trees: Mapping[str, Iterable[int]], everyone: Iterable[int]) -> dict[str, Shared]:
+    """For each named tree the first thing that it shares with a process outside of it."""
+    name_of = {pid: name for name, pids in trees.items() for pid in pids}
+    holders: dict[tuple[str, str], list[int]] = {}
+    words: dict[tuple[str, str], str] = {}
+    for pid in everyone:
+        for key, what in of_process(pid).items():
+            holders.setdefault(key, []).append(pid)
+            words[key] = what
+    found: dict[str, Shared] = {}
+    for key, pids in holders.items():
+        for pid in pids:
+            name = name_of.get(pid)
+            if name is None or name in found:
+                continue
+            others = [other for other in pids if name_of.get(other) != name]
+            if others:
+                found[name] = Shared(words[key], pid, others[0])
+    return found

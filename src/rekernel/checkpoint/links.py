@@ -1,0 +1,229 @@
+"""Connections over unix sockets that lead out of a tree: taken at the cut, made again by the agent.
+
+criu dumps one tree at a time and cannot follow a connection into another. Such an end is external
+for it: it asks for a socket on restore and touches neither what waits in it nor its settings, so
+these are read here. The queue of an end becomes a blob of messages, each after its length.
+Datagram sockets it restores by itself, unconnected (checkpoint/unixentries.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from rekernel.checkpoint.externals import External, socket_of
+from rekernel.checkpoint.unixsockets import (
+    JOURNAL_STDOUT,
+    UnixSocket,
+    holders,
+    leading_out,
+    observe,
+    unaccepted,
+)
+from rekernel.errors import RekernelError
+from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink
+
+# include/uapi/asm-generic/socket.h; sizes are doubled when set.
+_SO_PASSCRED, _SO_RCVTIMEO, _SO_SNDTIMEO, _SO_PASSSEC, _SO_PEEK_OFF = 16, 20, 21, 34, 42
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_LARGEST_MESSAGE = 1 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class NotAcceptedError(RekernelError):
+    """A connection waits for accept(2): criu cannot dump it if its ends are in two trees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A tree as far as links are concerned. ``header``: what its stream to the journal begins
+    with.
+    """
+
+    name: str
+    pids: Sequence[int]
+    header: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """``externals``: of each tree, in their order. ``queues``: blob -> contents.
+    ``disconnected``: inodes of the sockets behind ``datagrams``.
+    """
+
+    links: tuple[UnixLink, ...]
+    datagrams: tuple[DatagramLink, ...]
+    disconnected: frozenset[int]
+    externals: tuple[tuple[External, ...], ...]
+    queues: dict[str, bytes]
+
+
+def take(trees: Sequence[Member]) -> Taken:
+    """Everything that leads out of these frozen trees.
+
+    Raises NotAcceptedError if an instant more is needed, RekernelError for what cannot be carried.
+    """
+    sockets = observe()
+    own = [holders(tree.pids) for tree in trees]
+    owner = _owners(trees, own)
+    _assert_accepted(trees, own, owner, sockets)
+    maker = _Maker([[] for _ in trees])
+    done: set[int] = set()
+    for index, inodes in enumerate(own):
+        for near, far in leading_out(inodes, sockets):
+            if near.inode in done:
+                continue
+            other = owner.get(near.peer)
+            end = (index, near.inode, *inodes[near.inode])
+            if near.kind == socket.SOCK_DGRAM:
+                maker.datagram(end, own[other][near.peer] if other is not None else (0, 0))
+            elif other is not None:
+                maker.link(near.kind, [end, (other, near.peer, *own[other][near.peer])])
+                done.add(near.peer)
+            elif far is not None and far.name == JOURNAL_STDOUT:
+                maker.journal(index, near.inode, trees[index].header)
+            else:
+                maker.link(near.kind, [end])
+    return Taken(
+        tuple(maker.links),
+        tuple(maker.datagrams),
+        frozenset(maker.disconnected),
+        tuple(map(tuple, maker.externals)),
+        maker.queues,
+    )
+
+
+def _owners(trees: Sequence[Member], own: Sequence[dict[int, tuple[int, int]]]) -> dict[int, int]:
+    owner: dict[int, int] = {}
+    for index, inodes in enumerate(own):
+        for inode in inodes:
+            if inode in owner:
+                raise RekernelError(
+                    f"{trees[owner[inode]].name} and {trees[index].name} share a socket",
+                    "restart one of them, or let policy restart it",
+                )
+            owner[inode] = index
+    return owner
+
+
+def _assert_accepted(
+    trees: Sequence[Member],
+    own: Sequence[dict[int, tuple[int, int]]],
+    owner: dict[int, int],
+    sockets: Sequence[UnixSocket],
+) -> None:
+    listeners = {inode: item for item in sockets for inode in item.waiting}
+    for tree, inodes in zip(trees, own, strict=True):
+        for item in unaccepted(inodes, sockets):
+            listener = listeners[item.inode]
+            if listener.inode not in inodes:
+                raise NotAcceptedError(
+                    f"{tree.name} waits to be let in at {listener.name}",
+                    "see why nobody accepts connections there",
+                )
+
+
+class _Maker:
+    def __init__(self, externals: list[list[External]]) -> None:
+        self.externals = externals
+        self.links: list[UnixLink] = []
+        self.datagrams: list[DatagramLink] = []
+        self.disconnected: set[int] = set()
+        self.queues: dict[str, bytes] = {}
+
+    def journal(self, tree: int, inode: int, header: str) -> None:
+        """A connection to the journal's stdout socket."""
+        given = Inherited("journal", _argument(inode), header=header)
+        self.externals[tree].append(External(f"unix[{inode}]", given))
+
+    def link(self, kind: int, ends: Sequence[tuple[int, int, int, int]]) -> None:
+        """A connection with these (tree, inode, process, descriptor) as its ends."""
+        found = []
+        for end, (tree, inode, pid, number) in enumerate(ends):
+            with socket_of(pid, number) as opened:
+                found.append(self._read(opened, inode, pid))
+            given = Inherited("unix", _argument(inode), link=len(self.links), end=end)
+            self.externals[tree].append(External(f"unix[{inode}]", given))
+        self.links.append(UnixLink(kind, tuple(found)))
+
+    def datagram(self, end: tuple[int, int, int, int], target: tuple[int, int]) -> None:
+        """A datagram socket, and the process and descriptor that it is connected with."""
+        tree, inode, pid, number = end
+        self.externals[tree].append(External(f"unix[{inode}]", None))
+        self.disconnected.add(inode)
+        self.datagrams.append(DatagramLink(pid, number, *target))
+
+    def _read(self, opened: socket.socket, inode: int, pid: int) -> UnixEnd:
+        messages = list(waiting(opened))
+        name = f"unix/{inode}" if messages else ""
+        if messages:
+            self.queues[name] = b"".join(_LENGTH.pack(len(item)) + item for item in messages)
+        return UnixEnd(
+            pid=pid,
+            queue=name,
+            closed=_receives_no_more(opened),
+            flags=fcntl.fcntl(opened, fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_ASYNC),
+            options=dict(_options(opened)),
+        )
+
+
+def _argument(inode: int) -> str:
+    return f"fd[{{fd}}]:socket:[{inode}]"
+
+
+def waiting(opened: socket.socket) -> Iterator[bytes]:
+    """What a unix socket has received and nobody has read; leaves it there.
+
+    Of a stream the pieces are as the kernel keeps them. Raises RekernelError for a descriptor
+    that is on its way.
+    """
+    before = opened.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
+    opened.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+    try:
+        with suppress(BlockingIOError):
+            while True:
+                data, extra, flags, _ = opened.recvmsg(
+                    _LARGEST_MESSAGE,
+                    socket.CMSG_SPACE(1024),
+                    socket.MSG_PEEK | socket.MSG_DONTWAIT,
+                )
+                _assert_no_descriptor(extra)
+                if flags & socket.MSG_TRUNC:
+                    raise RekernelError("a message in a unix socket is larger than 1 MiB")
+                if not data:
+                    return
+                yield data
+    finally:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, before)
+
+
+def _assert_no_descriptor(extra: Iterable[tuple[int, int, bytes]]) -> None:
+    for level, kind, data in extra:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            for (number,) in struct.iter_unpack("i", data[: len(data) // 4 * 4]):
+                os.close(number)
+            raise RekernelError(
+                "a descriptor is on its way between two services", "try again in a moment"
+            )
+
+
+def _receives_no_more(opened: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(opened, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _options(opened: socket.socket) -> Iterator[tuple[str, str]]:
+    for name, forced in ((socket.SO_SNDBUF, _SO_SNDBUFFORCE), (socket.SO_RCVBUF, _SO_RCVBUFFORCE)):
+        size = opened.getsockopt(socket.SOL_SOCKET, name) // 2
+        yield str(forced), struct.pack("i", size).hex()
+    for name in (_SO_PASSCRED, _SO_PASSSEC, _SO_RCVTIMEO, _SO_SNDTIMEO):
+        value = opened.getsockopt(socket.SOL_SOCKET, name, 16)
+        if any(value):
+            yield str(name), value.hex()

@@ -1,0 +1,60 @@
+"""Unix sockets in criu's images, as far as the agent restores them, or criu alone cannot.
+
+A connected datagram socket criu connects again by name while it restores, when that name may not
+be there yet. So if its other side is in another tree, or boots afresh, its image is told that it is
+not connected, and the agent connects it once all trees are back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from rekernel.checkpoint.images import ImageError, entries, fields, set_to_zero
+
+# Fields of file_entry (criu's images/fdinfo.proto) and of unix_sk_entry (images/sk-unix.proto).
+_USK = 16
+_INODE, _PEER = 2, 8
+
+
+def _sockets(data: bytearray) -> Iterator[tuple[int, int, int, int]]:
+    """Inode, peer, and where the peer's number starts and ends. Raises ImageError."""
+    for start, end in entries(data):
+        for number, _, inner, after in fields(data, start, end):
+            if number == _USK:
+                found = {key: item for key, *item in fields(data, inner, after)}
+                try:
+                    inode, (peer, at, after_it) = found[_INODE][0], found[_PEER]
+                except KeyError as error:
+                    raise ImageError(f"a socket has no field {error}") from None
+                yield inode, peer, at, after_it
+
+
+def disconnect(data: bytearray, inodes: Collection[int]) -> int:
+    """Change a files.img in place; returns how many sockets it concerned. Raises ImageError."""
+    changed = 0
+    for inode, _, start, end in _sockets(data):
+        if inode in inodes:
+            set_to_zero(data, start, end)
+            changed += 1
+    return changed
+
+
+def disconnect_images(images: Path, inodes: Collection[int]) -> None:
+    """All trees below a directory. Raises ImageError, OSError."""
+    if not inodes:
+        return
+    for path in images.glob("*/files.img"):
+        data = bytearray(path.read_bytes())
+        if disconnect(data, inodes):
+            path.write_bytes(data)
+
+
+def unconnected(images: Path) -> set[int]:
+    """Sockets without a peer in all trees below a directory. Raises ImageError, OSError."""
+    return {
+        inode
+        for path in images.glob("*/files.img")
+        for inode, peer, *_ in _sockets(bytearray(path.read_bytes()))
+        if not peer
+    }

@@ -1,0 +1,95 @@
+"""What processes share, seen in real ones."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from rekernel.census import sharing
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Processes that do nothing but have these descriptors open; gives the PID."""
+    started = []
+
+    def run(*numbers: int) -> int:
+        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=numbers)
+        started.append(process)
+        return process.pid
+
+    yield run
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+def pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def same_socket() -> tuple[int, int]:
+    left, right = socket.socketpair()
+    right.close()
+    return left.fileno(), os.dup(left.detach())
+
+
+def terminal() -> tuple[int, int]:
+    return pty.openpty()
+
+
+def memfd() -> tuple[int, int]:
+    number = os.memfd_create("rekernel test")
+    return number, os.dup(number)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(pipe, "a pipe"), (same_socket, "a socket"), (terminal, "a terminal"), (memfd, "a memfd")],
+)
+def test_descriptors(start: Start, make: Callable[[], tuple[int, int]], words: str) -> None:
+    ours, theirs = make()
+    first, second = start(ours), start(theirs)
+    trees = {"a": [first], "b": [second]}
+    assert sharing.find(trees, [first, second]) == {
+        "a": sharing.Shared(words, first, second),
+        "b": sharing.Shared(words, second, first),
+    }
+    # With somebody who is in no tree it is the same; within one tree it is nobody's business.
+    assert sharing.find({"a": [first]}, [first, second])["a"].other == second
+    assert sharing.find({"a": [first, second]}, [first, second]) == {}
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_memory_that_was_inherited() -> None:
+    with mmap.mmap(-1, 4096) as area:
+        area[0] = 1
+        child = os.fork()
+        if child == 0:
+            while True:
+                time.sleep(60)
+        try:
+            ours, theirs = sharing.of_process(os.getpid()), sharing.of_process(child)
+            common = [key for key in ours.keys() & theirs.keys() if key[0] == "memory"]
+            assert [ours[key] for key in common] == ["shared memory"]
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_a_process_that_is_gone_shares_nothing() -> None:
+    assert sharing.of_process(2**22 + 1) == {}

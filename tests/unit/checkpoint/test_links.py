@@ -1,0 +1,272 @@
+"""Unix sockets between trees: taken from real processes, made again as the agent does it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from rekernel.agent import links as agent_links
+from rekernel.agent.links import Links, connect_datagrams
+from rekernel.checkpoint import links
+from rekernel.checkpoint.externals import External
+from rekernel.checkpoint.links import Member, NotAcceptedError, Taken, take
+from rekernel.errors import RekernelError
+from rekernel.handover.manifest import DatagramLink
+
+Hold = Callable[..., int]
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    """Processes that do nothing but have these sockets open; gives the PID."""
+    started = []
+
+    def start(*sockets: socket.socket) -> int:
+        numbers = [item.fileno() for item in sockets]
+        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=numbers)
+        started.append(process)
+        return process.pid
+
+    yield start
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the agent says."""
+    lines: list[str] = []
+    monkeypatch.setattr(agent_links, "say", lines.append)
+    return lines
+
+
+def make(taken: Taken) -> Links:
+    return Links(taken.links, lambda name: taken.queues[name])
+
+
+def opened(made: Links, link: int, end: int) -> socket.socket:
+    return socket.socket(fileno=made.take(link, end))
+
+
+def member(name: str, *pids: int) -> Member:
+    return Member(name, pids, f"header of {name}\n")
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_between_two_trees(hold: Hold, kind: int) -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, kind)
+    messages = [b"one", b"x" * 20000, b"three"]
+    for message in messages:
+        left.sendall(message)
+    right.sendall(b"back")
+    right.setblocking(False)
+    right.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50000)
+    size = right.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    before = os.fstat(left.fileno()).st_ino, os.fstat(right.fileno()).st_ino
+    with left, right:
+        taken = take([member("a", hold(left)), member("b", hold(right))])
+        # Looked at, not taken away.
+        assert right.recv(3) == b"one"
+    assert {external.dump for tree in taken.externals for external in tree} == {
+        f"unix[{inode}]" for inode in before
+    }
+    first, second = (tree[0].inherited for tree in taken.externals)
+    assert first is not None
+    assert second is not None
+    assert first.argument == f"fd[{{fd}}]:socket:[{before[0]}]"
+    made = make(taken)
+    new_left = opened(made, first.link, first.end)
+    new_right = opened(made, second.link, second.end)
+    made.close()
+    with new_left, new_right:
+        if kind == socket.SOCK_STREAM:
+            assert new_right.recv(1 << 16) == b"".join(messages)
+        else:
+            assert [new_right.recv(1 << 16) for _ in messages] == messages
+        assert new_left.recv(10) == b"back"
+        assert fcntl.fcntl(new_right, fcntl.F_GETFL) & os.O_NONBLOCK
+        assert not fcntl.fcntl(new_left, fcntl.F_GETFL) & os.O_NONBLOCK
+        assert new_right.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 1
+        assert new_left.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 0
+        assert new_right.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
+        new_left.sendall(b"on")
+        assert new_right.recv(10) == b"on"
+        new_left.close()
+        assert new_right.recv(10) == b""
+
+
+def test_half_closed(hold: Hold) -> None:
+    left, right = socket.socketpair()
+    left.sendall(b"last words")
+    left.shutdown(socket.SHUT_WR)
+    with left, right:
+        taken = take([member("a", hold(left)), member("b", hold(right))])
+    made = make(taken)
+    with closing(opened(made, 0, 0)) as new_left, closing(opened(made, 0, 1)) as new_right:
+        made.close()
+        assert new_right.recv(20) == b"last words"
+        assert new_right.recv(20) == b""
+        new_right.sendall(b"answer")
+        assert new_left.recv(20) == b"answer"
+        with pytest.raises(BrokenPipeError):
+            new_left.sendall(b"more")
+
+
+def test_to_somebody_who_starts_again(hold: Hold) -> None:
+    left, right = socket.socketpair()
+    right.send(b"unread")
+    with left, right:
+        taken = take([member("a", hold(left))])
+        assert [len(link.ends) for link in taken.links] == [1]
+        made = make(taken)
+    with opened(made, 0, 0) as alone:
+        made.close()
+        assert alone.recv(10) == b"unread"
+        assert alone.recv(10) == b""
+        with pytest.raises(BrokenPipeError):
+            alone.send(b"x")
+
+
+def datagram(name: str = "") -> socket.socket:
+    item = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if name:
+        item.bind(name)
+    return item
+
+
+def test_datagrams(hold: Hold, tmp_path: Path) -> None:
+    path = str(tmp_path / "server")
+    with datagram(path) as server, datagram() as client:
+        client.connect(path)
+        inode = os.fstat(client.fileno()).st_ino
+        serving, sending = hold(server), hold(client)
+        taken = take([member("a", serving), member("b", sending)])
+        link = DatagramLink(sending, client.fileno(), serving, server.fileno())
+    # criu brings both back; the one that many may send to is nothing special for it.
+    assert taken.externals == ((), (External(f"unix[{inode}]", None),))
+    assert (taken.links, taken.datagrams) == ((), (link,))
+    assert taken.disconnected == {inode}
+
+
+def test_datagram_sockets_are_connected_once_all_are_back(hold: Hold, tmp_path: Path) -> None:
+    path = str(tmp_path / "server")
+    with datagram(path) as server, datagram() as client, datagram() as left, datagram() as right:
+        serving, sending = hold(server, left), hold(client, right)
+        connect_datagrams(
+            [
+                DatagramLink(sending, client.fileno(), serving, server.fileno()),
+                DatagramLink(serving, left.fileno(), sending, right.fileno()),
+                DatagramLink(sending, right.fileno(), serving, left.fileno()),
+            ]
+        )
+        client.send(b"hello")
+        assert server.recv(10) == b"hello"
+        left.send(b"there")
+        assert right.recv(10) == b"there"
+        right.send(b"back")
+        assert left.recv(10) == b"back"
+
+
+def test_datagrams_to_somebody_who_starts_again(hold: Hold, said: list[str]) -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        sending = hold(left)
+        taken = take([member("a", sending)])
+        assert taken.datagrams == (DatagramLink(sending, left.fileno()),)
+    with datagram() as alone:
+        connect_datagrams([DatagramLink(hold(alone), alone.fileno())])
+        with pytest.raises(ConnectionRefusedError):
+            alone.send(b"x")
+    connect_datagrams([DatagramLink(2**22 + 1, 3)])
+    assert "stays alone" in said[0]
+
+
+def test_within_a_tree_is_left_to_criu(hold: Hold) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        taken = take([member("a", hold(left), hold(right))])
+    assert taken == Taken((), (), frozenset(), ((),), {})
+
+
+def test_a_connection_that_nobody_accepted(hold: Hold, tmp_path: Path) -> None:
+    path = str(tmp_path / "listener")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(path)
+        server.listen(1)
+        client.connect(path)
+        trees = [member("a", hold(server)), member("b", hold(client))]
+        with pytest.raises(NotAcceptedError, match=f"b waits to be let in at {path}"):
+            take(trees)
+        # Both ends in one tree: criu knows how.
+        assert take([member("a", *trees[0].pids, *trees[1].pids)]).links == ()
+        with server.accept()[0] as accepted:
+            trees[0] = member("a", *trees[0].pids, hold(accepted))
+            assert len(take(trees).links[0].ends) == 2
+
+
+def test_what_cannot_be_taken(hold: Hold) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        socket.send_fds(left, [b"x"], [0])
+        trees = [member("a", hold(left)), member("b", hold(right))]
+        with pytest.raises(RekernelError, match="a descriptor is on its way"):
+            take(trees)
+    left, right = socket.socketpair()
+    with left, right, pytest.raises(RekernelError, match="a and b share a socket"):
+        take([member("a", hold(left)), member("b", hold(left))])
+
+
+def test_the_journal(monkeypatch: pytest.MonkeyPatch, hold: Hold, tmp_path: Path) -> None:
+    path = str(tmp_path / "stdout")
+    monkeypatch.setattr(links, "JOURNAL_STDOUT", path)
+    with socket.socket(socket.AF_UNIX) as journal, socket.socket(socket.AF_UNIX) as client:
+        journal.bind(path)
+        journal.listen(1)
+        client.connect(path)
+        with journal.accept()[0]:
+            taken = take([member("a", hold(client))])
+    (external,) = taken.externals[0]
+    assert external.inherited is not None
+    assert (external.inherited.kind, external.inherited.header) == ("journal", "header of a\n")
+
+
+def test_a_lost_queue_does_not_lose_the_connection(said: list[str]) -> None:
+    left, right = socket.socketpair()
+    right.send(b"unread")
+    with left, right:
+        maker = links._Maker([[]])
+        maker.link(socket.SOCK_STREAM, [(0, 1, os.getpid(), left.fileno())])
+
+    def damaged(name: str) -> bytes:
+        raise OSError(f"{name} is damaged")
+
+    made = Links(maker.links, damaged)
+    assert "what waits in a unix socket" in said[0]
+    with opened(made, 0, 0) as alone:
+        made.close()
+        assert alone.recv(10) == b""
+
+
+def test_the_format_of_queues() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with left, right:
+        left.send(b"ab")
+        left.send(b"c")
+        maker = links._Maker([[]])
+        maker.link(socket.SOCK_SEQPACKET, [(0, 7, os.getpid(), right.fileno())])
+    assert maker.queues == {
+        "unix/7": struct.pack("<I2sI1s", 2, b"ab", 1, b"c").replace(b"\0\0", b"\0\0")
+    }

@@ -1,0 +1,57 @@
+"""Unix sockets in criu's images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rekernel.checkpoint.images import ImageError, entries, fields
+from rekernel.checkpoint.unixentries import disconnect, disconnect_images, unconnected
+
+from .imagefiles import image, message
+
+OTHER = message(f1=1, f2=9, f3=message(f1=9, f2=0o100000, f3=0, f6=b"/var/log/x"))
+
+
+def socket_entry(inode: int, peer: int) -> bytes:
+    """A file_entry with a unix_sk_entry."""
+    inner = message(f1=3, f2=inode, f3=2, f4=1, f5=2, f6=0, f7=0, f8=peer, f9=b"", f11=b"/run/x")
+    return message(f1=9, f2=3, f16=inner)
+
+
+def peers(data: bytearray) -> list[int]:
+    found = []
+    for start, end in entries(data):
+        for number, _, inner, after in fields(data, start, end):
+            if number == 16:
+                found += [value for key, value, *_ in fields(data, inner, after) if key == 8]
+    return found
+
+
+def test_only_what_is_named_loses_its_peer() -> None:
+    data = image(OTHER, socket_entry(5, 70000), socket_entry(6, 70001), socket_entry(7, 1))
+    length = len(data)
+    assert disconnect(data, {5, 7}) == 2
+    assert peers(data) == [0, 70001, 0]
+    assert len(data) == length
+
+
+def test_all_trees(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "files.img").write_bytes(image(socket_entry(5, 300)))
+    (tmp_path / "b" / "files.img").write_bytes(image(socket_entry(6, 300)))
+    disconnect_images(tmp_path, ())
+    assert unconnected(tmp_path) == set()
+    disconnect_images(tmp_path, {6})
+    assert peers(bytearray((tmp_path / "a" / "files.img").read_bytes())) == [300]
+    assert peers(bytearray((tmp_path / "b" / "files.img").read_bytes())) == [0]
+    assert unconnected(tmp_path) == {6}
+
+
+def test_what_is_no_image() -> None:
+    with pytest.raises(ImageError):
+        disconnect(bytearray(b"x" * 20), {1})
+    with pytest.raises(ImageError, match="a socket has no field"):
+        disconnect(image(message(f16=message(f1=1))), {1})

@@ -1,0 +1,42 @@
+"""Trees on their way from the plan to the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.checkpoint import unixentries
+from rekernel.checkpoint.externals import External
+from rekernel.checkpoint.options import TreeOptions
+from rekernel.handover.manifest import Inherited
+from rekernel.systemd.units import Unit
+from rekernel.transition import trees
+from rekernel.transition.trees import CarriedTree
+
+
+def tree(*inherited: External) -> CarriedTree:
+    unit = Unit("a.service", "active", "running", "simple", 7, "/system.slice/a.service", "", {})
+    verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={7: unit.cgroup}, root_pid=7)
+    return CarriedTree(verdict, TreeOptions(7, unit.cgroup, False, True), inherited, "header\n")
+
+
+def test_what_ended_during_the_dump_is_left_to_criu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = External("file[1:2]", Inherited("file", "fd[{fd}]:file[1:2]"))
+    kept = External("unix[5]", Inherited("unix", "fd[{fd}]:socket:[5]"))
+    ended = External("unix[6]", Inherited("unix", "fd[{fd}]:socket:[6]"))
+    monkeypatch.setattr(unixentries, "unconnected", lambda images: {6, 99})
+    (found,) = trees.as_dumped([tree(file, kept, ended)], tmp_path)
+    assert found.inherited == (file, kept)
+
+
+def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
+    given = Inherited("unix", "fd[{fd}]:socket:[5]")
+    made = trees.for_manifest(
+        tree(External("unix[5]", given), External("unix[6]", None)), "images/a"
+    )
+    assert made.inherited == (given,)
+    assert made.cgroups == {"7": "/system.slice/a.service"}
