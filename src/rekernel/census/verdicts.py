@@ -18,6 +18,7 @@ from rekernel.checkpoint.options import roots_of
 from rekernel.checkpoint.unixsockets import JOURNAL_STDOUT, holders, leading_out
 from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
 from rekernel.policy import Policy
+from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit, processes_of
 
 
@@ -131,14 +132,15 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
         if not processes:
             continue
         reason = plumbing_reason(unit.name)
-        wish = policy.wish(unit.name)
+        # Whoever runs the machine comes before whoever wrote the unit.
+        wish = policy.wish(unit.name) or unitfiles.wish(unit)
         roots = roots_of(list(processes), parents)
         root = roots[0] if len(roots) == 1 else 0
         if reason is not None and wish != "carry":
             found.append(UnitVerdict(unit, Verdict.PLUMBING, reason, "", processes, root))
             continue
         if wish == "restart":
-            text = "policy says so"
+            text = "policy says so" if policy.wish(unit.name) else "its unit file says so"
             found.append(UnitVerdict(unit, Verdict.RESTARTED, text, "", processes, root))
             continue
         verdict, why, remedy = _judge(unit, processes, parents, shared.get(unit.name))

@@ -11,8 +11,8 @@ from rekernel.run import run
 _PROPERTIES = (
     "Id", "ActiveState", "SubState", "Type", "MainPID", "ControlGroup", "InvocationID",
     "ActiveEnterTimestamp", "StateChangeTimestamp", "InactiveExitTimestamp", "NRestarts",
-    "FragmentPath", "PrivateUsers", "Slice", "Delegate", "NFileDescriptorStore", "StatusText",
-    "WatchdogUSec", "TriggeredBy", "PrivateIPC", "SyslogIdentifier", "SyslogPriority",
+    "FragmentPath", "DropInPaths", "PrivateUsers", "Slice", "Delegate", "NFileDescriptorStore",
+    "StatusText", "WatchdogUSec", "TriggeredBy", "PrivateIPC", "SyslogIdentifier", "SyslogPriority",
     "SyslogLevelPrefix", "RuntimeDirectory", "Description", "ExecStart",
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from rekernel.census import obstacles, verdicts
 from rekernel.census.obstacles import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
+from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit
 
 PARENTS = {10: 1, 11: 10, 20: 1}
@@ -85,6 +86,12 @@ def test_policy() -> None:
     plumbing = unit("systemd-udevd.service")
     assert verdict(plumbing).verdict is Verdict.PLUMBING
     assert verdict(plumbing, "carry").verdict is Verdict.CARRIED
+
+
+def test_policy_of_the_unit_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unitfiles, "wish", lambda unit: "restart")
+    assert verdict(unit()).reason == "its unit file says so"
+    assert verdict(unit(), "carry").verdict is Verdict.CARRIED
 
 
 def test_units_without_processes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
