@@ -6,12 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rekernel.census.verdicts import plumbing_reason
 from rekernel.errors import BlockedError
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.policy import Policy
-from rekernel.setup import bootloader, files
+from rekernel.setup import bootloader, dropins, files
 from rekernel.setup.bootloader import BootLoader
 from rekernel.setup.files import Record
 from rekernel.setup.host import Host
@@ -19,14 +18,7 @@ from rekernel.setup.proposal import Memory, parse_iomem, propose
 from rekernel.systemd.units import Unit
 
 SERVICES = ("rekernel-pids.service", "rekernel-region.service", "rekernel-finish.service")
-UNIT_DIRECTORY = "/etc/systemd/system"
 _BLOCK_SIZE = "/sys/devices/system/memory/block_size_bytes"
-_UNIT_DROP_IN = (
-    "# Written by `rekernel setup`; taken back by `rekernel setup --undo`.\n"
-    "# A user namespace of its own is what criu cannot carry to another kernel.\n"
-    "[Service]\n"
-    "PrivateUsers=no\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +55,6 @@ class Plan:
     def empty(self) -> bool:
         """Whether all of it is so already."""
         return not (self.files or self.enable or self.update_loader) and self.recorded
-
-
-def drop_in(unit: str) -> str:
-    """The drop-in file for a unit."""
-    return f"{UNIT_DIRECTORY}/{unit}.d/50-rekernel.conf"
 
 
 def read_memory(host: Host) -> Memory:
@@ -107,19 +94,6 @@ def _region(memory: Memory, record: Record | None, size: int | None) -> Range:
     return proposed
 
 
-def needy(units: Sequence[Unit], policy: Policy) -> list[str]:
-    """Running units that can be carried only with a drop-in."""
-    return sorted(
-        unit.name
-        for unit in units
-        if unit.private_users
-        and policy.wish(unit.name) != "restart"
-        and (plumbing_reason(unit.name) is None or policy.wish(unit.name) == "carry")
-        # A transient unit is gone before its drop-in is read.
-        and not unit.properties.get("FragmentPath", "").startswith("/run/")
-    )
-
-
 def _disabled(host: Host) -> list[str]:
     found = []
     for name in SERVICES:
@@ -156,9 +130,16 @@ def make(
         content = loader.content(host, current.data if current is not None else None, words)
         wanted.append(FileChange(loader.file, content, "reserves the carry region"))
     kept = [item.path for item in record.files if item.path != loader.file] if record else []
-    names = needy(units, policy)
-    for path in sorted({*kept, *(drop_in(name) for name in names)}):
-        wanted.append(FileChange(path, _UNIT_DROP_IN.encode(), "PrivateUsers=no: to be carried"))
+    needed = dropins.needed(units, policy)
+    remedies = {dropins.path_of(name): remedies for name, remedies in needed.items()}
+    for path in sorted({*kept, *remedies}):
+        # What a unit was given it does not ask for a second time.
+        present = files.read(host.path(path))
+        all_of = [*remedies.get(path, ()), *dropins.in_effect(present.data if present else b"")]
+        if not all_of:
+            continue
+        why = ", ".join(item.line for item in dropins.REMEDIES if item in all_of)
+        wanted.append(FileChange(path, dropins.content(all_of), f"{why}: to be carried"))
     changes = []
     for change in wanted:
         present = files.read(host.path(change.path))
@@ -174,7 +155,9 @@ def make(
         loader=loader,
         files=tuple(changes),
         enable=tuple(_disabled(host)),
-        restart=tuple(name for name in names if drop_in(name) in {c.path for c in changes}),
+        restart=tuple(
+            name for name in needed if dropins.path_of(name) in {c.path for c in changes}
+        ),
         update_loader=stale and bool(loader.command),
         reboot=not set(words) <= set(booted),
         recorded=done and record is not None and record.region == where,

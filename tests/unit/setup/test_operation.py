@@ -10,7 +10,7 @@ from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.policy import Policy
 from rekernel.run import CommandFailedError
-from rekernel.setup import files, operation, plan
+from rekernel.setup import dropins, files, operation, plan
 from rekernel.setup.bootloader import GRUB_DROP_IN, KERNEL_CMDLINE
 from rekernel.setup.files import RECORD, Record
 from rekernel.systemd.units import Unit
@@ -269,7 +269,7 @@ def test_units_that_need_nothing_or_gain_nothing(machine: Machine) -> None:
         unit("given-up.service", private_users="yes"),
     ]
     wishes = Policy((("given-up.service", "restart"),))
-    assert plan.needy(units, wishes) == ["wanted.service"]
+    assert [*dropins.needed(units, wishes)] == ["wanted.service"]
 
 
 def test_masked_service(machine: Machine) -> None:

@@ -1,0 +1,68 @@
+"""What a unit's own settings must give up so that criu can carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rekernel.census import obstacles
+from rekernel.census.verdicts import plumbing_reason
+from rekernel.policy import Policy
+from rekernel.systemd.units import Unit, processes_of
+
+_HEAD = "# Written by `rekernel setup`; taken back by `rekernel setup --undo`.\n"
+UNIT_DIRECTORY = "/etc/systemd/system"
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A line of a drop-in's [Service] section. ``why``: its comment."""
+
+    line: str
+    why: str
+
+
+PRIVATE_USERS = Remedy(
+    "PrivateUsers=no", "A user namespace of its own is what criu cannot carry to another kernel."
+)
+NO_JIT_BUFFER = Remedy(
+    # Nothing before the colon: after the directory that PHP was built with.
+    "Environment=PHP_INI_SCAN_DIR=:/usr/share/rekernel/php",
+    "PHP's buffer for compiled code is what criu cannot carry; Debian's PHP does not use it.",
+)
+REMEDIES = (PRIVATE_USERS, NO_JIT_BUFFER)
+
+
+def path_of(unit: str) -> str:
+    """The drop-in file for a unit."""
+    return f"{UNIT_DIRECTORY}/{unit}.d/50-rekernel.conf"
+
+
+def content(remedies: Sequence[Remedy]) -> bytes:
+    """The drop-in with these remedies."""
+    chosen = [item for item in REMEDIES if item in remedies]
+    why = "".join(f"# {item.why}\n" for item in chosen)
+    return (_HEAD + why + "[Service]\n" + "".join(f"{item.line}\n" for item in chosen)).encode()
+
+
+def in_effect(data: bytes) -> list[Remedy]:
+    """The remedies that a drop-in of ours holds already."""
+    lines = data.decode(errors="replace").splitlines()
+    return [item for item in REMEDIES if item.line in lines]
+
+
+def needed(units: Sequence[Unit], policy: Policy) -> dict[str, list[Remedy]]:
+    """Running units that can be carried only with a drop-in, by name, and what it must say."""
+    found = {}
+    for unit in sorted(units, key=lambda item: item.name):
+        wish = policy.wish(unit.name)
+        # A transient unit is gone before its drop-in is read.
+        transient = unit.properties.get("FragmentPath", "").startswith("/run/")
+        if wish == "restart" or transient or (plumbing_reason(unit.name) and wish != "carry"):
+            continue
+        remedies = [PRIVATE_USERS] if unit.private_users else []
+        if obstacles.runs_shared_code(list(processes_of(unit.cgroup)) if unit.cgroup else []):
+            remedies.append(NO_JIT_BUFFER)
+        if remedies:
+            found[unit.name] = remedies
+    return found
