@@ -14,20 +14,24 @@ from rekernel.checkpoint.images import ImageError, entries, fields, set_to_zero
 
 # Fields of file_entry (criu's images/fdinfo.proto) and of unix_sk_entry (images/sk-unix.proto).
 _USK = 16
-_INODE, _PEER = 2, 8
+_INODE, _FLAGS, _PEER = 2, 6, 8
+# criu/sk-unix.c: USK_EXTERN, on the entry that stands for a far end outside of the tree.
+_EXTERN = 1
 
 
 def _sockets(data: bytearray) -> Iterator[tuple[int, int, int, int]]:
-    """Inode, peer, and where the peer's number starts and ends. Raises ImageError."""
+    """Of the trees' own: inode, peer, and where the peer's number stands. Raises ImageError."""
     for start, end in entries(data):
         for number, _, inner, after in fields(data, start, end):
             if number == _USK:
                 found = {key: item for key, *item in fields(data, inner, after)}
                 try:
-                    inode, (peer, at, after_it) = found[_INODE][0], found[_PEER]
+                    inode, flags = found[_INODE][0], found[_FLAGS][0]
+                    peer, at, after_it = found[_PEER]
                 except KeyError as error:
                     raise ImageError(f"a socket has no field {error}") from None
-                yield inode, peer, at, after_it
+                if not flags & _EXTERN:
+                    yield inode, peer, at, after_it
 
 
 def disconnect(data: bytearray, inodes: Collection[int]) -> int:

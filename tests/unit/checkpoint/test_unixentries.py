@@ -14,9 +14,11 @@ from .imagefiles import image, message
 OTHER = message(f1=1, f2=9, f3=message(f1=9, f2=0o100000, f3=0, f6=b"/var/log/x"))
 
 
-def socket_entry(inode: int, peer: int) -> bytes:
+def socket_entry(inode: int, peer: int, flags: int = 0) -> bytes:
     """A file_entry with a unix_sk_entry."""
-    inner = message(f1=3, f2=inode, f3=2, f4=1, f5=2, f6=0, f7=0, f8=peer, f9=b"", f11=b"/run/x")
+    inner = message(
+        f1=3, f2=inode, f3=2, f4=1, f5=2, f6=flags, f7=0, f8=peer, f9=b"", f11=b"/run/x"
+    )
     return message(f1=9, f2=3, f16=inner)
 
 
@@ -45,6 +47,9 @@ def test_all_trees(tmp_path: Path) -> None:
     disconnect_images(tmp_path, ())
     assert unconnected(tmp_path) == set()
     disconnect_images(tmp_path, {6})
+    # What stands for the far end has no peer, wherever that is.
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "files.img").write_bytes(image(socket_entry(5, 0, flags=1)))
     assert peers(bytearray((tmp_path / "a" / "files.img").read_bytes())) == [300]
     assert peers(bytearray((tmp_path / "b" / "files.img").read_bytes())) == [0]
     assert unconnected(tmp_path) == {6}
