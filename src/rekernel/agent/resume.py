@@ -148,8 +148,6 @@ def _set_up_host(
         with timeline.phase("unpack"):
             _unpack(reader, manifest)
             between = links.Links(manifest.links, reader.read)
-        # criu's own files came first.
-        threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
         with timeline.phase("pager"):
             listening = _start_pager(manifest, region, store, reader) if region else []
     finally:
@@ -158,6 +156,8 @@ def _set_up_host(
     upping.finish()
     with timeline.phase("pager listens"):
         memory.wait_for_sockets(listening)
+    # Only now: what the pager and criu are read from came first.
+    threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
     return between
 
 
