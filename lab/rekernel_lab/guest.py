@@ -26,7 +26,13 @@ class Guest:
     namespace: Namespace
     keys: Keys
 
-    def ssh(self, command: Sequence[str] | str = (), *, options: Sequence[str] = ()) -> list[str]:
+    def ssh(
+        self,
+        command: Sequence[str] | str = (),
+        *,
+        options: Sequence[str] = (),
+        log_level: str = "ERROR",
+    ) -> list[str]:
         """Return the ssh command line for `command` (words are quoted, a string is not)."""
         remote = command if isinstance(command, str) else shlex.join(command)
         return self.namespace.wrap(
@@ -34,7 +40,7 @@ class Guest:
             "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
             "-o", "StrictHostKeyChecking=yes",
             "-o", f"UserKnownHostsFile={self.keys.known_hosts}",
-            "-o", "ControlMaster=no", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR",
+            "-o", "ControlMaster=no", "-o", "ConnectTimeout=10", "-o", f"LogLevel={log_level}",
             # A blackout is silence: give up on a connection only after two minutes of it.
             "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8",
             *options, f"root@{GUEST_ADDRESS}", *([remote] if remote else []),
@@ -74,7 +80,8 @@ class Guest:
     def popen(self, command: Sequence[str] | str) -> subprocess.Popen[bytes]:
         """Start `command`; its output, both streams in one, is a pipe."""
         return subprocess.Popen(
-            self.ssh(command),
+            # That an upgrade ends the connection is no news in its output.
+            self.ssh(command, log_level="QUIET"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -93,6 +93,7 @@ def _restore(
         zero = _set_clock(manifest)
     # Used up, whatever happens now: nothing may be restored twice.
     result |= {"handover": "used", "id": manifest.id}
+    freed: Beside | None = None
     try:
         with timeline.phase("settings"):
             _apply_settings(manifest)
@@ -100,9 +101,14 @@ def _restore(
         journal = restore.listen_journal()
         with timeline.phase("criu's probe"):
             _wait_for_probe(probe)
+        # From now on: what is touched right after the commit shall lie in the region again.
+        if region is not None:
+            freed = Beside(functools.partial(memory.free_parts_to_ram, manifest.memory, region))
         with timeline.phase("restore"):
             restores = _restore_trees(manifest, between)
     except Exception:
+        if freed is not None:
+            freed.join()
         wipe(store.area)
         restore.kill_all(manifest.trees)
         network.give_up()
@@ -115,9 +121,8 @@ def _restore(
     resumed = time.time_ns()
     say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
     _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
-    if region is not None:
-        free = functools.partial(memory.free_parts_to_ram, manifest.memory, region)
-        _go_on_after("making RAM of the free part of the region", free)
+    if freed is not None:
+        _go_on_after("making RAM of the free part of the region", freed.finish)
         _go_on_after("telling the pager of it", memory.widen_pager)
     report = functools.partial(_report, manifest, timeline, restores, zero, started, resumed)
     _go_on_after("the report", lambda: report(result))

@@ -65,6 +65,14 @@ def _nested_namespaces(pids: Sequence[int]) -> str:
     return ""
 
 
+def _session(pid: int) -> int:
+    """The leader of its session; its own PID if it is gone, as what follows finds out."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return pid
+
+
 def _volatile_definition(unit: Unit) -> str:
     """Whether the next systemd would not know this unit, in words: it would end its processes."""
     path = unit.properties.get("FragmentPath", "")
@@ -91,6 +99,20 @@ def _judge(
             Verdict.RESTARTED,
             f"its processes form {len(roots)} separate trees",
             "only units with one process tree are carried so far",
+        )
+    leader = _session(roots[0])
+    if leader != roots[0]:
+        return (
+            Verdict.RESTARTED,
+            f"process {roots[0]} belongs to the session of process {leader}",
+            "criu needs the leader of a session on top: let the service stay in the foreground",
+        )
+    stored = unit.properties.get("NFileDescriptorStore", "0")
+    if stored not in ("", "0"):
+        return (
+            Verdict.RESTARTED,
+            f"systemd keeps {stored} of its descriptors in store",
+            "they cannot be given to the next systemd yet",
         )
     if unit.private_users:
         return (

@@ -92,7 +92,7 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
     _wait_for_units(agent)
-    seen = after.observe(agent)
+    seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
     history.record(builder.carried_over(agent, seen, drain=drain), RUN)
     notes: list[str] = []

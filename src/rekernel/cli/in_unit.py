@@ -9,7 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from rekernel.census import attempt
+from rekernel.census import attempt, snapshot
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import print_error, require_root
 from rekernel.errors import RekernelError, RolledBackError
@@ -61,7 +61,12 @@ def run_in_unit(args: argparse.Namespace) -> int:
             with events.phase("plan"):
                 plan, prediction = plan_verb.decide(args)
                 plan_verb.refuse_or_pass(args, plan, prediction)
-            upgrade = Upgrade(plan, events)
+
+            def remember(processes: snapshot.Snapshot) -> None:
+                content = {"schema": 1, "processes": processes}
+                history.keep(upgrade.id, snapshot.BEFORE, content)
+
+            upgrade = Upgrade(plan, events, remember)
             facts = {
                 "id": upgrade.id,
                 "old_release": plan.running,

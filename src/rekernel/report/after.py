@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from rekernel.census import connections
+from rekernel.census import connections, snapshot
 from rekernel.errors import RekernelError
 from rekernel.report.builder import After, UnitAfter
+from rekernel.report.history import History
 from rekernel.systemd.units import processes_of, show
 
 
@@ -17,10 +19,11 @@ def names(agent: Mapping[str, Any], *verdicts: str) -> list[str]:
     return [str(item["unit"]) for item in units if not verdicts or item["verdict"] in verdicts]
 
 
-def observe(agent: Mapping[str, Any]) -> After:
-    """Units as systemd sees them, and the connections of those that were carried.
+def observe(agent: Mapping[str, Any], history: History) -> After:
+    """Units as systemd sees them; the connections and processes of those that were carried.
 
-    Raises RekernelError if systemd does not answer.
+    What the processes are like is kept in the history. Raises RekernelError if systemd does not
+    answer.
     """
     wanted = names(agent)
     units = {}
@@ -41,4 +44,12 @@ def observe(agent: Mapping[str, Any]) -> After:
         open_now = connections.established(pids)
     except RekernelError:
         open_now = []
-    return After(units, open_now)
+    before = history.kept(str(agent["id"]), snapshot.BEFORE)
+    if before is None:
+        return After(units, open_now)
+    seen = snapshot.take(pids)
+    with suppress(OSError):
+        history.keep(str(agent["id"]), snapshot.AFTER, {"schema": 1, "processes": seen})
+    common = before["processes"].keys() & seen.keys()
+    differences = snapshot.differences(before["processes"], seen)
+    return After(units, open_now, len(common), differences)

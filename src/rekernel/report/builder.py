@@ -36,10 +36,16 @@ class UnitAfter:
 
 @dataclass(frozen=True, slots=True)
 class After:
-    """What is seen on the new kernel. ``connections``: as census.connections has them."""
+    """What is seen on the new kernel. ``connections``: as census.connections has them.
+
+    ``compared``: how many processes were compared with what they were like before, None if that is
+    not known; ``differences``: in words.
+    """
 
     units: Mapping[str, UnitAfter] = field(default_factory=dict)
     connections: Sequence[Sequence[str]] = ()
+    compared: int | None = None
+    differences: Sequence[str] = ()
 
 
 def phase_record(phase: Phase) -> dict[str, Any]:
@@ -175,6 +181,8 @@ def carried_over(
         "phases": _phases(agent.get("phases", [])),
         "units": units,
         "connections": _connections(old.get("connections", []), after),
+        "compared": after.compared,
+        "differences": list(after.differences),
         "memory": _memory(agent, drain),
         "brownout_s": brownout_s,
         "notes": list(notes),
@@ -209,6 +217,8 @@ def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
         "phases": [],
         "units": [],
         "connections": {"before": [], "after": [], "lost": []},
+        "compared": None,
+        "differences": [],
         "memory": None,
         "brownout_s": None,
         "notes": [],

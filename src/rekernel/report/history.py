@@ -41,6 +41,14 @@ class History:
                 f"the history in {self.directory} cannot be written: {error.strerror}"
             ) from error
 
+    def keep(self, identifier: str, name: str, content: Mapping[str, Any]) -> None:
+        """Keep something beside the report of an attempt. Raises OSError."""
+        self._write(identifier, name, content)
+
+    def kept(self, identifier: str, name: str) -> dict[str, Any] | None:
+        """What :meth:`keep` wrote; None if there is none that can be read."""
+        return _load(self.directory / identifier / name)
+
     def record(self, report: Mapping[str, Any], run: Path | None = None) -> Path:
         """Write (or replace) a report and copy the logs there are; returns its directory."""
         identifier = str(report["id"])

@@ -161,6 +161,14 @@ def _connections(report: Mapping[str, Any]) -> str:
     return f"<h2>{plural(len(rows), 'connection').capitalize()}</h2>" + _table(head, rows)
 
 
+def _differences(report: Mapping[str, Any]) -> str:
+    differences = report.get("differences", ())
+    if not differences:
+        return ""
+    rows = [_cell(escape(line)) for line in differences]
+    return "<h2>Processes</h2>" + _table(("what differs from before the upgrade",), rows)
+
+
 def _phase_table(report: Mapping[str, Any]) -> str:
     inside = {id(item) for item in blackout_phases(report)}
     rows = [
@@ -201,6 +209,7 @@ def render(report: Mapping[str, Any]) -> str:
         + (f"<h2>Blackout</h2>{picture}" if picture else "")
         + _units(report)
         + _connections(report)
+        + _differences(report)
         + _phase_table(report)
         + "</body></html>\n"
     )

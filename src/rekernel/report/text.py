@@ -17,6 +17,7 @@ from rekernel.report.layout import (
 )
 
 _PAGE = 4096
+_DIFFERENCES = 12
 
 _OUTCOMES = {
     "done": "done",
@@ -73,7 +74,7 @@ def render(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
         if report["hint"]:
             lines.append(paint.dim(report["hint"]))
     lines += [paint.warn(f"note: {note}") for note in report["notes"]]
-    for section in (_units, _connections, _blackout, _memory, _others):
+    for section in (_units, _connections, _processes, _blackout, _memory, _others):
         block = section(report, paint)
         if block:
             lines += ["", *block]
@@ -118,6 +119,20 @@ def _connections(report: Mapping[str, Any], paint: Paint) -> list[str]:
         return [f"{paint.bold(head)} {paint.good('✓')}   same addresses and ports, no reconnect"]
     rows = [[item[0], item[1], "↔", item[2]] for item in lost]
     return [paint.bold(head) + "; no longer there (closed by either end, or lost):", *table(rows)]
+
+
+def _processes(report: Mapping[str, Any], paint: Paint) -> list[str]:
+    # Reports of earlier versions have neither.
+    compared, differences = report.get("compared"), report.get("differences", ())
+    if not compared:
+        return []
+    head = paint.bold(f"{plural(compared, 'process')} compared with before")
+    if not differences:
+        return [f"{head} {paint.good('✓')}   same rights, limits, priorities and files"]
+    shown = [f"  {line}" for line in differences[:_DIFFERENCES]]
+    if len(differences) > _DIFFERENCES:
+        shown.append(paint.dim(f"  and {len(differences) - _DIFFERENCES} more: see --json"))
+    return [f"{head}; what differs now (a program may have changed it by itself):", *shown]
 
 
 def _blackout(report: Mapping[str, Any], paint: Paint) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rekernel import syscalls
+from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
@@ -41,8 +43,12 @@ class CancelledError(RekernelError):
 class Upgrade:
     """One attempt. :meth:`run` ends in the new kernel or raises after undoing everything."""
 
-    def __init__(self, plan: Plan, events: EventStream) -> None:
+    def __init__(
+        self, plan: Plan, events: EventStream, remember: Callable[[snapshot.Snapshot], object]
+    ) -> None:
+        """``remember`` keeps what the processes were like, for who compares them afterwards."""
         self._plan = plan
+        self._remember = remember
         self._events = events
         self._undo = UndoList()
         self._cancelled = ""
@@ -117,6 +123,7 @@ class Upgrade:
             os.sync()
         self._check()
         # As late as it costs no blackout.
+        self._remember(snapshot.take(pids))
         connections = established(pids)
         hertz = self._calibration.hertz()
 

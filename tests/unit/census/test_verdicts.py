@@ -19,6 +19,7 @@ PARENTS = {10: 1, 11: 10, 20: 1}
 @pytest.fixture(autouse=True)
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "_nested_namespaces", lambda pids: "")
+    monkeypatch.setattr(verdicts, "_session", lambda pid: pid)
     monkeypatch.setattr(obstacles, "find", lambda pids: None)
     monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: dict.fromkeys((10, 11), cgroup))
 
@@ -42,6 +43,7 @@ def test_carried() -> None:
     [
         ({"sub": "reload"}, "it is reload, not running"),
         ({"PrivateUsers": "yes"}, "user namespace that criu cannot dump"),
+        ({"NFileDescriptorStore": "2"}, "systemd keeps 2 of its descriptors"),
         ({"FragmentPath": "/run/systemd/transient/app.service"}, "it is transient"),
         ({"FragmentPath": "/run/systemd/system/app.service"}, "defined at run time only"),
     ],
@@ -67,6 +69,7 @@ def test_transient_units_are_carried_as_soon_as_their_files_are(
         ("processes_of", lambda cgroup: {10: cgroup, 20: cgroup}, "2 separate trees"),
         ("processes_of", lambda cgroup: {10: cgroup, 11: f"{cgroup}/x"}, "control groups below"),
         ("_nested_namespaces", lambda pids: "process 10 is in a PID namespace", "PID namespace"),
+        ("_session", lambda pid: 9, "process 10 belongs to the session of process 9"),
     ],
 )
 def test_restarted_for_what_its_processes_have(

@@ -260,7 +260,7 @@ class FakeUpgrade:
     error: BaseException | None = None
     note = ""
 
-    def __init__(self, plan: Plan, events: EventStream) -> None:
+    def __init__(self, plan: Plan, events: EventStream, remember: object) -> None:
         self._events = events
 
     def run(self) -> None:

@@ -129,7 +129,7 @@ def new_kernel(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[boo
         item["unit"]: UnitAfter(True, item["main_pid"], item["cgroup"], tuple(item["processes"]))
         for item in agent["report"]["units"]
     }
-    monkeypatch.setattr(after, "observe", lambda agent: After(units))
+    monkeypatch.setattr(after, "observe", lambda agent, history: After(units))
     monkeypatch.setattr(finish, "show", lambda names: [])
     monkeypatch.setattr(finish, "run_command", lambda argv, check=True: "")
     monkeypatch.setattr(region, "settle", lambda *, drained: settled.append(drained))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,22 @@ def test_text(agent: dict[str, Any]) -> None:
     assert "process 7 has a KVM virtual machine open" in rendered
     assert "\x1b" not in rendered
     assert "\x1b[32m" in text.render(report, Paint(True))
+
+
+def test_processes_compared(agent: dict[str, Any]) -> None:
+    seen = after(agent)
+    assert "compared" not in text.render(builder.carried_over(agent, seen))
+    same = builder.carried_over(agent, replace(seen, compared=3))
+    assert "3 processes compared with before ✓" in text.render(same)
+    lines = [f"process {pid} (<x>): nice value was 0 and is 5" for pid in range(20)]
+    report = builder.carried_over(agent, replace(seen, compared=20, differences=lines))
+    rendered = text.render(report)
+    assert lines[0] in rendered
+    assert lines[19] not in rendered
+    assert "and 8 more: see --json" in rendered
+    assert "process 19 (&lt;x&gt;)" in html.render(report)
+    # What happened is told, whether somebody meant it to happen is not known.
+    assert report["outcome"] == "done"
 
 
 def test_text_while_pages_are_on_their_way(agent: dict[str, Any]) -> None:

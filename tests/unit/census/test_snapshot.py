@@ -1,0 +1,87 @@
+"""Processes compared with themselves."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rekernel.census import snapshot
+
+_PROGRAM = """
+import os, sys
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[str]]:
+    """Does what it is told."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield started
+    assert started.stdin is not None
+    started.stdin.close()
+    started.wait()
+
+
+def do(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("os.umask(0o027)", "file mode mask was 0022 and is 0027"),
+        ("os.nice(3)", "nice value was 0 and is 3"),
+        ("os.chdir('/')", "and is /"),
+        ("os.sched_setaffinity(0, {0})", "CPU affinity was"),
+        ("os.setpgid(0, 0)", "process group was"),
+        ("open('/proc/self/oom_score_adj', 'w').write('500')", "out-of-memory score was"),
+        ("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", "ignored signals was"),
+        ("os.prctl = None; os.close(2)", "descriptor 2 was"),
+    ],
+)
+def test_what_changes_is_told(process: subprocess.Popen[str], line: str, words: str) -> None:
+    os.umask(0o022)
+    do(process, "os.umask(0o022)")
+    before = snapshot.take([process.pid])
+    assert snapshot.differences(before, snapshot.take([process.pid])) == []
+    do(process, line)
+    found = snapshot.differences(before, snapshot.take([process.pid]))
+    assert len(found) == 1
+    assert f"process {process.pid} (" in found[0]
+    assert words in found[0]
+
+
+def test_limits(process: subprocess.Popen[str]) -> None:
+    before = snapshot.take([process.pid])
+    resource.prlimit(process.pid, resource.RLIMIT_CORE, (4096, 8192))
+    (found,) = snapshot.differences(before, snapshot.take([process.pid]))
+    assert found.endswith("and is 4096 / 8192")
+    assert "limit: max core file size was" in found
+
+
+def test_connections_come_and_go(process: subprocess.Popen[str]) -> None:
+    do(process, "import socket; pair = socket.socketpair()")
+    before = snapshot.take([process.pid])
+    assert "a socket" in before[str(process.pid)]["descriptors"].values()
+    do(process, "pair[0].close(); pair[1].close()")
+    assert snapshot.differences(before, snapshot.take([process.pid])) == []
+
+
+def test_a_process_that_is_gone(tmp_path: Path) -> None:
+    assert snapshot.take([2**22 + 1]) == {}
+    assert snapshot.differences({"7": {"name": "x"}}, {}) == []
