@@ -170,6 +170,7 @@ def restore_all(
                     continue
                 owner.hook = connection
                 _enter_cgroups(owner)
+                _bind_to_cpus(owner.tree)
                 waiting -= 1
             else:
                 item = key.data
@@ -222,6 +223,14 @@ def _enter(pid: int, path: str) -> None:
 def _enter_cgroups(item: Restore) -> None:
     for pid, path in item.tree.cgroups.items():
         _enter(int(pid), path)
+
+
+def _bind_to_cpus(tree: Tree) -> None:
+    for thread, cpus in tree.affinities.items():
+        try:
+            os.sched_setaffinity(int(thread), cpus)
+        except OSError as error:
+            say(f"thread {thread} is not bound to its CPUs: {error.strerror}")
 
 
 def kill_all(trees: Sequence[Tree]) -> None:

@@ -154,6 +154,8 @@ class Tree:
     inherited: tuple[Inherited, ...]
     # PID -> cgroup path below /sys/fs/cgroup, for every process.
     cgroups: dict[str, str]
+    # Thread -> CPUs, of those that are bound to some: criu does not keep that.
+    affinities: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

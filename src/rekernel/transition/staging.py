@@ -36,8 +36,9 @@ _OWN_TOOLS = Path("/usr/lib/rekernel")
 
 def _tool_files() -> list[str]:
     """Programs that the agent and criu start, with their libraries, in the order of need."""
-    tools = [Path(path) for name in _TOOLS if (path := shutil.which(name)) is not None]
-    tools += sorted(_OWN_TOOLS.glob("rekernel-*"))
+    # Our own are small: they shall not wait behind criu and its libraries.
+    tools = sorted(_OWN_TOOLS.glob("rekernel-*"))
+    tools += [Path(path) for name in _TOOLS if (path := shutil.which(name)) is not None]
     return list(dict.fromkeys(str(path) for path in [*tools, *initrd.shared_objects(tools)]))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ class CarriedTree:
     options: TreeOptions
     inherited: tuple[externals.External, ...]
     journal_header: str
+    # Thread -> CPUs, of those that are bound to some.
+    affinities: dict[str, tuple[int, ...]]
 
     @property
     def name(self) -> str:
@@ -51,7 +55,21 @@ def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
             externals=tuple(external.dump for external in inherited),
         )
         header = adoption.journal_header(item.unit)
-        found.append(CarriedTree(item, options, tuple(inherited), header))
+        bound = _affinities(list(item.processes))
+        found.append(CarriedTree(item, options, tuple(inherited), header, bound))
+    return found
+
+
+def _affinities(pids: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Of the threads that may not run wherever init may."""
+    usual = os.sched_getaffinity(1)
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                own = os.sched_getaffinity(int(thread))
+                if own != usual:
+                    found[thread] = tuple(sorted(own))
     return found
 
 
@@ -119,6 +137,7 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         argv=tuple(restore_argv(tree.options)),
         inherited=tuple(item.inherited for item in tree.inherited if item.inherited is not None),
         cgroups={str(pid): path for pid, path in tree.verdict.processes.items()},
+        affinities=tree.affinities,
     )
 
 

@@ -6,6 +6,7 @@ The programs here do what the hook does (connect, say who they are, wait); no cr
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -183,6 +184,21 @@ def test_directories_and_descriptors(stage: Path) -> None:
     assert words[3].startswith("fd[")
     assert words[3].endswith("]:file[1e:4]")
     assert (stage / "file").read_text() == "before\ninherited\n"
+
+
+def test_bound_to_its_cpus(stage: Path, said: Said) -> None:
+    """By the time it is held."""
+    bound = min(os.sched_getaffinity(0))
+    sleeper = subprocess.Popen(["sleep", "60"])
+    made = dataclasses.replace(
+        tree("a", hook()), affinities={str(sleeper.pid): (bound,), str(2**22 + 1): (bound,)}
+    )
+    found = restore.restore_all([made], stage, NO_LINKS)
+    assert os.sched_getaffinity(sleeper.pid) == {bound}
+    assert any("is not bound to its CPUs" in line for line in said.lines)
+    restore.commit(found)
+    sleeper.kill()
+    sleeper.wait()
 
 
 def test_each_starts_in_its_own_control_group(stage: Path) -> None:

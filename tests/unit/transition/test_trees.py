@@ -19,7 +19,9 @@ from rekernel.transition.trees import CarriedTree
 def tree(*inherited: External) -> CarriedTree:
     unit = Unit("a.service", "active", "running", "simple", 7, "/system.slice/a.service", "", {})
     verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={7: unit.cgroup}, root_pid=7)
-    return CarriedTree(verdict, TreeOptions(7, unit.cgroup, False, True), inherited, "header\n")
+    return CarriedTree(
+        verdict, TreeOptions(7, unit.cgroup, False, True), inherited, "header\n", {"7": (0,)}
+    )
 
 
 def test_what_ended_during_the_dump_is_left_to_criu(
@@ -39,4 +41,5 @@ def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
         tree(External("unix[5]", given), External("unix[6]", None)), "images/a"
     )
     assert made.inherited == (given,)
+    assert made.affinities == {"7": (0,)}
     assert made.cgroups == {"7": "/system.slice/a.service"}
