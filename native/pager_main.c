@@ -2,6 +2,7 @@
 /* rekernel-pager: setting up, the main loop, and the way out; see README.md. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@
 #include "util.h"
 
 #define TICK_US 1000000
+#define STACK_BYTES (256 << 10)
 
 static struct pager_options opt;
 static struct map_file map;
@@ -98,6 +100,19 @@ static void become_important(char **argv)
 	}
 }
 
+/* They are locked in memory: the usual eight megabytes each take a second to come. */
+static void keep_stacks_small(void)
+{
+	pthread_attr_t attr;
+
+	if (pthread_attr_init(&attr))
+		return;
+	if (pthread_attr_setstacksize(&attr, STACK_BYTES) ||
+	    pthread_setattr_default_np(&attr))
+		warn_msg("the stacks of threads keep their size");
+	pthread_attr_destroy(&attr);
+}
+
 static void report_final(void)
 {
 	char buf[STATUS_MAX];
@@ -167,6 +182,7 @@ int main(int argc, char **argv)
 	counters.pages_total = map.pages;
 	if (opt.status_file)
 		status_file_open(opt.status_file);
+	keep_stacks_small();
 	fault_start(opt.threads, opt.window);
 	drain_start(opt.drain_threads);
 	/*
