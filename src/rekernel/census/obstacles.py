@@ -151,15 +151,6 @@ def _injects_into_shared_code(maps: str) -> bool:
     return False
 
 
-def maps_host_ipc(pids: Sequence[int]) -> bool:
-    """Whether one of these processes has System V memory that all of the host could use."""
-    for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if not _own_ipc(pid) and re.search(rf" {_SYSV.pattern}", _maps(pid)):
-                return True
-    return False
-
-
 def _own_ipc(pid: int) -> bool:
     return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
 
@@ -191,10 +182,7 @@ def _of_mappings(pid: int) -> Iterator[Obstacle]:
 def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
     """What stands in the way of a mapping of this name (proc(5), /proc/PID/maps)."""
     if _SYSV.match(name) and not own_ipc:
-        return Obstacle(
-            "System V shared memory of the host",
-            "let `rekernel setup` write a drop-in with PrivateIPC=yes, then restart the unit",
-        )
+        return Obstacle("System V shared memory of the host")
     if name.startswith("/dev/") and not name.startswith(_HARMLESS_MAPPINGS):
         return Obstacle(f"the device {name}")
     return None

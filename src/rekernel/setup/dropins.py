@@ -30,10 +30,7 @@ NO_JIT_BUFFER = Remedy(
     "Environment=PHP_INI_SCAN_DIR=:/usr/share/rekernel/php",
     "PHP's buffer for compiled code is what criu cannot carry; Debian's PHP does not use it.",
 )
-PRIVATE_IPC = Remedy(
-    "PrivateIPC=yes", "System V memory criu carries with the whole name space that it is in."
-)
-REMEDIES = (PRIVATE_USERS, PRIVATE_IPC, NO_JIT_BUFFER)
+REMEDIES = (PRIVATE_USERS, NO_JIT_BUFFER)
 
 
 def path_of(unit: str) -> str:
@@ -65,8 +62,6 @@ def needed(units: Sequence[Unit], policy: Policy) -> dict[str, list[Remedy]]:
             continue
         remedies = [PRIVATE_USERS] if unit.private_users else []
         pids = list(processes_of(unit.cgroup)) if unit.cgroup else []
-        if obstacles.maps_host_ipc(pids):
-            remedies.append(PRIVATE_IPC)
         if obstacles.runs_shared_code(pids):
             remedies.append(NO_JIT_BUFFER)
         if remedies:

@@ -7,17 +7,13 @@ import pytest
 from rekernel.census import obstacles
 from rekernel.policy import Policy
 from rekernel.setup import dropins
-from rekernel.setup.dropins import NO_JIT_BUFFER, PRIVATE_IPC, PRIVATE_USERS
+from rekernel.setup.dropins import NO_JIT_BUFFER, PRIVATE_USERS
 from rekernel.systemd.units import Unit
 
 # Of PHP 8.4 under Debian's 6.12; of a program that writes its own code.
 PHP = """\
 55c84e000000-55c852000000 r-xs 08000000 00:01 38                         /dev/zero (deleted)
 55c8522b3000-55c852609000 r-xp 000e2000 fe:00 8439                       /usr/sbin/php-fpm8.4
-"""
-POSTGRES = """\
-560000000000-560000001000 r-xp 00000000 fe:00 11           /usr/lib/postgresql/17/bin/postgres
-7f16a4d8e000-7f16a4d8f000 rw-s 00000000 00:01 2                          /SYSV0012f2ab (deleted)
 """
 ORDINARY = """\
 55c8522b3000-55c852409000 r--p 00000000 fe:00 8439                       /usr/sbin/php-fpm8.4
@@ -33,35 +29,25 @@ def unit(name: str, private_users: str = "no") -> Unit:
 
 def test_who_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pids = {"php.service": 1, "redis.service": 2, "both.service": 3, "plain.service": 4}
-    pids["postgresql.service"] = 5
     monkeypatch.setattr(
         dropins, "processes_of", lambda cgroup: {pids[cgroup.rpartition("/")[2]]: cgroup}
     )
-    monkeypatch.setattr(
-        obstacles, "_maps", lambda pid: {1: PHP, 3: PHP, 5: POSTGRES}.get(pid, ORDINARY)
-    )
-    monkeypatch.setattr(obstacles, "_own_ipc", lambda pid: False)
+    monkeypatch.setattr(obstacles, "_maps", lambda pid: PHP if pid in (1, 3) else ORDINARY)
     units = [
         unit("php.service"),
         unit("redis.service", "yes"),
         unit("both.service", "self"),
         unit("plain.service"),
-        unit("postgresql.service"),
     ]
     assert dropins.needed(units, Policy()) == {
         "both.service": [PRIVATE_USERS, NO_JIT_BUFFER],
         "php.service": [NO_JIT_BUFFER],
-        "postgresql.service": [PRIVATE_IPC],
         "redis.service": [PRIVATE_USERS],
     }
     assert [*dropins.needed(units, Policy((("php.service", "restart"),)))] == [
         "both.service",
-        "postgresql.service",
         "redis.service",
     ]
-    # In a name space of its own there is nothing to give up.
-    monkeypatch.setattr(obstacles, "_own_ipc", lambda pid: True)
-    assert "postgresql.service" not in dropins.needed(units, Policy())
 
 
 def test_the_text_says_why() -> None:
