@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from rekernel import syscalls
 from rekernel.agent.beside import Beside
@@ -40,28 +40,32 @@ class Links:
 
     def _make(self, index: int, link: UnixLink) -> None:
         pair = socket.socketpair(socket.AF_UNIX, link.kind)
+        for number, _ in enumerate(link.ends):
+            self._sockets[index, number] = pair[number]
         try:
             for end, sender in zip(link.ends, reversed(pair), strict=False):
-                sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM_TO_FILL)
-                for message in self._queue(end):
-                    sender.sendall(message)
+                self._fill(sender, self._read(end.queue) if end.queue else b"")
                 if end.closed:
                     sender.shutdown(socket.SHUT_WR)
+            for number, end in enumerate(link.ends):
+                _set_up(pair[number], end)
         except Exception as error:
             say(f"what waits in a unix socket of process {link.ends[0].pid} is lost: {error}")
-        for number, end in enumerate(link.ends):
-            _set_up(pair[number], end)
-            self._sockets[index, number] = pair[number]
         if len(link.ends) == 1:
             pair[1].close()
 
-    def _queue(self, end: UnixEnd) -> Iterator[bytes]:
-        data = self._read(end.queue) if end.queue else b""
+    def _fill(self, sender: socket.socket, queue: bytes) -> None:
+        if not queue:
+            return
+        # The kernel counts more than the bytes; nobody reads yet, so nothing may wait here.
+        sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * len(queue) + _ROOM_TO_FILL)
+        sender.setblocking(False)
         offset = 0
-        while offset < len(data):
-            (length,) = _LENGTH.unpack_from(data, offset)
+        while offset < len(queue):
+            (length,) = _LENGTH.unpack_from(queue, offset)
             offset += _LENGTH.size + length
-            yield data[offset - length : offset]
+            sender.sendall(queue[offset - length : offset])
+        sender.setblocking(True)
 
 
 def _set_up(opened: socket.socket, end: UnixEnd) -> None:
@@ -76,12 +80,20 @@ def connect_datagrams(links: Sequence[DatagramLink]) -> None:
     for link in links:
         try:
             with _socket_of(link.pid, link.number) as near:
-                if link.target_pid:
-                    _connect(near, link)
-                else:
-                    _connect_to_nobody(near)
-        except OSError as error:
+                _connect_one(near, link)
+        # All trees are held: nothing here is worth losing them.
+        except Exception as error:
             say(f"a datagram socket of process {link.pid} stays alone: {error}")
+
+
+def _connect_one(near: socket.socket, link: DatagramLink) -> None:
+    if link.target_pid:
+        try:
+            _connect(near, link)
+            return
+        except OSError as error:
+            say(f"process {link.target_pid}, which {link.pid} sends to, is not there: {error}")
+    _connect_to_nobody(near)
 
 
 def _socket_of(pid: int, number: int) -> socket.socket:
@@ -101,6 +113,8 @@ def _connect(near: socket.socket, link: DatagramLink) -> None:
 
     def connect() -> None:
         syscalls.unshare(syscalls.CLONE_FS)
+        # For a relative name.
+        os.chdir(f"/proc/{link.target_pid}/cwd")
         os.chroot(f"/proc/{link.target_pid}/root")
         near.connect(name)
 

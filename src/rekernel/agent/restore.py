@@ -98,15 +98,15 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
         part.format(images=image_root / tree.images, work=work) if "{" in part else part
         for part in tree.argv
     ]
-    keep = []
-    # Above anything that criu opens for itself on start.
-    for item in tree.inherited:
-        fd = _open_inherited(item, links)
-        keep.append(fd)
-        argv += ["--inherit-fd", item.argument.format(fd=fd)]
-    # In the tree's own control group from the start: memory is charged to who first touches it.
-    _enter(os.getpid(), next(iter(tree.cgroups.values())))
+    keep: list[int] = []
     try:
+        # Above anything that criu opens for itself on start.
+        for item in tree.inherited:
+            fd = _open_inherited(item, links)
+            keep.append(fd)
+            argv += ["--inherit-fd", item.argument.format(fd=fd)]
+        # In the tree's own control group from the start: memory is charged to who first touches it.
+        _enter(os.getpid(), next(iter(tree.cgroups.values())))
         pid = processes.start(
             argv,
             log=str(work / "output.log"),
@@ -118,6 +118,14 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
         for fd in keep:
             os.close(fd)
     return Restore(tree, pid, os.pidfd_open(pid))
+
+
+def _start_or_fail(tree: Tree, image_root: Path, links: Links) -> Restore:
+    """One that cannot even be started must not take the others along."""
+    try:
+        return _start(tree, image_root, links)
+    except Exception as error:
+        return Restore(tree, 0, -1, failure=f"criu was not started: {error}", done=True)
 
 
 def make_cgroups(paths: Sequence[str]) -> None:
@@ -142,14 +150,15 @@ def restore_all(
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(_HOOK_SOCKET)
     listener.listen(len(trees) + 8)
-    restores = Restores([_start(tree, image_root, links) for tree in trees])
+    restores = Restores([_start_or_fail(tree, image_root, links) for tree in trees])
     by_pid = {str(item.pid): item for item in restores.trees}
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, None)
-    for item in restores.trees:
+    started = [item for item in restores.trees if not item.failure]
+    for item in started:
         selector.register(item.pidfd, selectors.EVENT_READ, item)
     deadline = time.monotonic() + timeout
-    waiting = len(restores.trees)
+    waiting = len(started)
     while waiting:
         events = selector.select(max(0.0, deadline - time.monotonic()))
         if not events and time.monotonic() >= deadline:

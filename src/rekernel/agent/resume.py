@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -24,6 +25,8 @@ from rekernel.memory.dax import DaxRegion
 
 RUN = Path("/run/rekernel")
 RESULT = RUN / "agent.json"
+# fs.nr_open, as the kernel has it at first.
+_DESCRIPTORS = 1 << 20
 
 
 class HandoverRefusedError(Exception):
@@ -38,7 +41,10 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
     """
     init = list(raw["init"])
     result: dict[str, Any] = {"schema": 1, "handover": "none"}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
+        # Some for each tree and each connection between them; init gets its own limits again.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, max(_DESCRIPTORS, limits[1])))
         init = _restore(load_config(raw), timeline, started, probe, result)
     except (StoreError, ManifestError, HandoverRefusedError) as error:
         say(f"booting normally: {error}")
@@ -51,6 +57,7 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
             "reason": str(error),
             "traceback": traceback.format_exc(),
         }
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     _write_result(result)
     return init
 

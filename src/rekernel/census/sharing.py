@@ -49,6 +49,9 @@ def of_process(pid: int) -> dict[tuple[str, str], str]:
         maps = os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
         for device, inode, name in _SHARED.findall(maps):
             words = "a memfd" if name.startswith("/memfd:") else "shared memory"
+            if name.startswith("/SYSV"):
+                # Numbered anew in each name space.
+                device = os.readlink(f"/proc/{pid}/ns/ipc")
             found["memory", f"{device} {inode}"] = words
     return found
 

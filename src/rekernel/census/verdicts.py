@@ -55,7 +55,7 @@ def plumbing_reason(name: str) -> str | None:
 
 def _nested_namespaces(pids: Sequence[int]) -> str:
     for pid in pids:
-        for name, words in (("user", "user"), ("pid", "PID")):
+        for name, words in (("user", "user"), ("pid", "PID"), ("net", "network")):
             try:
                 own = os.readlink(f"/proc/{pid}/ns/{name}")
             except OSError:
@@ -122,7 +122,7 @@ def _judge(
         )
     namespaces = _nested_namespaces(list(processes))
     if namespaces:
-        return Verdict.RESTARTED, namespaces, "criu cannot dump nested namespaces"
+        return Verdict.RESTARTED, namespaces, "units with such a name space are not carried yet"
     if any(path != unit.cgroup for path in processes.values()):
         return (
             Verdict.RESTARTED,

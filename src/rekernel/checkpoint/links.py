@@ -36,8 +36,10 @@ _LARGEST_MESSAGE = 1 << 20
 _LENGTH = struct.Struct("<I")
 
 
-class NotAcceptedError(RekernelError):
-    """A connection waits for accept(2): criu cannot dump it if its ends are in two trees."""
+class UnsettledError(RekernelError):
+    """Something is on its way between two trees that criu cannot dump there; an instant later it
+    will have arrived: a connection that is not accepted yet, a descriptor, credentials.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Taken:
 def take(trees: Sequence[Member]) -> Taken:
     """Everything that leads out of these frozen trees.
 
-    Raises NotAcceptedError if an instant more is needed, RekernelError for what cannot be carried.
+    Raises UnsettledError if an instant more is needed, RekernelError for what cannot be carried.
     """
     sockets = observe()
     own = [holders(tree.pids) for tree in trees]
@@ -119,11 +121,18 @@ def _assert_accepted(
     sockets: Sequence[UnixSocket],
 ) -> None:
     listeners = {inode: item for item in sockets for inode in item.waiting}
+    for item in sockets:
+        # A client that went away again before it was let in: criu refuses its listener.
+        if item.inode in owner and 0 in item.waiting:
+            raise UnsettledError(
+                f"somebody knocked at {item.name} of {trees[owner[item.inode]].name} and left",
+                "see why nobody accepts connections there",
+            )
     for tree, inodes in zip(trees, own, strict=True):
         for item in unaccepted(inodes, sockets):
             listener = listeners[item.inode]
             if listener.inode not in inodes:
-                raise NotAcceptedError(
+                raise UnsettledError(
                     f"{tree.name} waits to be let in at {listener.name}",
                     "see why nobody accepts connections there",
                 )
@@ -180,37 +189,43 @@ def _argument(inode: int) -> str:
 def waiting(opened: socket.socket) -> Iterator[bytes]:
     """What a unix socket has received and nobody has read; leaves it there.
 
-    Of a stream the pieces are as the kernel keeps them. Raises RekernelError for a descriptor
-    that is on its way.
+    Of a stream the pieces are as the kernel keeps them. Raises UnsettledError for a descriptor or
+    credentials that are on their way.
     """
     before = opened.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
     opened.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
     try:
-        with suppress(BlockingIOError):
+        # Reset: by somebody who is not frozen, and has gone since.
+        with suppress(BlockingIOError, ConnectionResetError):
+            empty = False
             while True:
                 data, extra, flags, _ = opened.recvmsg(
                     _LARGEST_MESSAGE,
                     socket.CMSG_SPACE(1024),
                     socket.MSG_PEEK | socket.MSG_DONTWAIT,
                 )
-                _assert_no_descriptor(extra)
+                _assert_only_data(extra)
                 if flags & socket.MSG_TRUNC:
                     raise RekernelError("a message in a unix socket is larger than 1 MiB")
-                if not data:
+                if not data and (empty or opened.type != socket.SOCK_SEQPACKET):
                     return
-                yield data
+                # The end looks like an empty packet, but comes again and again.
+                empty = not data
+                if data:
+                    yield data
     finally:
         opened.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, before)
 
 
-def _assert_no_descriptor(extra: Iterable[tuple[int, int, bytes]]) -> None:
+def _assert_only_data(extra: Iterable[tuple[int, int, bytes]]) -> None:
     for level, kind, data in extra:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             for (number,) in struct.iter_unpack("i", data[: len(data) // 4 * 4]):
                 os.close(number)
-            raise RekernelError(
-                "a descriptor is on its way between two services", "try again in a moment"
-            )
+            what = "a descriptor is"
+        else:
+            what = "credentials are"
+        raise UnsettledError(f"{what} on the way between two services", "try again in a moment")
 
 
 def _receives_no_more(opened: socket.socket) -> bool:

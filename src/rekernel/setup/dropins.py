@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rekernel.census import obstacles
 from rekernel.census.verdicts import plumbing_reason
 from rekernel.policy import Policy
+from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit, processes_of
 
 _HEAD = "# Written by `rekernel setup`; taken back by `rekernel setup --undo`.\n"
@@ -55,7 +56,7 @@ def needed(units: Sequence[Unit], policy: Policy) -> dict[str, list[Remedy]]:
     """Running units that can be carried only with a drop-in, by name, and what it must say."""
     found = {}
     for unit in sorted(units, key=lambda item: item.name):
-        wish = policy.wish(unit.name)
+        wish = policy.wish(unit.name) or unitfiles.wish(unit)
         # A transient unit is gone before its drop-in is read.
         transient = unit.properties.get("FragmentPath", "").startswith("/run/")
         if wish == "restart" or transient or (plumbing_reason(unit.name) and wish != "carry"):

@@ -26,10 +26,11 @@ from rekernel.transition.undo import UndoList
 from rekernel.transition.undo import freeze as begin_to_freeze
 
 
-def freeze(cgroups: Sequence[str], undo: UndoList, timeout: float = 20.0) -> None:
-    """Freeze these control groups, all told at once. Raises RekernelError naming a laggard."""
-    if cgroups:
-        undo.push("thaw", *cgroups)
+def freeze(cgroups: Sequence[str], timeout: float = 20.0) -> None:
+    """Freeze these control groups, all told at once. Raises RekernelError naming a laggard.
+
+    The undo list must know of it already.
+    """
     for cgroup in cgroups:
         begin_to_freeze(cgroup)
     deadline = time.monotonic() + timeout

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ class CarriedTree:
     options: TreeOptions
     inherited: tuple[externals.External, ...]
     journal_header: str
-    # Thread -> CPUs, of those that are bound to some.
-    affinities: dict[str, tuple[int, ...]]
+    # Thread -> CPUs, of those that are bound to some; known once it is frozen.
+    affinities: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,18 +55,17 @@ def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
             externals=tuple(external.dump for external in inherited),
         )
         header = adoption.journal_header(item.unit)
-        bound = _affinities(list(item.processes))
-        found.append(CarriedTree(item, options, tuple(inherited), header, bound))
+        found.append(CarriedTree(item, options, tuple(inherited), header))
     return found
 
 
 def _affinities(pids: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Of the threads that may not run wherever init may."""
-    usual = os.sched_getaffinity(1)
+    """Of the threads that may not run on every CPU."""
+    usual = set(range(os.cpu_count() or 1))
     found = {}
     for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for thread in os.listdir(f"/proc/{pid}/task"):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(ProcessLookupError):
                 own = os.sched_getaffinity(int(thread))
                 if own != usual:
                     found[thread] = tuple(sorted(own))
@@ -90,14 +89,15 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
                 f"{unit.name} changed while the upgrade was prepared", "try again in a moment"
             )
         verdict = dataclasses.replace(tree.verdict, processes=processes)
-        found.append(dataclasses.replace(tree, verdict=verdict))
+        bound = _affinities(list(processes))
+        found.append(dataclasses.replace(tree, verdict=verdict, affinities=bound))
     return found
 
 
 def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken]:
     """The same frozen trees with the unix sockets that lead out of each, and these.
 
-    Raises links.NotAcceptedError if an instant more is needed, RekernelError for what cannot be
+    Raises links.UnsettledError if an instant more is needed, RekernelError for what cannot be
     carried.
     """
     taken = links.take(
@@ -116,8 +116,16 @@ def as_dumped(trees: Sequence[CarriedTree], images: Path) -> list[CarriedTree]:
     """The same trees without what ended while criu dumped them: it restores such a socket alone.
 
     What boots afresh is not frozen and may close a connection at any moment; waiting to be given
-    one for it, criu would hang. Raises images.ImageError, OSError.
+    one for it, criu would hang. Nor could it give back a descriptor that came to such a socket
+    meanwhile. Raises RekernelError for that, images.ImageError, OSError.
     """
+    got = {f"unix[{inode}]" for inode in unixentries.with_descriptors(images)}
+    for tree in trees:
+        if any(item.dump in got for item in tree.inherited):
+            raise RekernelError(
+                f"{tree.verdict.unit.name} was sent a descriptor while it was dumped",
+                "try again in a moment",
+            )
     ended = {f"unix[{inode}]" for inode in unixentries.unconnected(images)}
     return [
         dataclasses.replace(

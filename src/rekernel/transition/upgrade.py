@@ -16,7 +16,7 @@ from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import timers, unixentries
-from rekernel.checkpoint.links import NotAcceptedError, Taken
+from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
@@ -30,8 +30,8 @@ from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList, thaw
 
 IMAGES = Path("/var/lib/rekernel/images")
-# How long a connection between two services may take to be accepted.
-_ACCEPT_S = 3.0
+# How long what is on its way between two services may take to arrive.
+_SETTLE_S = 3.0
 
 
 class CancelledError(RekernelError):
@@ -123,7 +123,10 @@ class Upgrade:
             os.sync()
         self._check()
         # As late as it costs no blackout.
-        self._remember(snapshot.take(pids))
+        try:
+            self._remember(snapshot.take(pids))
+        except OSError as error:
+            self._events.emit("note", f"what the processes are like is not kept: {error}")
         connections = established(pids)
         hertz = self._calibration.hertz()
 
@@ -177,14 +180,17 @@ class Upgrade:
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
         """All trees at one instant, with what they are at that instant."""
         cgroups = [tree.verdict.unit.cgroup for tree in carried]
-        deadline = time.monotonic() + _ACCEPT_S
+        deadline = time.monotonic() + _SETTLE_S
+        if cgroups:
+            self._undo.push("thaw", *cgroups)
         while True:
-            cut.freeze(cgroups, self._undo)
+            cut.freeze(cgroups)
             try:
                 return trees.linked(trees.as_frozen(carried))
-            except NotAcceptedError:
+            except UnsettledError:
                 if time.monotonic() > deadline:
                     raise
+            self._check()
             for cgroup in cgroups:
                 thaw(cgroup)
             time.sleep(0.02)

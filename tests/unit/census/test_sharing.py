@@ -85,7 +85,7 @@ def test_memory_that_was_inherited() -> None:
         try:
             ours, theirs = sharing.of_process(os.getpid()), sharing.of_process(child)
             common = [key for key in ours.keys() & theirs.keys() if key[0] == "memory"]
-            assert [ours[key] for key in common] == ["shared memory"]
+            assert "shared memory" in [ours[key] for key in common]
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

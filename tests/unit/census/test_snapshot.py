@@ -27,6 +27,8 @@ def process() -> Iterator[subprocess.Popen[str]]:
     started = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    # Not before it is what it will be.
+    do(started, "pass")
     yield started
     assert started.stdin is not None
     started.stdin.close()

@@ -18,7 +18,7 @@ from rekernel.agent import links as agent_links
 from rekernel.agent.links import Links, connect_datagrams
 from rekernel.checkpoint import links
 from rekernel.checkpoint.externals import External
-from rekernel.checkpoint.links import Member, NotAcceptedError, Taken, take
+from rekernel.checkpoint.links import Member, Taken, UnsettledError, take
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import DatagramLink
 
@@ -72,7 +72,6 @@ def test_between_two_trees(hold: Hold, kind: int) -> None:
         left.sendall(message)
     right.sendall(b"back")
     right.setblocking(False)
-    right.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50000)
     size = right.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     before = os.fstat(left.fileno()).st_ino, os.fstat(right.fileno()).st_ino
@@ -99,13 +98,60 @@ def test_between_two_trees(hold: Hold, kind: int) -> None:
         assert new_left.recv(10) == b"back"
         assert fcntl.fcntl(new_right, fcntl.F_GETFL) & os.O_NONBLOCK
         assert not fcntl.fcntl(new_left, fcntl.F_GETFL) & os.O_NONBLOCK
-        assert new_right.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 1
-        assert new_left.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 0
         assert new_right.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
         new_left.sendall(b"on")
         assert new_right.recv(10) == b"on"
         new_left.close()
         assert new_right.recv(10) == b""
+
+
+def test_settings_and_an_empty_packet(hold: Hold) -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    left.send(b"one")
+    left.send(b"")
+    left.send(b"two")
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with left, right:
+        taken = take([member("a", hold(left)), member("b", hold(right))])
+    made = make(taken)
+    with opened(made, 0, 0) as new_left, opened(made, 0, 1) as new_right:
+        made.close()
+        assert new_left.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 1
+        assert new_right.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 0
+        # The empty one is lost, what comes after it is not.
+        assert [new_right.recv(10), new_right.recv(10)] == [b"one", b"two"]
+
+
+def test_more_than_the_usual_room(hold: Hold) -> None:
+    left, right = socket.socketpair()
+    left.setsockopt(socket.SOL_SOCKET, 32, 1 << 26)  # SO_SNDBUFFORCE
+    left.sendall(bytes(30 << 20))
+    with left, right:
+        taken = take([member("a", hold(left)), member("b", hold(right))])
+    made = make(taken)
+    with opened(made, 0, 1) as new_right:
+        made.close()
+        assert len(new_right.recv(30 << 20, socket.MSG_WAITALL)) == 30 << 20
+
+
+def test_credentials_on_their_way(hold: Hold) -> None:
+    left, right = socket.socketpair()
+    right.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    left.send(b"x")
+    with left, right, pytest.raises(UnsettledError, match="credentials are on the way"):
+        take([member("a", hold(left)), member("b", hold(right))])
+
+
+def test_somebody_who_knocked_and_left(hold: Hold, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "listener"))
+        server.listen(3)
+        trees = [member("a", hold(server))]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "listener"))
+            assert take(trees).links == ()
+        with pytest.raises(UnsettledError, match="somebody knocked"):
+            take(trees)
 
 
 def test_half_closed(hold: Hold) -> None:
@@ -208,7 +254,7 @@ def test_a_connection_that_nobody_accepted(hold: Hold, tmp_path: Path) -> None:
         server.listen(1)
         client.connect(path)
         trees = [member("a", hold(server)), member("b", hold(client))]
-        with pytest.raises(NotAcceptedError, match=f"b waits to be let in at {path}"):
+        with pytest.raises(UnsettledError, match=f"b waits to be let in at {path}"):
             take(trees)
         # Both ends in one tree: criu knows how.
         assert take([member("a", *trees[0].pids, *trees[1].pids)]).links == ()
@@ -222,7 +268,7 @@ def test_what_cannot_be_taken(hold: Hold) -> None:
     with left, right:
         socket.send_fds(left, [b"x"], [0])
         trees = [member("a", hold(left)), member("b", hold(right))]
-        with pytest.raises(RekernelError, match="a descriptor is on its way"):
+        with pytest.raises(RekernelError, match="a descriptor is on the way"):
             take(trees)
     left, right = socket.socketpair()
     with left, right, pytest.raises(RekernelError, match="a and b share a socket"):

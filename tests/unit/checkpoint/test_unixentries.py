@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 
 from rekernel.checkpoint.images import ImageError, entries, fields
-from rekernel.checkpoint.unixentries import disconnect, disconnect_images, unconnected
+from rekernel.checkpoint.unixentries import (
+    disconnect,
+    disconnect_images,
+    unconnected,
+    with_descriptors,
+)
 
 from .imagefiles import image, message
 
@@ -60,3 +66,20 @@ def test_what_is_no_image() -> None:
         disconnect(bytearray(b"x" * 20), {1})
     with pytest.raises(ImageError, match="a socket has no field"):
         disconnect(image(message(f16=message(f1=1))), {1})
+
+
+def test_descriptors_on_their_way(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    # As socket_entry() has it, each is number 3 for other images.
+    (tmp_path / "a" / "files.img").write_bytes(image(OTHER, socket_entry(5, 300)))
+    assert with_descriptors(tmp_path) == set()
+
+    def packet(payload: bytes, **more: bytes) -> bytes:
+        entry = message(f1=3, f2=len(payload), **more)
+        return struct.pack("<I", len(entry)) + entry + payload
+
+    queue = tmp_path / "a" / "sk-queues.img"
+    queue.write_bytes(bytes(image()) + packet(b"plain") + packet(b"x" * 300))
+    assert with_descriptors(tmp_path) == set()
+    queue.write_bytes(bytes(image()) + packet(b"plain") + packet(b"x", f4=message(f1=1, f2=9)))
+    assert with_descriptors(tmp_path) == {5}

@@ -10,6 +10,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import unixentries
 from rekernel.checkpoint.externals import External
 from rekernel.checkpoint.options import TreeOptions
+from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Inherited
 from rekernel.systemd.units import Unit
 from rekernel.transition import trees
@@ -31,8 +32,12 @@ def test_what_ended_during_the_dump_is_left_to_criu(
     kept = External("unix[5]", Inherited("unix", "fd[{fd}]:socket:[5]"))
     ended = External("unix[6]", Inherited("unix", "fd[{fd}]:socket:[6]"))
     monkeypatch.setattr(unixentries, "unconnected", lambda images: {6, 99})
+    monkeypatch.setattr(unixentries, "with_descriptors", lambda images: {98})
     (found,) = trees.as_dumped([tree(file, kept, ended)], tmp_path)
     assert found.inherited == (file, kept)
+    monkeypatch.setattr(unixentries, "with_descriptors", lambda images: {5})
+    with pytest.raises(RekernelError, match="was sent a descriptor while it was dumped"):
+        trees.as_dumped([tree(file, kept, ended)], tmp_path)
 
 
 def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
