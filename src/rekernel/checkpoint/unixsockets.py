@@ -12,13 +12,6 @@ JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Datagram sockets that the agent opens again before the restore; criu connects to them by path.
 JOURNAL_DATAGRAM = ("/run/systemd/journal/dev-log", "/run/systemd/journal/socket")
 
-# include/net/tcp_states.h: unix sockets use these three.
-ESTABLISHED = 1
-LISTENING = 10
-# include/net/sock.h: RCV_SHUTDOWN
-RECEIVE_SHUTDOWN = 1
-SHUTDOWN = 3
-
 # include/uapi/linux/sock_diag.h, include/uapi/linux/unix_diag.h, include/uapi/linux/netlink.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -29,9 +22,9 @@ _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBHIIIQ")
 _SHOW = 0x01 | 0x04 | 0x08
 # family, type, state, pad, inode, cookie
-_MESSAGE = struct.Struct("=BBBxIQ")
+_MESSAGE = struct.Struct("=BBxxIQ")
 _ATTRIBUTE = struct.Struct("=HH")
-_NAME, _PEER, _ICONS, _SHUTDOWN_MASK = 0, 2, 3, 6
+_NAME, _PEER, _ICONS = 0, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +32,14 @@ class UnixSocket:
     """One unix socket. ``peer`` is 0 without one, and for a connection that waits for accept(2).
 
     ``kind``: SOCK_STREAM and so on. ``name``: what it is bound to, "" if it is not; an abstract
-    one begins with a NUL. ``shutdown``: RCV_SHUTDOWN and SEND_SHUTDOWN. ``waiting``: of a
-    listener, the clients that it has not accepted.
+    one begins with a NUL. ``waiting``: of a listener, the clients that it has not accepted; 0 for
+    one that left again.
     """
 
     kind: int
-    state: int
     inode: int
     name: str = ""
     peer: int = 0
-    shutdown: int = 0
     waiting: tuple[int, ...] = ()
 
 
@@ -72,7 +63,7 @@ def parse(data: bytes) -> Iterator[UnixSocket | None]:
 
 
 def _parse_one(body: bytes) -> UnixSocket:
-    _, kind, state, inode, _ = _MESSAGE.unpack_from(body)
+    _, kind, inode, _ = _MESSAGE.unpack_from(body)
     values: dict[int, bytes] = {}
     offset = _MESSAGE.size
     while offset + _ATTRIBUTE.size <= len(body):
@@ -83,12 +74,10 @@ def _parse_one(body: bytes) -> UnixSocket:
     waiting = values.get(_ICONS, b"")
     return UnixSocket(
         kind,
-        state,
         inode,
         # An abstract name may hold anything; a path ends before its terminator.
         os.fsdecode(name if name[:1] == b"\0" else name.rstrip(b"\0")),
         int.from_bytes(values.get(_PEER, b""), "little"),
-        int.from_bytes(values.get(_SHUTDOWN_MASK, b""), "little"),
         tuple(item for (item,) in struct.iter_unpack("=I", waiting)),
     )
 
