@@ -11,7 +11,7 @@ from pathlib import Path
 from rekernel.errors import UsageError
 
 CONFIG = Path("/etc/rekernel/rekernel.toml")
-_WISHES = ("carry", "restart", "block")
+WISHES = ("carry", "restart", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ def load(carry: Sequence[str] = (), restart: Sequence[str] = (), config: Path = 
         for key, value in raw.items():
             if key == "units" and isinstance(value, dict):
                 for name, wish in value.items():
-                    if wish not in _WISHES:
+                    if wish not in WISHES:
                         raise UsageError(
-                            f"{config}: {name} = {wish!r}", f"one of {', '.join(_WISHES)}"
+                            f"{config}: {name} = {wish!r}", f"one of {', '.join(WISHES)}"
                         )
                     rules.append((_full(name), wish))
             elif key == "max_blackout" and isinstance(value, (int, float)):

@@ -157,6 +157,15 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     )
 
 
+def take_descriptor(pid: int, number: int) -> int:
+    """pidfd_getfd() for who has no pidfd. Raises OSError."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return pidfd_getfd(pidfd, number)
+    finally:
+        os.close(pidfd)
+
+
 def process_madvise(pidfd: int, address: int, length: int, advice: int) -> None:
     """process_madvise(2) on one range. Raises OSError (EINVAL: not for this range)."""
     vector = struct.pack("QQ", address, length)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
 
 from rekernel import syscalls
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import say
+from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
 
 # include/uapi/asm-generic/socket.h; nobody but us sends so much at once.
 _SO_SNDBUFFORCE = 32
 _ROOM_TO_FILL = 1 << 23
-_LENGTH = struct.Struct("<I")
 
 
 class Links:
@@ -60,11 +59,8 @@ class Links:
         # The kernel counts more than the bytes; nobody reads yet, so nothing may wait here.
         sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * len(queue) + _ROOM_TO_FILL)
         sender.setblocking(False)
-        offset = 0
-        while offset < len(queue):
-            (length,) = _LENGTH.unpack_from(queue, offset)
-            offset += _LENGTH.size + length
-            sender.sendall(queue[offset - length : offset])
+        for message in queues.unpack(queue):
+            sender.sendall(message)
         sender.setblocking(True)
 
 
@@ -97,11 +93,7 @@ def _connect_one(near: socket.socket, link: DatagramLink) -> None:
 
 
 def _socket_of(pid: int, number: int) -> socket.socket:
-    pidfd = os.pidfd_open(pid)
-    try:
-        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, number))
-    finally:
-        os.close(pidfd)
+    return socket.socket(fileno=syscalls.take_descriptor(pid, number))
 
 
 def _connect(near: socket.socket, link: DatagramLink) -> None:

@@ -70,11 +70,7 @@ def descriptors(pid: int) -> list[Descriptor]:
 
 def socket_of(pid: int, number: int) -> socket.socket:
     """A socket of another process, as a descriptor of our own. Raises OSError."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        return socket.socket(fileno=syscalls.pidfd_getfd(pidfd, number))
-    finally:
-        os.close(pidfd)
+    return socket.socket(fileno=syscalls.take_descriptor(pid, number))
 
 
 def files(pids: Sequence[int]) -> list[External]:

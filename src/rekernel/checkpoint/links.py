@@ -2,8 +2,7 @@
 
 criu dumps one tree at a time and cannot follow a connection into another. Such an end is external
 for it: it asks for a socket on restore and touches neither what waits in it nor its settings, so
-these are read here. The queue of an end becomes a blob of messages, each after its length.
-Datagram sockets it restores by itself, unconnected (checkpoint/unixentries.py).
+these are read here. Datagram sockets it restores alone, unconnected (checkpoint/unixentries.py).
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from rekernel.checkpoint.unixsockets import (
     unaccepted,
 )
 from rekernel.errors import RekernelError
+from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink
 
 # include/uapi/asm-generic/socket.h; sizes are doubled when set.
 _SO_PASSCRED, _SO_RCVTIMEO, _SO_SNDTIMEO, _SO_PASSSEC, _SO_PEEK_OFF = 16, 20, 21, 34, 42
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _LARGEST_MESSAGE = 1 << 20
-_LENGTH = struct.Struct("<I")
 
 
 class UnsettledError(RekernelError):
@@ -172,7 +171,7 @@ class _Maker:
         messages = list(waiting(opened))
         name = f"unix/{inode}" if messages else ""
         if messages:
-            self.queues[name] = b"".join(_LENGTH.pack(len(item)) + item for item in messages)
+            self.queues[name] = queues.pack(messages)
         return UnixEnd(
             pid=pid,
             queue=name,

@@ -105,7 +105,7 @@ class Inherited:
 class UnixEnd:
     """One end of a connection between unix sockets, held by process ``pid``.
 
-    ``queue``: store blob with what it has not read yet, "" for nothing (checkpoint/links.py).
+    ``queue``: store blob with what it has not read yet, "" for nothing (handover/queues.py).
     ``closed``: nothing more arrives. ``flags``: of the open file. ``options``: SO_* number -> value
     in hex.
     """
@@ -166,7 +166,7 @@ class Memory:
     region: Extent | None
     # Parts of the region with carried pages: mapped, drained, then given back.
     occupied: tuple[Extent, ...]
-    # Parts that are free: RAM again right after the commit.
+    # Parts that are free: made RAM again beside the restore.
     free: tuple[Extent, ...]
     store: Extent | None
     # Offset of the copied strays in the store, bytes.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel.errors import UsageError
+from rekernel.policy import WISHES
 from rekernel.systemd.units import Unit
 
 SECTION = "X-Rekernel"
-_WISHES = ("carry", "restart", "block")
 _HINT = "see rekernel.toml(5)"
 
 
@@ -60,8 +60,8 @@ def wish(unit: Unit) -> str | None:
     policy = settings(files_of(unit)).get("Policy")
     if not policy:
         return None
-    if policy not in _WISHES:
+    if policy not in WISHES:
         raise UsageError(
-            f"{unit.name}: Policy={policy} in [{SECTION}] is none of {', '.join(_WISHES)}", _HINT
+            f"{unit.name}: Policy={policy} in [{SECTION}] is none of {', '.join(WISHES)}", _HINT
         )
     return policy

@@ -7,34 +7,19 @@ import os
 import pty
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from holding import Hold, holding
 
 from rekernel.census import sharing
 
-Start = Callable[..., int]
-
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Processes that do nothing but have these descriptors open; gives the PID."""
-    started = []
-
-    def run(*numbers: int) -> int:
-        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=numbers)
-        started.append(process)
-        return process.pid
-
-    yield run
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+def hold() -> Iterator[Hold]:
+    with holding() as start:
+        yield start
 
 
 def pipe() -> tuple[int, int]:
@@ -60,9 +45,9 @@ def memfd() -> tuple[int, int]:
     ("make", "words"),
     [(pipe, "a pipe"), (same_socket, "a socket"), (terminal, "a terminal"), (memfd, "a memfd")],
 )
-def test_descriptors(start: Start, make: Callable[[], tuple[int, int]], words: str) -> None:
+def test_descriptors(hold: Hold, make: Callable[[], tuple[int, int]], words: str) -> None:
     ours, theirs = make()
-    first, second = start(ours), start(theirs)
+    first, second = hold(ours), hold(theirs)
     trees = {"a": [first], "b": [second]}
     assert sharing.find(trees, [first, second]) == {
         "a": sharing.Shared(words, first, second),

@@ -6,13 +6,12 @@ import fcntl
 import os
 import socket
 import struct
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from holding import Hold, holding
 
 from rekernel.agent import links as agent_links
 from rekernel.agent.links import Links, connect_datagrams
@@ -22,26 +21,11 @@ from rekernel.checkpoint.links import Member, Taken, UnsettledError, take
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import DatagramLink
 
-Hold = Callable[..., int]
-
 
 @pytest.fixture
 def hold() -> Iterator[Hold]:
-    """Processes that do nothing but have these sockets open; gives the PID."""
-    started = []
-
-    def start(*sockets: socket.socket) -> int:
-        numbers = [item.fileno() for item in sockets]
-        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=numbers)
-        started.append(process)
-        return process.pid
-
-    yield start
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+    with holding() as start:
+        yield start
 
 
 @pytest.fixture

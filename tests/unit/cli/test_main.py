@@ -180,7 +180,7 @@ def test_manual_of_the_configuration_has_every_key_and_wish() -> None:
     from rekernel import policy
 
     text = (REPOSITORY / "man" / "rekernel.toml.5").read_text()
-    for word in ("max_blackout", "[units]", *policy._WISHES):
+    for word in ("max_blackout", "[units]", *policy.WISHES):
         assert word in text
 
 
