@@ -11,26 +11,14 @@ are both one byte there, so nothing moves.
 
 from __future__ import annotations
 
-from pathlib import Path
+from rekernel.checkpoint.images import ImageError, fields
 
-from rekernel.checkpoint.images import ImageError, entries, fields
-
-# Fields of file_entry and of timerfd_entry.
-_TFD = 12
+# Fields of timerfd_entry.
 _TICKS, _VSEC, _VNSEC, _ISEC, _INSEC = 5, 7, 8, 9, 10
 
 
-def rearm(data: bytearray) -> int:
-    """Change a files.img in place; returns how many timers it concerned. Raises ImageError."""
-    changed = 0
-    for start, end in entries(data):
-        for number, _, inner, after in fields(data, start, end):
-            if number == _TFD:
-                changed += _rearm_one(data, inner, after)
-    return changed
-
-
-def _rearm_one(data: bytearray, start: int, end: int) -> bool:
+def rearm(data: bytearray, start: int, end: int) -> bool:
+    """Change a timerfd_entry in place; returns whether that was needed. Raises ImageError."""
     found = {number: (value, at) for number, value, at, _ in fields(data, start, end)}
     try:
         ticks, vsec, isec, insec = (found[item][0] for item in (_TICKS, _VSEC, _ISEC, _INSEC))
@@ -41,15 +29,3 @@ def _rearm_one(data: bytearray, start: int, end: int) -> bool:
         return False
     data[where] = 1
     return True
-
-
-def rearm_images(images: Path) -> int:
-    """All trees below a directory. Raises ImageError, OSError."""
-    changed = 0
-    for path in images.glob("*/files.img"):
-        data = bytearray(path.read_bytes())
-        count = rearm(data)
-        if count:
-            path.write_bytes(data)
-        changed += count
-    return changed

@@ -7,12 +7,12 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict
-from rekernel.checkpoint import externals, links, unixentries
+from rekernel.checkpoint import externals, links
+from rekernel.checkpoint.amend import Sockets
 from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree
@@ -112,21 +112,21 @@ def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken
     return found, taken
 
 
-def as_dumped(trees: Sequence[CarriedTree], images: Path) -> list[CarriedTree]:
+def as_dumped(trees: Sequence[CarriedTree], sockets: Sockets) -> list[CarriedTree]:
     """The same trees without what ended while criu dumped them: it restores such a socket alone.
 
     What boots afresh is not frozen and may close a connection at any moment; waiting to be given
     one for it, criu would hang. Nor could it give back a descriptor that came to such a socket
-    meanwhile. Raises RekernelError for that, images.ImageError, OSError.
+    meanwhile. Raises RekernelError for that.
     """
-    got = {f"unix[{inode}]" for inode in unixentries.with_descriptors(images)}
+    got = {f"unix[{inode}]" for inode in sockets.with_descriptors}
     for tree in trees:
         if any(item.dump in got for item in tree.inherited):
             raise RekernelError(
                 f"{tree.verdict.unit.name} was sent a descriptor while it was dumped",
                 "try again in a moment",
             )
-    ended = {f"unix[{inode}]" for inode in unixentries.unconnected(images)}
+    ended = {f"unix[{inode}]" for inode in sockets.unconnected}
     return [
         dataclasses.replace(
             tree, inherited=tuple(item for item in tree.inherited if item.dump not in ended)

@@ -15,7 +15,7 @@ from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint import timers, unixentries
+from rekernel.checkpoint.amend import Sockets, amend_images
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
@@ -138,9 +138,8 @@ class Upgrade:
         with cut.open_store(plan.where, store_file) as area:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
             with self._events.phase("dump"):
-                record = self._dump(dumps, carried, images, len(area), strays_at)
-                carried = trees.as_dumped(carried, images)
-                unixentries.disconnect_images(images, links.disconnected)
+                record, sockets = self._dump(dumps, carried, links, images, len(area), strays_at)
+                carried = trees.as_dumped(carried, sockets)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
                 image_bytes = 0
@@ -247,11 +246,12 @@ class Upgrade:
         self,
         dumps: Dumps,
         carried: list[trees.CarriedTree],
+        links: Taken,
         images: Path,
         store_bytes: int,
         strays_at: int,
-    ) -> cut.PageRecord | None:
-        """All dumps and the page map, side by side; None without a region."""
+    ) -> tuple[cut.PageRecord | None, Sockets]:
+        """All dumps and the page map (None without a region), side by side."""
         recorder = None
         where = self._plan.where
         pids = [pid for tree in carried for pid in tree.pids]
@@ -274,8 +274,9 @@ class Upgrade:
         )
         dumps.wait(self._check)
         dumps.freeze(pids)
-        timers.rearm_images(images)
-        return recorder.finish() if recorder is not None else None
+        # While the recorder still works.
+        sockets = amend_images(images, links.disconnected)
+        return (recorder.finish() if recorder is not None else None), sockets
 
     def _manifest(
         self,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import unixentries
+from rekernel.checkpoint.amend import Sockets
 from rekernel.checkpoint.externals import External
 from rekernel.checkpoint.options import TreeOptions
 from rekernel.errors import RekernelError
@@ -25,19 +23,16 @@ def tree(*inherited: External) -> CarriedTree:
     )
 
 
-def test_what_ended_during_the_dump_is_left_to_criu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_ended_during_the_dump_is_left_to_criu() -> None:
     file = External("file[1:2]", Inherited("file", "fd[{fd}]:file[1:2]"))
     kept = External("unix[5]", Inherited("unix", "fd[{fd}]:socket:[5]"))
     ended = External("unix[6]", Inherited("unix", "fd[{fd}]:socket:[6]"))
-    monkeypatch.setattr(unixentries, "unconnected", lambda images: {6, 99})
-    monkeypatch.setattr(unixentries, "with_descriptors", lambda images: {98})
-    (found,) = trees.as_dumped([tree(file, kept, ended)], tmp_path)
+    sockets = Sockets(frozenset({6, 99}), frozenset({98}))
+    (found,) = trees.as_dumped([tree(file, kept, ended)], sockets)
     assert found.inherited == (file, kept)
-    monkeypatch.setattr(unixentries, "with_descriptors", lambda images: {5})
+    sockets = Sockets(frozenset(), frozenset({5}))
     with pytest.raises(RekernelError, match="was sent a descriptor while it was dumped"):
-        trees.as_dumped([tree(file, kept, ended)], tmp_path)
+        trees.as_dumped([tree(file, kept, ended)], sockets)
 
 
 def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
