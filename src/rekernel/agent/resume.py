@@ -42,9 +42,9 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
     init = list(raw["init"])
     result: dict[str, Any] = {"schema": 1, "handover": "none"}
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some for each tree and each connection between them; init gets its own limits again.
+    _allow_descriptors((_DESCRIPTORS, max(_DESCRIPTORS, limits[1])))
     try:
-        # Some for each tree and each connection between them; init gets its own limits again.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, max(_DESCRIPTORS, limits[1])))
         init = _restore(load_config(raw), timeline, started, probe, result)
     except (StoreError, ManifestError, HandoverRefusedError) as error:
         say(f"booting normally: {error}")
@@ -57,9 +57,16 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
             "reason": str(error),
             "traceback": traceback.format_exc(),
         }
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    _allow_descriptors(limits)
     _write_result(result)
     return init
+
+
+def _allow_descriptors(limits: tuple[int, int]) -> None:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    except (OSError, ValueError) as error:
+        say(f"the limit of open files stays as it is: {error}")
 
 
 def _write_result(result: dict[str, Any]) -> None:
