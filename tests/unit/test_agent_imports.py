@@ -25,6 +25,7 @@ _OURS = {
     "rekernel.handover",
     "rekernel.memory",
     "rekernel.memory.dax",
+    "rekernel.stuck",
     "rekernel.syscalls",
 }
 _OUR_PACKAGES = ("rekernel.agent.", "rekernel.handover.")

@@ -16,6 +16,7 @@ from rekernel.agent import processes
 from rekernel.agent.console import say
 from rekernel.agent.links import Links
 from rekernel.handover.manifest import Inherited, Tree
+from rekernel.stuck import where_they_wait
 
 WORK = Path("/run/rekernel/restore")
 _HOOK_SOCKET = "/run/rekernel/hook.sock"
@@ -199,15 +200,13 @@ def restore_all(
 
 
 def _write_down_where_it_waits(item: Restore) -> None:
-    """For whoever has to find out: the kernel stack of criu and of all that it made."""
-    lines = []
+    """criu and all that it made."""
+    pids: list[int] = []
     for path in dict.fromkeys(item.tree.cgroups.values()):
         with contextlib.suppress(OSError):
-            for pid in (_CGROUPS / path.lstrip("/") / "cgroup.procs").read_text().split():
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                lines += [f"{pid} {name}", Path(f"/proc/{pid}/stack").read_text()]
+            pids += map(int, (_CGROUPS / path.lstrip("/") / "cgroup.procs").read_text().split())
     with contextlib.suppress(OSError):
-        (work_directory(item.tree) / "stuck.log").write_text("\n".join(lines))
+        (work_directory(item.tree) / "stuck.log").write_text(where_they_wait(pids))
 
 
 def _cause(tree: Tree) -> str:

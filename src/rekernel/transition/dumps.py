@@ -7,6 +7,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -14,7 +15,8 @@ from subprocess import Popen
 from rekernel.checkpoint.options import TreeOptions, dump_argv
 from rekernel.errors import RekernelError
 from rekernel.run import start
-from rekernel.transition.undo import UndoList, freeze, own_cgroup, thaw
+from rekernel.stuck import where_they_wait
+from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
 
@@ -88,10 +90,13 @@ class Dumps:
                 )
             self._running.append(_Running(job, process))
 
-    def wait(self, cancelled: Callable[[], None], timeout: float = 120.0) -> None:
-        """Until all are held. Raises DumpFailedError for the first that fails."""
+    def wait(self, cancelled: Callable[[], None], patience: float = 30.0) -> None:
+        """Until all are held. Raises DumpFailedError for the first that fails.
+
+        ``patience``: seconds without a byte more from any of those that are not held yet.
+        """
         by_pid = {str(item.process.pid): item for item in self._running}
-        deadline = time.monotonic() + timeout
+        written, deadline = self._written(), time.monotonic() + patience
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ, None)
             for item in self._running:
@@ -101,8 +106,9 @@ class Dumps:
                 while not all(item.held for item in self._running):
                     cancelled()
                     if time.monotonic() > deadline:
-                        late = ", ".join(i.job.unit for i in self._running if not i.held)
-                        raise DumpFailedError(f"no dump of {late} within {timeout:.0f} s")
+                        if written == (now := self._written()):
+                            raise self._stuck(patience)
+                        written, deadline = now, time.monotonic() + patience
                     for key, _ in selector.select(0.1):
                         if key.data is not None:
                             raise self._failure(key.data)
@@ -143,6 +149,33 @@ class Dumps:
                     "they run on; see who killed it in the journal, then try again",
                 )
 
+    def _written(self) -> int:
+        """Bytes of images and logs of those that are not held yet."""
+        total = 0
+        for item in self._running:
+            if not item.held:
+                for directory in (item.job.images, item.job.work):
+                    # A file may go while it is looked at.
+                    with suppress(FileNotFoundError):
+                        total += sum(path.stat().st_size for path in directory.iterdir())
+        return total
+
+    def _stuck(self, patience: float) -> DumpFailedError:
+        late = [item for item in self._running if not item.held]
+        for item in late:
+            tree = Path("/sys/fs/cgroup", item.job.options.cgroup.lstrip("/"), "cgroup.procs")
+            pids = [item.process.pid]
+            with suppress(OSError):
+                pids += map(int, tree.read_text().split())
+            with suppress(OSError):
+                (item.job.work / "stuck.log").write_text(where_they_wait(pids))
+        units = ", ".join(item.job.unit for item in late)
+        return DumpFailedError(
+            f"{units} could not be dumped: nothing more from criu for {patience:.0f} s",
+            f"where it waits: {late[0].job.work / 'stuck.log'}; "
+            f"or leave it out: --restart {late[0].job.unit}",
+        )
+
     def _failure(self, item: _Running) -> DumpFailedError:
         code = item.process.wait()
         cause = last_error(item.job.work / "dump.log") or f"criu ended with {code}"
@@ -157,8 +190,11 @@ class Dumps:
         For that its parasites must run. A tree without its criu waits for what undoes the rest.
         """
         for item in self._running:
-            if item.held and item.process.poll() is None:
-                thaw(item.job.options.cgroup)
+            if item.process.poll() is None:
+                if item.held:
+                    thaw(item.job.options.cgroup)
+                else:
+                    interrupt(item.process.pid)
         for connection in self._connections:
             connection.close()
         self._listener.close()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ from rekernel.run import run
 
 STATE = Path("/run/rekernel/undo.json")
 CGROUPS = Path("/sys/fs/cgroup")
+# Seconds that a criu has to end by itself, and again once it is interrupted.
+_DUMP_ENDS_S = 30.0
 
 
 class UndoList:
@@ -91,11 +95,27 @@ def own_cgroup() -> str:
     return Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
 
 
+def interrupt(criu: int) -> None:
+    """Have a criu that dumps give up what it waits for, and with that the dump.
+
+    Its handler of SIGALRM, which it sets before it stops the first task, lets the system call fail.
+    Source: alarm_handler() in criu/cr-dump.c.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(criu, signal.SIGALRM)
+
+
 def _wait_for_dumps(cgroup: str) -> None:
     """criu takes its parasite out of the tasks by itself when its hook tells it to give up."""
-    deadline = time.monotonic() + 60
+    begin = time.monotonic()
+    interrupted = False
     while dumping := _running(cgroup, "criu"):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        if waited > _DUMP_ENDS_S and not interrupted:
+            interrupted = True
+            for pid in dumping:
+                interrupt(pid)
+        if waited > 2 * _DUMP_ENDS_S:
             raise TimeoutError(f"criu, process {dumping[0]}, does not end")
         time.sleep(0.01)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -91,13 +92,29 @@ def test_a_criu_that_says_nothing(under_way: Dumps, tmp_path: Path) -> None:
     under_way.close()
 
 
-def test_a_dump_that_takes_too_long(under_way: Dumps, tmp_path: Path) -> None:
+def test_a_dump_that_stands_still(under_way: Dumps, tmp_path: Path) -> None:
     late = failed(tmp_path, 0)
     late.process.wait()
     with subprocess.Popen(["sleep", "60"]) as process:
         late.process = process
         under_way._running.append(late)
-        with pytest.raises(dumps.DumpFailedError, match=r"no dump of a\.service within 0 s"):
-            under_way.wait(lambda: None, timeout=0)
-        process.kill()
+        with pytest.raises(dumps.DumpFailedError, match=r"a\.service .* for 0 s") as caught:
+            under_way.wait(lambda: None, patience=0)
+        assert caught.value.hint.startswith(f"where it waits: {tmp_path}/stuck.log")
+        assert f"{process.pid} sleep: S (sleeping)" in (tmp_path / "stuck.log").read_text()
+        # What it waits for is interrupted, as its hook has not spoken.
+        under_way.close()
+        assert process.wait(10) == -signal.SIGALRM
+
+
+def test_a_dump_that_goes_on(under_way: Dumps, tmp_path: Path) -> None:
+    busy = failed(tmp_path, 0)
+    busy.process.wait()
+    images = tmp_path / "images"
+    images.mkdir()
+    program = 'for i in 1 2 3 4 5 6 7 8; do echo >> "$1"; sleep 0.2; done; exit 9'
+    busy.process = subprocess.Popen(["sh", "-c", program, "sh", images / "pages-1.img"])
+    under_way._running.append(busy)
+    with pytest.raises(dumps.DumpFailedError, match="criu ended with 9"):
+        under_way.wait(lambda: None, patience=0.7)
     under_way.close()

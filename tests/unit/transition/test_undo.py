@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,31 @@ def test_waiting_for_the_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     # Long gone: no error either.
     steps.push("wait-dumps", "/no-such-unit")
     assert steps.run() == []
+
+
+def test_a_dump_that_does_not_end_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    criu = tmp_path / "criu"
+    shutil.copy("/bin/sleep", criu)
+    monkeypatch.setattr(undo, "CGROUPS", tmp_path)
+    monkeypatch.setattr(undo, "_DUMP_ENDS_S", 0.2)
+    group = tmp_path / "unit"
+    group.mkdir()
+    steps = UndoList(tmp_path / "undo.json")
+    with subprocess.Popen([criu, "60"]) as dump:
+        (group / "cgroup.procs").write_text(f"{dump.pid}\n")
+        steps.push("wait-dumps", "/unit")
+        assert steps.run() == []
+        assert dump.wait(0) == -signal.SIGALRM
+    # One that heeds nothing is named.
+    with subprocess.Popen(["env", "--ignore-signal=ALRM", criu, "5"]) as dump:
+        while Path(f"/proc/{dump.pid}/comm").read_text() != "criu\n":
+            time.sleep(0.01)
+        (group / "cgroup.procs").write_text(f"{dump.pid}\n")
+        steps.push("wait-dumps", "/unit")
+        assert steps.run() == [f"wait-dumps /unit: criu, process {dump.pid}, does not end"]
+        dump.kill()
 
 
 def test_what_is_gone_need_not_be_undone(tmp_path: Path) -> None:
