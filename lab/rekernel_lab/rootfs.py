@@ -227,6 +227,9 @@ def _install(tree: Path, packages: Sequence[str]) -> None:
     policy.write_text(guestfiles.POLICY_RC_D)
     policy.chmod(0o755)
     shutil.copy("/etc/resolv.conf", tree / "etc/resolv.conf")
+    # Left out with the manual pages, but some packages put symbolic links there themselves.
+    for section in range(1, 9):
+        (tree / f"usr/share/man/man{section}").mkdir(parents=True, exist_ok=True)
     _in_tree(tree, ["apt-get", "install", "--yes", "--no-install-recommends", *packages])
     policy.unlink()
 
