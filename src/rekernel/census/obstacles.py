@@ -14,9 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
 from rekernel.checkpoint.externals import Descriptor, descriptors, socket_of
+
+
+class Curable(Enum):
+    """What a setting of the unit takes away."""
+
+    SHARED_CODE = auto()
+    HOST_IPC = auto()
+    RING = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +38,12 @@ class Obstacle:
 
 # Anonymous inodes that criu makes again; of the others those that have a name among people.
 _ANONYMOUS = re.compile(r"^anon_inode:(\[(eventfd|eventpoll|signalfd|timerfd|pidfd)\]|inotify)$")
+_RING = "[io_uring]"
+# Of those who use one, these do without where the kernel has none: MariaDB; Node.js and all else
+# that is built on libuv.
+_NEEDS_NO_RING = re.compile(r"/(mariadbd|node|libuv\.so[.\d]*)$", re.MULTILINE)
 _NAMES = (
-    (re.compile(r"\[io_uring\]"), "an io_uring instance"),
+    (re.compile(re.escape(_RING)), "an io_uring instance"),
     (re.compile(r"\[perf_event\]"), "a perf event"),
     (re.compile(r"kvm-"), "a KVM virtual machine"),
     (re.compile(r"landlock-ruleset"), "a landlock rule set"),
@@ -79,8 +92,12 @@ def _of_descriptors(pid: int) -> Iterator[Obstacle]:
     for item in descriptors(pid):
         what = of_descriptor(item, queues, socket_of)
         if what is not None:
-            yield Obstacle(f"process {pid} has {what.what} open (descriptor {item.number})",
-                           what.remedy)  # fmt: skip
+            remedy = what.remedy
+            if _RING in item.link and _needs_no_ring(pid):
+                remedy = (
+                    "let `rekernel setup` write a drop-in that takes it away, then restart the unit"
+                )
+            yield Obstacle(f"process {pid} has {what.what} open (descriptor {item.number})", remedy)
 
 
 def of_descriptor(
@@ -155,13 +172,25 @@ def _own_ipc(pid: int) -> bool:
     return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
 
 
-def runs_shared_code(pids: Sequence[int]) -> bool:
-    """Whether one of these processes has code in shared memory before its own."""
+def curable(pids: Sequence[int]) -> set[Curable]:
+    """What of these processes a setting of their unit would take away."""
+    found = set()
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            if _injects_into_shared_code(_maps(pid)):
-                return True
-    return False
+            maps = _maps(pid)
+            if _injects_into_shared_code(maps):
+                found.add(Curable.SHARED_CODE)
+            if not _own_ipc(pid) and re.search(rf" {_SYSV.pattern}", maps):
+                found.add(Curable.HOST_IPC)
+            if any(_RING in item.link for item in descriptors(pid)) and _needs_no_ring(pid):
+                found.add(Curable.RING)
+    return found
+
+
+def _needs_no_ring(pid: int) -> bool:
+    """Whether a filter of system calls would keep it from its io_uring, and it ran on."""
+    # With one of its own the two could add up to something else.
+    return _status(pid).get("Seccomp") == "0" and bool(_NEEDS_NO_RING.search(_maps(pid)))
 
 
 def _of_mappings(pid: int) -> Iterator[Obstacle]:
@@ -182,7 +211,10 @@ def _of_mappings(pid: int) -> Iterator[Obstacle]:
 def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
     """What stands in the way of a mapping of this name (proc(5), /proc/PID/maps)."""
     if _SYSV.match(name) and not own_ipc:
-        return Obstacle("System V shared memory of the host")
+        return Obstacle(
+            "System V shared memory of the host",
+            "let `rekernel setup` write a drop-in with PrivateIPC=yes, then restart the unit",
+        )
     if name.startswith("/dev/") and not name.startswith(_HARMLESS_MAPPINGS):
         return Obstacle(f"the device {name}")
     return None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rekernel.census import obstacles
+from rekernel.census.obstacles import Curable
 from rekernel.census.verdicts import plumbing_reason
 from rekernel.policy import Policy
 from rekernel.systemd import unitfiles
@@ -31,7 +32,19 @@ NO_JIT_BUFFER = Remedy(
     "Environment=PHP_INI_SCAN_DIR=:/usr/share/rekernel/php",
     "PHP's buffer for compiled code is what criu cannot carry; Debian's PHP does not use it.",
 )
-REMEDIES = (PRIVATE_USERS, NO_JIT_BUFFER)
+PRIVATE_IPC = Remedy(
+    "PrivateIPC=yes", "System V memory criu carries with the whole name space that it is in."
+)
+NO_RING = Remedy(
+    "SystemCallFilter=~io_uring_setup:ENOSYS",
+    "io_uring is what criu cannot carry; this program does without where the kernel has none.",
+)
+_CURES = {
+    Curable.HOST_IPC: PRIVATE_IPC,
+    Curable.SHARED_CODE: NO_JIT_BUFFER,
+    Curable.RING: NO_RING,
+}
+REMEDIES = (PRIVATE_USERS, *_CURES.values())
 
 
 def path_of(unit: str) -> str:
@@ -63,8 +76,8 @@ def needed(units: Sequence[Unit], policy: Policy) -> dict[str, list[Remedy]]:
             continue
         remedies = [PRIVATE_USERS] if unit.private_users else []
         pids = list(processes_of(unit.cgroup)) if unit.cgroup else []
-        if obstacles.runs_shared_code(pids):
-            remedies.append(NO_JIT_BUFFER)
+        curable = obstacles.curable(pids)
+        remedies += [cure for found, cure in _CURES.items() if found in curable]
         if remedies:
             found[unit.name] = remedies
     return found
