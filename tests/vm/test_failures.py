@@ -147,6 +147,28 @@ def test_killed_while_it_holds(lab: Lab, comm: str) -> None:
     lab.assert_fails(code=5, message="while it held the dumped processes")
 
 
+def test_a_dump_that_stands_still_once(lab: Lab) -> None:
+    then = {"phase": "hand over", "do": "term"}
+    lab.guest.fault("dump", "stop-criu", unit=CARRIED[0], then=then)
+    lab.assert_fails(code=5, message="SIGTERM")
+    lines = lab.guest.text("cat /run/rekernel/events.jsonl").splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["name"] for event in events if event["kind"] == "begin"][-7:] == [
+        "dump", "give the dump up", "freeze", "lock network", "dump", "hand over", "undo",
+    ]  # fmt: skip
+    assert any("tried once more" in event["name"] for event in events if event["kind"] == "note")
+
+
+def test_a_dump_that_stands_still_again(lab: Lab) -> None:
+    # Never as far as the second "then".
+    then = {"phase": "dump", "do": "stop-criu", "then": {"phase": "hand over", "do": "term"}}
+    lab.guest.fault("dump", "stop-criu", unit=CARRIED[0], then=then)
+    newest = lab.assert_fails(code=5, message="nothing more from criu for 5 s")
+    text = lab.guest.text(f"cat /var/lib/rekernel/history/{newest['id']}/logs/*stuck.log")
+    assert "criu: T (stopped)" in text
+    assert "traced by" in text
+
+
 def test_aborted_by_someone_else(lab: Lab) -> None:
     # The last phase before the network is locked: later nobody gets in from outside.
     lab.guest.fault("sync", "wait")

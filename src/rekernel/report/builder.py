@@ -185,7 +185,7 @@ def carried_over(
         "differences": list(after.differences),
         "memory": _memory(agent, drain),
         "brownout_s": brownout_s,
-        "notes": list(notes),
+        "notes": [*old.get("notes", []), *notes],
         "error": error,
         "hint": hint,
     }

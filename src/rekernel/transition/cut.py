@@ -32,7 +32,12 @@ def freeze(cgroups: Sequence[str], timeout: float = 20.0) -> None:
     The undo list must know of it already.
     """
     for cgroup in cgroups:
-        begin_to_freeze(cgroup)
+        try:
+            begin_to_freeze(cgroup)
+        except FileNotFoundError:
+            raise RekernelError(
+                f"{cgroup} ended while the upgrade was prepared", "try again in a moment"
+            ) from None
     deadline = time.monotonic() + timeout
     for cgroup in cgroups:
         events = Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.events")
@@ -84,6 +89,11 @@ class Recorder:
             ],
             output=str(self._summary),
         )  # fmt: skip
+
+    def stop(self) -> None:
+        """End it, finished or not."""
+        self._process.kill()
+        self._process.wait()
 
     def finish(self) -> PageRecord:
         """Wait for it. Raises RekernelError with the recorder's own words."""

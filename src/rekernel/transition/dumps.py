@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,16 @@ from rekernel.stuck import where_they_wait
 from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
+# Seconds without a byte more in the images and logs of those that are not held yet.
+PATIENCE_S = 20.0
 
 
 class DumpFailedError(RekernelError):
     """criu could not dump a tree; the message has its own last error."""
+
+
+class DumpStuckError(DumpFailedError):
+    """criu stands still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +68,25 @@ def criu_of_hook(words: Sequence[str]) -> str:
 
 
 class Dumps:
-    """Dumps under way. Closing it tells every criu to let its tree run on."""
+    """Dumps under way. Closing it tells every criu to let its tree run on; it may start again."""
 
     def __init__(self, undo: UndoList) -> None:
         self._undo = undo
         self._running: list[_Running] = []
         self._connections: list[socket.socket] = []
+        self._listener: socket.socket | None = None
+
+    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int]) -> None:
+        """Start them all. ``pids``: of all trees."""
         Path(HOOK_SOCKET).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(HOOK_SOCKET)
         self._listener.listen(1024)
-
-    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int]) -> None:
-        """Start them all. ``pids``: of all trees."""
         self._undo.push("end-repair", " ".join(map(str, pids)))
         self._undo.push("wait-dumps", own_cgroup())
         for job in jobs:
+            # Of an attempt before.
+            shutil.rmtree(job.images, ignore_errors=True)
             job.images.mkdir(parents=True, exist_ok=True)
             job.work.mkdir(parents=True, exist_ok=True)
             ours, theirs = socket.socketpair()
@@ -90,13 +100,11 @@ class Dumps:
                 )
             self._running.append(_Running(job, process))
 
-    def wait(self, cancelled: Callable[[], None], patience: float = 30.0) -> None:
-        """Until all are held. Raises DumpFailedError for the first that fails.
-
-        ``patience``: seconds without a byte more from any of those that are not held yet.
-        """
+    def wait(self, cancelled: Callable[[], None]) -> None:
+        """Until all are held. Raises DumpFailedError for the first that fails, or stands still."""
         by_pid = {str(item.process.pid): item for item in self._running}
-        written, deadline = self._written(), time.monotonic() + patience
+        written, deadline = self._written(), time.monotonic() + PATIENCE_S
+        assert self._listener is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ, None)
             for item in self._running:
@@ -107,8 +115,8 @@ class Dumps:
                     cancelled()
                     if time.monotonic() > deadline:
                         if written == (now := self._written()):
-                            raise self._stuck(patience)
-                        written, deadline = now, time.monotonic() + patience
+                            raise self._stuck()
+                        written, deadline = now, time.monotonic() + PATIENCE_S
                     for key, _ in selector.select(0.1):
                         if key.data is not None:
                             raise self._failure(key.data)
@@ -160,7 +168,7 @@ class Dumps:
                         total += sum(path.stat().st_size for path in directory.iterdir())
         return total
 
-    def _stuck(self, patience: float) -> DumpFailedError:
+    def _stuck(self) -> DumpStuckError:
         late = [item for item in self._running if not item.held]
         for item in late:
             tree = Path("/sys/fs/cgroup", item.job.options.cgroup.lstrip("/"), "cgroup.procs")
@@ -170,8 +178,8 @@ class Dumps:
             with suppress(OSError):
                 (item.job.work / "stuck.log").write_text(where_they_wait(pids))
         units = ", ".join(item.job.unit for item in late)
-        return DumpFailedError(
-            f"{units} could not be dumped: nothing more from criu for {patience:.0f} s",
+        return DumpStuckError(
+            f"{units} could not be dumped: nothing more from criu for {PATIENCE_S:.0f} s",
             f"where it waits: {late[0].job.work / 'stuck.log'}; "
             f"or leave it out: --restart {late[0].job.unit}",
         )
@@ -197,5 +205,7 @@ class Dumps:
                     interrupt(item.process.pid)
         for connection in self._connections:
             connection.close()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._running, self._connections, self._listener = [], [], None
         Path(HOOK_SOCKET).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rekernel.census.processes import parents
-from rekernel.census.verdicts import UnitVerdict
+from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import externals, links
 from rekernel.checkpoint.amend import Sockets
 from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
@@ -57,6 +57,21 @@ def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
         header = adoption.journal_header(item.unit)
         found.append(CarriedTree(item, options, tuple(inherited), header))
     return found
+
+
+def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[UnitVerdict]]:
+    """Those whose top process still runs, and the units of those where it ended: restarted."""
+    there = []
+    ended = []
+    for tree in trees:
+        if tree.options.root_pid in processes_of(tree.verdict.unit.cgroup):
+            there.append(tree)
+        else:
+            reason = "it ended when the units that restart were stopped"
+            ended.append(
+                dataclasses.replace(tree.verdict, verdict=Verdict.RESTARTED, reason=reason)
+            )
+    return there, ended
 
 
 def _affinities(pids: Sequence[int]) -> dict[str, tuple[int, ...]]:

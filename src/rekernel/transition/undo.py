@@ -44,10 +44,10 @@ class UndoList:
         self._steps += [(kind, value) for value in values or ("",)]
         self._save()
 
-    def run(self) -> list[str]:
-        """Undo everything; returns what could not be undone, in words."""
+    def run(self, keep: int = 0) -> list[str]:
+        """Undo all but the first ``keep`` steps; returns what could not be undone, in words."""
         problems = []
-        while self._steps:
+        while len(self._steps) > keep:
             kind, value = self._steps.pop()
             try:
                 _ACTIONS[kind](value)
@@ -56,7 +56,8 @@ class UndoList:
             # A full file system must not keep the next step from being undone.
             with contextlib.suppress(OSError):
                 self._save()
-        self._path.unlink(missing_ok=True)
+        if not self._steps:
+            self._path.unlink(missing_ok=True)
         return problems
 
     def _save(self) -> None:
@@ -103,6 +104,8 @@ def interrupt(criu: int) -> None:
     """
     with contextlib.suppress(ProcessLookupError):
         os.kill(criu, signal.SIGALRM)
+        # Should somebody have stopped it.
+        os.kill(criu, signal.SIGCONT)
 
 
 def _wait_for_dumps(cgroup: str) -> None:

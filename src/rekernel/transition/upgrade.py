@@ -25,7 +25,7 @@ from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.run import run
 from rekernel.transition import cut, host_facts, room, staging, trees
-from rekernel.transition.dumps import DumpJob, Dumps
+from rekernel.transition.dumps import DumpJob, Dumps, DumpStuckError
 from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList, thaw
 
@@ -52,6 +52,7 @@ class Upgrade:
         self._events = events
         self._undo = UndoList()
         self._cancelled = ""
+        self._notes: list[str] = []
         self._id = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self._calibration = staging.TscCalibration()
 
@@ -113,33 +114,44 @@ class Upgrade:
         self._check()
         with self._events.phase("stop what restarts"):
             for item in plan.having(Verdict.RESTARTED):
-                self._undo.push("start-unit", item.unit.name)
-                run(["systemctl", "stop", "--", item.unit.name])
-                self._check()
+                self._stop(item.unit.name)
         with self._events.phase("sync"):
             # Closed on disk, so that the next boot finds no journal torn off.
             self._undo.push("flush-journal")
             run(["journalctl", "--relinquish-var"])
             os.sync()
         self._check()
+        carried, ended = trees.remaining(carried)
+        if ended:
+            # What was described for them must not come back.
+            with self._events.phase("describe host again"):
+                for item in ended:
+                    self._note(f"{item.unit.name}: {item.reason}")
+                    self._stop(item.unit.name)
+                host = host_facts.observe(carried)
+            pids = [pid for tree in carried for pid in tree.pids]
         # As late as it costs no blackout.
         try:
             self._remember(snapshot.take(pids))
         except OSError as error:
-            self._events.emit("note", f"what the processes are like is not kept: {error}")
+            self._note(f"what the processes are like is not kept: {error}")
         connections = established(pids)
         hertz = self._calibration.hertz()
 
         frozen_ns = time.time_ns()
-        with self._events.phase("freeze"):
-            carried, links = self._freeze(carried)
-        with self._events.phase("lock network"):
-            cut.lock_network(self._undo)
         with cut.open_store(plan.where, store_file) as area:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
-            with self._events.phase("dump"):
-                record, sockets = self._dump(dumps, carried, links, images, len(area), strays_at)
-                carried = trees.as_dumped(carried, sockets)
+            mark = len(self._undo)
+            try:
+                carried, links, record = self._cut(dumps, carried, images, len(area), strays_at)
+            except DumpStuckError as error:
+                # Seen once in dozens of upgrades; everything runs for a moment, then once more.
+                self._note(f"{error}; tried once more")
+                with self._events.phase("give the dump up"):
+                    dumps.close()
+                    if self._undo.run(mark):
+                        raise
+                carried, links, record = self._cut(dumps, carried, images, len(area), strays_at)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
                 image_bytes = 0
@@ -155,7 +167,8 @@ class Upgrade:
                     cut.freeze_filesystems(host.table, self._undo)
             self._check()
             dumps.assert_held()
-            frozen = {tree.verdict.unit.name: tree.verdict for tree in carried}
+            now = [*(tree.verdict for tree in carried), *ended]
+            as_found = {item.unit.name: item for item in now}
             report = {
                 "backend": plan.backend,
                 "image_directory": str(images),
@@ -165,8 +178,9 @@ class Upgrade:
                 "stray_pages": record.stray_pages if record else 0,
                 "resident_bytes": plan.resident_bytes,
                 "connections": connections,
+                "notes": self._notes,
                 "units": [
-                    trees.for_report(frozen.get(item.unit.name, item)) for item in plan.units
+                    trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
                 ],
             }
             memory = cut.memory_facts(plan.where, record, strays_at)
@@ -175,6 +189,32 @@ class Upgrade:
                 area.flush()
                 cut.freeze_filesystems(host.table, self._undo)
         cut.jump()
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        self._events.emit("note", text)
+
+    def _stop(self, unit: str) -> None:
+        self._undo.push("start-unit", unit)
+        run(["systemctl", "stop", "--", unit])
+        self._check()
+
+    def _cut(
+        self,
+        dumps: Dumps,
+        carried: list[trees.CarriedTree],
+        images: Path,
+        store_bytes: int,
+        strays_at: int,
+    ) -> tuple[list[trees.CarriedTree], Taken, cut.PageRecord | None]:
+        """Everything stands still and is written down. Raises DumpStuckError: try once more."""
+        with self._events.phase("freeze"):
+            carried, links = self._freeze(carried)
+        with self._events.phase("lock network"):
+            cut.lock_network(self._undo)
+        with self._events.phase("dump"):
+            record, sockets = self._dump(dumps, carried, links, images, store_bytes, strays_at)
+        return trees.as_dumped(carried, sockets), links, record
 
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
         """All trees at one instant, with what they are at that instant."""
@@ -259,24 +299,27 @@ class Upgrade:
             base = where.store.start + strays_at
             recorder = cut.Recorder(where, pids, base, store_bytes - strays_at)
         work = staging.SCRATCH / "work"
-        dumps.start(
-            [
-                DumpJob(
-                    tree.name,
-                    tree.verdict.unit.name,
-                    tree.options,
-                    images / tree.name,
-                    work / tree.name,
-                )
-                for tree in carried
-            ],
-            pids,
-        )
-        dumps.wait(self._check)
-        dumps.freeze(pids)
-        # While the recorder still works.
-        sockets = amend_images(images, links.disconnected)
-        return (recorder.finish() if recorder is not None else None), sockets
+        jobs = [
+            DumpJob(
+                tree.name,
+                tree.verdict.unit.name,
+                tree.options,
+                images / tree.name,
+                work / tree.name,
+            )
+            for tree in carried
+        ]
+        try:
+            dumps.start(jobs, pids)
+            dumps.wait(self._check)
+            dumps.freeze(pids)
+            # While the recorder still works.
+            sockets = amend_images(images, links.disconnected)
+            return (recorder.finish() if recorder is not None else None), sockets
+        except BaseException:
+            if recorder is not None:
+                recorder.stop()
+            raise
 
     def _manifest(
         self,

@@ -63,7 +63,9 @@ def test_whose_hook_it_is(line: str, pid: str) -> None:
 @pytest.fixture
 def under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dumps:
     monkeypatch.setattr(dumps, "HOOK_SOCKET", str(tmp_path / "hook.sock"))
-    return Dumps(UndoList(tmp_path / "undo.json"))
+    found = Dumps(UndoList(tmp_path / "undo.json"))
+    found.start([], [])
+    return found
 
 
 def failed(tmp_path: Path, status: int) -> dumps._Running:
@@ -92,22 +94,35 @@ def test_a_criu_that_says_nothing(under_way: Dumps, tmp_path: Path) -> None:
     under_way.close()
 
 
-def test_a_dump_that_stands_still(under_way: Dumps, tmp_path: Path) -> None:
+def test_a_dump_that_stands_still(
+    under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0)
     late = failed(tmp_path, 0)
     late.process.wait()
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "20"]) as process:
         late.process = process
         under_way._running.append(late)
-        with pytest.raises(dumps.DumpFailedError, match=r"a\.service .* for 0 s") as caught:
-            under_way.wait(lambda: None, patience=0)
+        with pytest.raises(dumps.DumpStuckError, match=r"a\.service .* for 0 s") as caught:
+            under_way.wait(lambda: None)
         assert caught.value.hint.startswith(f"where it waits: {tmp_path}/stuck.log")
-        assert f"{process.pid} sleep: S (sleeping)" in (tmp_path / "stuck.log").read_text()
+        assert f"{process.pid} sleep: " in (tmp_path / "stuck.log").read_text()
         # What it waits for is interrupted, as its hook has not spoken.
         under_way.close()
         assert process.wait(10) == -signal.SIGALRM
+    # Once more, and this time it fails by itself.
+    monkeypatch.setattr(dumps, "PATIENCE_S", 20)
+    under_way.start([], [])
+    under_way._running.append(failed(tmp_path, 3))
+    with pytest.raises(dumps.DumpFailedError, match="criu ended with 3"):
+        under_way.wait(lambda: None)
+    under_way.close()
 
 
-def test_a_dump_that_goes_on(under_way: Dumps, tmp_path: Path) -> None:
+def test_a_dump_that_goes_on(
+    under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0.7)
     busy = failed(tmp_path, 0)
     busy.process.wait()
     images = tmp_path / "images"
@@ -116,5 +131,5 @@ def test_a_dump_that_goes_on(under_way: Dumps, tmp_path: Path) -> None:
     busy.process = subprocess.Popen(["sh", "-c", program, "sh", images / "pages-1.img"])
     under_way._running.append(busy)
     with pytest.raises(dumps.DumpFailedError, match="criu ended with 9"):
-        under_way.wait(lambda: None, patience=0.7)
+        under_way.wait(lambda: None)
     under_way.close()

@@ -43,3 +43,19 @@ def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
     assert made.inherited == (given,)
     assert made.affinities == {"7": (0,)}
     assert made.cgroups == {"7": "/system.slice/a.service"}
+
+
+def test_who_ended_with_what_it_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "/system.slice/a.service"
+    monkeypatch.setattr(trees, "processes_of", lambda path: {7: path, 8: path})
+    there, ended = trees.remaining([tree()])
+    assert ([item.pids for item in there], ended) == ([[7]], [])
+    # Started again by systemd meanwhile, as another process; or gone.
+    for processes in ({9: group}, {}):
+        monkeypatch.setattr(trees, "processes_of", lambda path, now=processes: now)
+        there, ended = trees.remaining([tree()])
+        assert there == []
+        assert [(item.verdict, item.unit.name) for item in ended] == [
+            (Verdict.RESTARTED, "a.service")
+        ]
+        assert "ended when" in ended[0].reason

@@ -171,6 +171,22 @@ def test_a_dump_that_does_not_end_is_interrupted(
         dump.kill()
 
 
+def test_down_to_a_mark(tmp_path: Path) -> None:
+    steps = UndoList(tmp_path / "undo.json")
+    first, second = tmp_path / "first", tmp_path / "second"
+    steps.push("write", f"{first}=1")
+    mark = len(steps)
+    steps.push("write", f"{second}=1", f"{second}=2")
+    assert steps.run(mark) == []
+    assert second.read_text() == "1"
+    assert not first.exists()
+    # What is left is still on disk, for who undoes it after a death.
+    assert len(UndoList(tmp_path / "undo.json")) == 1
+    assert steps.run() == []
+    assert first.read_text() == "1"
+    assert not (tmp_path / "undo.json").exists()
+
+
 def test_what_is_gone_need_not_be_undone(tmp_path: Path) -> None:
     steps = UndoList(tmp_path / "undo.json")
     steps.push("thaw", "/no/such/control-group")

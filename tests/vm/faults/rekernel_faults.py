@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,35 @@ def _named(comm: str) -> list[int]:
             if entry.name.isdigit() and (entry / "comm").read_text().strip() == comm:
                 found.append(int(entry.name))
     return found
+
+
+def _stop_criu(spec: dict[str, Any]) -> None:
+    """As soon as it has seized a process of this unit; then do what ``then`` names."""
+    from rekernel.transition import dumps
+
+    # Less than what nginx waits for an idle client.
+    dumps.PATIENCE_S = 5.0
+    procs = Path(f"/sys/fs/cgroup/system.slice/{spec['unit']}/cgroup.procs")
+    threading.Thread(target=_stop_tracer, args=(procs,), daemon=True).start()
+    spec.update(spec["then"])
+    SPEC.touch()
+
+
+def _stop_tracer(procs: Path) -> None:
+    while True:
+        for pid in procs.read_text().split():
+            if tracer := _tracer(Path("/proc", pid)):
+                os.kill(tracer, signal.SIGSTOP)
+                return
+        time.sleep(0.001)
+
+
+def _tracer(process: Path) -> int:
+    with contextlib.suppress(OSError):
+        for line in (process / "status").read_text().splitlines():
+            if line.startswith("TracerPid:"):
+                return int(line.split()[1])
+    return 0
 
 
 def _terminate(spec: dict[str, Any]) -> None:
@@ -82,6 +112,7 @@ def _corrupt(spec: dict[str, Any]) -> None:
 _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "kill": _kill,
     "term": _terminate,
+    "stop-criu": _stop_criu,
     "wait": _wait,
     "fill": _fill,
     "unlink": _unlink,
@@ -98,6 +129,7 @@ def _arm(spec: dict[str, Any]) -> None:
         emit(self, kind, name, **detail)
         if kind == "begin" and name == spec["phase"] and SPEC.exists():
             SPEC.unlink()
+            # It may name another one that comes after it.
             _DEEDS[spec["do"]](spec)
 
     EventStream.emit = emit_and_do  # type: ignore[method-assign]
