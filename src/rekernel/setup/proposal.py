@@ -72,12 +72,15 @@ def parse_iomem(text: str, block: int, region: Range | None = None) -> Memory:
 def _candidates(memory: Memory) -> list[Range]:
     """Aligned ranges, the preferred one first: above 4 GiB, then the largest."""
     step = memory.alignment
+    top = max((item.end for item in memory.usable), default=0)
     found = []
     for item in memory.usable:
         for floor in (4 * GIB, 0):
             # The first MiB is the firmware's, and the kernel itself likes to sit at 16 MiB.
             start = -(-max(item.start, floor, 64 * MIB) // step) * step
-            end = item.end // step * step
+            # Without tables of its firmware the kernel knows no node for what lies above all RAM,
+            # and would not make memory of it (arch/x86/mm/numa.c: dummy_numa_init).
+            end = min(item.end, top - 1) // step * step
             if end > start:
                 found.append(Range(start, end))
                 break

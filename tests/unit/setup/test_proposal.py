@@ -79,7 +79,7 @@ def test_default_is_half_of_the_high_memory() -> None:
 
 
 def test_default_is_at_least_one_gib() -> None:
-    memory = machine((1 << 20, 3 * GIB), (4 * GIB, 5 * GIB))
+    memory = machine((1 << 20, 3 * GIB), (4 * GIB, 5 * GIB + MIB))
     assert propose(memory) == Range(4 * GIB, 5 * GIB)
 
 
@@ -87,6 +87,18 @@ def test_low_memory_if_there_is_no_other() -> None:
     where = propose(machine((1 << 20, 3 * GIB)))
     assert where.size == GIB
     assert where.start % BLOCK == 0
+
+
+def test_some_memory_is_left_above() -> None:
+    """Seen on a guest of 5 GiB: the kernel had no NUMA node for a region at the end of RAM."""
+    memory = machine((1 << 20, 2 * GIB), (4 * GIB, 7 * GIB))
+    with pytest.raises(BlockedError, match="no contiguous 3072 MiB") as caught:
+        propose(memory, 3 * GIB)
+    assert "--region 2944M" in str(caught.value.hint)
+    assert propose(memory, 2944 * MIB) == Range(4 * GIB, 4 * GIB + 2944 * MIB)
+    # Less than a block is enough.
+    memory = machine((1 << 20, 2 * GIB), (4 * GIB, 7 * GIB + MIB))
+    assert propose(memory, 3 * GIB) == Range(4 * GIB, 7 * GIB)
 
 
 def test_size_is_rounded_up_to_blocks() -> None:
@@ -109,7 +121,7 @@ def test_small_machine() -> None:
 def test_too_large_a_wish() -> None:
     with pytest.raises(BlockedError, match="no contiguous") as error:
         propose(recorded("iomem-6.12-4g"), 3 * GIB)
-    assert "--region 2048M" in error.value.hint
+    assert "--region 1920M" in error.value.hint
 
 
 def test_large_machines_may_change_their_block_size() -> None:
