@@ -23,7 +23,7 @@ class Request:
     kernel: str = "7"
     # MiB; none: the benchmark's own.
     sizes: tuple[int, ...] = ()
-    rounds: int = 3
+    rounds: int = 2
 
 
 Benchmark = Callable[[Request], int]

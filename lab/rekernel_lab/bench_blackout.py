@@ -177,14 +177,19 @@ def _measure(bench: _Bench, sizes: Sequence[int], rounds: int) -> None:
     # For the caches of the host, which everything else finds warm.
     bench.fill(sizes[0])
     bench.carry(IN_PLACE, sizes[0], measured=False)
+    # Up and down again, as emulation becomes slower with every kernel that has run: one way only
+    # would measure the largest on the slowest machine.
     for size in sizes:
-        # Spread over the run, as emulation becomes slower with every kernel that has run.
         bench.floor()
         bench.fill(size)
         for _ in range(rounds):
             bench.carry(IN_PLACE, size)
         # Once: that one is minutes, and there is nothing to be read from its hundredths.
         bench.carry(IMAGE, size)
+    for size in reversed(sizes):
+        bench.fill(size)
+        for _ in range(rounds):
+            bench.carry(IN_PLACE, size)
     # Before the cold reboot: a new QEMU would have to translate all code anew.
     bench.floor()
     bench.fill(sizes[0])

@@ -238,7 +238,11 @@ def parser() -> argparse.ArgumentParser:
         "--sizes", type=_numbers, default=(), metavar="MIB,MIB", help="sizes of the data"
     )
     verb.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="carry in place so many times"
+        "--rounds",
+        type=int,
+        default=2,
+        metavar="N",
+        help="carry in place so many times on the way up, and again on the way down",
     )
     verb.set_defaults(function=_bench)
 
