@@ -39,6 +39,7 @@ CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_IOPRIO_WHO_PROCESS = 1
 _AF_INET = 2
 _SOCK_DGRAM_CLOEXEC = 2 | 0o2000000
 
@@ -57,6 +58,8 @@ KEXEC_FILE_UNLOAD = 0x00000001
 MADV_COLLAPSE = 25
 
 # arch/x86/entry/syscalls/syscall_64.tbl
+_NR_IOPRIO_SET = 251
+_NR_IOPRIO_GET = 252
 _NR_FINIT_MODULE = 313
 _NR_KEXEC_FILE_LOAD = 320
 _NR_PIDFD_GETFD = 438
@@ -164,6 +167,16 @@ def take_descriptor(pid: int, number: int) -> int:
         return pidfd_getfd(pidfd, number)
     finally:
         os.close(pidfd)
+
+
+def ioprio_get(thread: int) -> int:
+    """Its own I/O priority, class and level in one number; 0 if it follows the nice value."""
+    return _check(_syscall(_NR_IOPRIO_GET, _IOPRIO_WHO_PROCESS, thread), f"thread {thread}")
+
+
+def ioprio_set(thread: int, priority: int) -> None:
+    """Set what :func:`ioprio_get` returned."""
+    _check(_syscall(_NR_IOPRIO_SET, _IOPRIO_WHO_PROCESS, thread, priority), f"thread {thread}")
 
 
 def process_madvise(pidfd: int, address: int, length: int, advice: int) -> None:

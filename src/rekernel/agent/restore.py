@@ -15,6 +15,7 @@ from pathlib import Path
 from rekernel.agent import processes
 from rekernel.agent.console import say
 from rekernel.agent.links import Links
+from rekernel.agent.unkept import set_again
 from rekernel.handover.manifest import Inherited, Tree
 from rekernel.stuck import where_they_wait
 
@@ -180,7 +181,7 @@ def restore_all(
                     continue
                 owner.hook = connection
                 _enter_cgroups(owner)
-                _bind_to_cpus(owner.tree)
+                set_again(owner.tree.unkept)
                 waiting -= 1
             else:
                 item = key.data
@@ -231,14 +232,6 @@ def _enter(pid: int, path: str) -> None:
 def _enter_cgroups(item: Restore) -> None:
     for pid, path in item.tree.cgroups.items():
         _enter(int(pid), path)
-
-
-def _bind_to_cpus(tree: Tree) -> None:
-    for thread, cpus in tree.affinities.items():
-        try:
-            os.sched_setaffinity(int(thread), cpus)
-        except OSError as error:
-            say(f"thread {thread} is not bound to its CPUs: {error.strerror}")
 
 
 def kill_all(trees: Sequence[Tree]) -> None:

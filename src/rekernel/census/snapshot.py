@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rekernel import syscalls
+
 # Names of the files beside a report.
 BEFORE, AFTER = "processes-before.json", "processes-after.json"
 Snapshot = dict[str, dict[str, Any]]
@@ -46,6 +48,7 @@ _STAT = {
 _FILES = {
     "oom_score_adj": "out-of-memory score",
     "coredump_filter": "core dump filter",
+    "timerslack_ns": "timer slack",
     "personality": "personality",
     "comm": "name",
     "cgroup": "control group",
@@ -85,6 +88,8 @@ def _of_process(directory: Path, proc: Path) -> dict[str, Any]:
         # "Max open files            1024                 524288               files"
         name, *limits = re.split(r"\s{2,}", line.strip())
         values[f"limit: {name.lower()}"] = " / ".join(limits[:2])
+    with suppress(ProcessLookupError):
+        values["I/O priority"] = syscalls.ioprio_get(int(directory.name))
     values |= {words: os.readlink(directory / name) for name, words in _LINKS.items()}
     for name in _NAMESPACES:
         own = os.readlink(directory / "ns" / name) != os.readlink(proc / "self" / "ns" / name)

@@ -141,6 +141,18 @@ class DatagramLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Unkept:
+    """What criu does not keep of a tree; only where it is not as usual."""
+
+    # Thread -> CPUs that it is bound to.
+    affinities: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    # Thread -> I/O priority, as ioprio_set(2) takes it.
+    io_priorities: dict[str, int] = field(default_factory=dict)
+    # Name below /proc -> what is to be written there.
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """One process tree: one criu restore."""
 
@@ -154,8 +166,7 @@ class Tree:
     inherited: tuple[Inherited, ...]
     # PID -> cgroup path below /sys/fs/cgroup, for every process.
     cgroups: dict[str, str]
-    # Thread -> CPUs, of those that are bound to some: criu does not keep that.
-    affinities: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unkept: Unkept = field(default_factory=Unkept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals, links
+from rekernel.checkpoint import externals, links, unkept
 from rekernel.checkpoint.amend import Sockets
 from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import Tree
+from rekernel.handover.manifest import Tree, Unkept
 from rekernel.systemd import adoption
 from rekernel.systemd.units import processes_of
 
@@ -28,8 +26,8 @@ class CarriedTree:
     options: TreeOptions
     inherited: tuple[externals.External, ...]
     journal_header: str
-    # Thread -> CPUs, of those that are bound to some; known once it is frozen.
-    affinities: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    # Known once it is frozen.
+    unkept: Unkept = field(default_factory=Unkept)
 
     @property
     def name(self) -> str:
@@ -74,19 +72,6 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
     return there, ended
 
 
-def _affinities(pids: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Of the threads that may not run on every CPU."""
-    usual = set(range(os.cpu_count() or 1))
-    found = {}
-    for pid in pids:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(ProcessLookupError):
-                own = os.sched_getaffinity(int(thread))
-                if own != usual:
-                    found[thread] = tuple(sorted(own))
-    return found
-
-
 def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
     """The same trees with the processes that they have now, frozen: they may have forked since.
 
@@ -104,8 +89,7 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
                 f"{unit.name} changed while the upgrade was prepared", "try again in a moment"
             )
         verdict = dataclasses.replace(tree.verdict, processes=processes)
-        bound = _affinities(list(processes))
-        found.append(dataclasses.replace(tree, verdict=verdict, affinities=bound))
+        found.append(dataclasses.replace(tree, verdict=verdict, unkept=unkept.observe(processes)))
     return found
 
 
@@ -160,7 +144,7 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         argv=tuple(restore_argv(tree.options)),
         inherited=tuple(item.inherited for item in tree.inherited if item.inherited is not None),
         cgroups={str(pid): path for pid, path in tree.verdict.processes.items()},
-        affinities=tree.affinities,
+        unkept=tree.unkept,
     )
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from rekernel import syscalls
 from rekernel.agent import restore
 from rekernel.agent.links import Links
-from rekernel.handover.manifest import Inherited, Tree
+from rekernel.handover.manifest import Inherited, Tree, Unkept
 
 from .conftest import Said
 
@@ -186,16 +187,14 @@ def test_directories_and_descriptors(stage: Path) -> None:
     assert (stage / "file").read_text() == "before\ninherited\n"
 
 
-def test_bound_to_its_cpus(stage: Path, said: Said) -> None:
+def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
     """By the time it is held."""
-    bound = min(os.sched_getaffinity(0))
     sleeper = subprocess.Popen(["sleep", "60"])
-    made = dataclasses.replace(
-        tree("a", hook()), affinities={str(sleeper.pid): (bound,), str(2**22 + 1): (bound,)}
-    )
+    unkept = Unkept(io_priorities={str(sleeper.pid): 2 << 13 | 7, str(2**22 + 1): 2 << 13})
+    made = dataclasses.replace(tree("a", hook()), unkept=unkept)
     found = restore.restore_all([made], stage, NO_LINKS)
-    assert os.sched_getaffinity(sleeper.pid) == {bound}
-    assert any("is not bound to its CPUs" in line for line in said.lines)
+    assert syscalls.ioprio_get(sleeper.pid) == 2 << 13 | 7
+    assert any("is without its I/O priority" in line for line in said.lines)
     restore.commit(found)
     sleeper.kill()
     sleeper.wait()

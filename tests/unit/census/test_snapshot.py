@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rekernel import syscalls
 from rekernel.census import snapshot
 
 _PROGRAM = """
@@ -53,6 +54,8 @@ def do(process: subprocess.Popen[str], line: str) -> None:
         ("os.setpgid(0, 0)", "process group was"),
         ("open('/proc/self/oom_score_adj', 'w').write('500')", "out-of-memory score was"),
         ("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", "ignored signals was"),
+        ("open('/proc/self/coredump_filter', 'w').write('0x3f')", "core dump filter was"),
+        ("open('/proc/self/timerslack_ns', 'w').write('70000')", "and is 70000"),
         ("os.prctl = None; os.close(2)", "descriptor 2 was"),
     ],
 )
@@ -74,6 +77,13 @@ def test_limits(process: subprocess.Popen[str]) -> None:
     (found,) = snapshot.differences(before, snapshot.take([process.pid]))
     assert found.endswith("and is 4096 / 8192")
     assert "limit: max core file size was" in found
+
+
+def test_io_priority(process: subprocess.Popen[str]) -> None:
+    before = snapshot.take([process.pid])
+    syscalls.ioprio_set(process.pid, 3 << 13)
+    (found,) = snapshot.differences(before, snapshot.take([process.pid]))
+    assert found.endswith("I/O priority was 0 and is 24576")
 
 
 def test_connections_come_and_go(process: subprocess.Popen[str]) -> None:

@@ -9,7 +9,7 @@ from rekernel.checkpoint.amend import Sockets
 from rekernel.checkpoint.externals import External
 from rekernel.checkpoint.options import TreeOptions
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import Inherited
+from rekernel.handover.manifest import Inherited, Unkept
 from rekernel.systemd.units import Unit
 from rekernel.transition import trees
 from rekernel.transition.trees import CarriedTree
@@ -19,7 +19,11 @@ def tree(*inherited: External) -> CarriedTree:
     unit = Unit("a.service", "active", "running", "simple", 7, "/system.slice/a.service", "", {})
     verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={7: unit.cgroup}, root_pid=7)
     return CarriedTree(
-        verdict, TreeOptions(7, unit.cgroup, False, True), inherited, "header\n", {"7": (0,)}
+        verdict,
+        TreeOptions(7, unit.cgroup, False, True),
+        inherited,
+        "header\n",
+        Unkept({"7": (0,)}),
     )
 
 
@@ -41,7 +45,7 @@ def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
         tree(External("unix[5]", given), External("unix[6]", None)), "images/a"
     )
     assert made.inherited == (given,)
-    assert made.affinities == {"7": (0,)}
+    assert made.unkept.affinities == {"7": (0,)}
     assert made.cgroups == {"7": "/system.slice/a.service"}
 
 
