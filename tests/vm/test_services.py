@@ -1,0 +1,23 @@
+"""Databases, a cache, interpreters and pending jobs, as Debian ships them."""
+
+from __future__ import annotations
+
+from rekernel_lab import assemble, scenario
+from rekernel_lab.progress import Progress
+from rekernel_lab.runner import Runner
+from vm.support import SCENARIOS
+
+
+def test_services() -> None:
+    services = scenario.load(SCENARIOS / "services")
+    result = Runner(services, Progress(terminal=False), assemble.Options(), None).run()
+    assert result.passed, f"{result.error}; logs in {result.output}"
+    (upgrade,) = result.upgrades
+    units = {unit["unit"]: unit for unit in upgrade.report["units"]}
+    for name in (SCENARIOS / "services" / "units").read_text().split():
+        assert units[f"{name}.service"]["kept"], units[f"{name}.service"]
+    assert upgrade.report["connections"]["lost"] == []
+    # What criu does not keep by itself is among what is compared.
+    unkept = ("affinity", "I/O priority", "core dump filter", "timer slack")
+    lost = [line for line in upgrade.report["differences"] if any(name in line for name in unkept)]
+    assert lost == []
