@@ -177,6 +177,8 @@ class Dumps:
                 pids += map(int, tree.read_text().split())
             with suppress(OSError):
                 (item.job.work / "stuck.log").write_text(where_they_wait(pids))
+            # Not those that are merely slow, when another fails: they give up in their hook.
+            interrupt(item.process.pid)
         units = ", ".join(item.job.unit for item in late)
         return DumpStuckError(
             f"{units} could not be dumped: nothing more from criu for {PATIENCE_S:.0f} s",
@@ -198,11 +200,8 @@ class Dumps:
         For that its parasites must run. A tree without its criu waits for what undoes the rest.
         """
         for item in self._running:
-            if item.process.poll() is None:
-                if item.held:
-                    thaw(item.job.options.cgroup)
-                else:
-                    interrupt(item.process.pid)
+            if item.held and item.process.poll() is None:
+                thaw(item.job.options.cgroup)
         for connection in self._connections:
             connection.close()
         if self._listener is not None:

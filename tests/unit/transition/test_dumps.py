@@ -107,9 +107,9 @@ def test_a_dump_that_stands_still(
             under_way.wait(lambda: None)
         assert caught.value.hint.startswith(f"where it waits: {tmp_path}/stuck.log")
         assert f"{process.pid} sleep: " in (tmp_path / "stuck.log").read_text()
-        # What it waits for is interrupted, as its hook has not spoken.
-        under_way.close()
+        # What it waits for is interrupted.
         assert process.wait(10) == -signal.SIGALRM
+    under_way.close()
     # Once more, and this time it fails by itself.
     monkeypatch.setattr(dumps, "PATIENCE_S", 20)
     under_way.start([], [])
