@@ -135,7 +135,21 @@ def without_huge_pages() -> Iterator[None]:
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     # "always [madvise] never"
     before = path.read_text().partition("[")[2].partition("]")[0]
-    path.write_text("never")
+    with _setting(path, before, "never"):
+        yield
+
+
+@contextmanager
+def without_limit_of_reservations() -> Iterator[None]:
+    """criu maps everything writable at first, also what was reserved and never counted."""
+    path = Path("/proc/sys/vm/overcommit_memory")
+    with _setting(path, path.read_text().strip(), "1"):
+        yield
+
+
+@contextmanager
+def _setting(path: Path, before: str, value: str) -> Iterator[None]:
+    path.write_text(value)
     try:
         yield
     finally:

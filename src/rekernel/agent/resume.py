@@ -237,12 +237,13 @@ def _apply_settings(manifest: Manifest) -> None:
 
 
 def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:
-    if manifest.memory.backend == "region":
-        restores = restore.restore_all(manifest.trees, restore.WORK, between)
-    else:
-        images = Path(manifest.report["image_directory"])
-        with memory.without_huge_pages():
-            restores = restore.restore_all(manifest.trees, images, between)
+    with memory.without_limit_of_reservations():
+        if manifest.memory.backend == "region":
+            restores = restore.restore_all(manifest.trees, restore.WORK, between)
+        else:
+            images = Path(manifest.report["image_directory"])
+            with memory.without_huge_pages():
+                restores = restore.restore_all(manifest.trees, images, between)
     between.close()
     links.connect_datagrams(manifest.datagrams)
     return restores

@@ -144,11 +144,24 @@ def tune_kernel(undo: UndoList, swaps: Sequence[str]) -> None:
         # Freezing, locking and dumping wait for RCU again and again.
         ("/sys/kernel/rcu_expedited", "1"),
     ):
-        file = Path(path)
-        if file.exists():
-            before = file.read_text().strip()
-            if before != value:
-                undo.push("write", f"{path}={before}")
-                file.write_text(value)
+        _set(undo, Path(path), value)
     for name in swaps:
         raise BlockedError(f"swap is in use on {name}", f"swapoff {name} first")
+
+
+def allow_reservations(undo: UndoList) -> None:
+    """Let criu ask for more memory than there is.
+
+    It reserves 16 bytes for each page of a process's private address space, used or not: 32 GiB
+    for the 8 TiB that a database reserves to grow into. To be called when all else stands still.
+    """
+    _set(undo, Path("/proc/sys/vm/overcommit_memory"), "1")
+
+
+def _set(undo: UndoList, file: Path, value: str) -> None:
+    """Change a setting of the kernel that exists, until the attempt is undone."""
+    if file.exists():
+        before = file.read_text().strip()
+        if before != value:
+            undo.push("write", f"{file}={before}")
+            file.write_text(value)

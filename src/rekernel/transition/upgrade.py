@@ -212,6 +212,7 @@ class Upgrade:
             carried, links = self._freeze(carried)
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
+        staging.allow_reservations(self._undo)
         with self._events.phase("dump"):
             record, sockets = self._dump(dumps, carried, links, images, store_bytes, strays_at)
         return trees.as_dumped(carried, sockets), links, record
