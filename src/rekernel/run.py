@@ -85,7 +85,6 @@ def start(
     argv: Sequence[str],
     *,
     output: str,
-    pass_fds: Sequence[int] = (),
     environment: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output goes to a file. Raises CommandNotFoundError."""
@@ -98,7 +97,6 @@ def start(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_ENVIRONMENT, **(environment or {})},
-                pass_fds=tuple(pass_fds),
             )
         except FileNotFoundError:
             raise CommandNotFoundError(argv[0]) from None

@@ -183,7 +183,9 @@ def try_canary(timeout: float = 10.0) -> CanaryResult:
             with connection:
                 connection.settimeout(timeout)
                 _ask(connection, 1)
-                dump = _criu([*_argv("dump", directory), "--tree", str(process.pid)], directory)
+                # Refused if the kernel does not tell which pages were written.
+                argv = [*_argv("dump", directory), "--track-mem", "--tree", str(process.pid)]
+                dump = _criu(argv, directory)
                 # Gone with its dump; its PID must be free for the restore.
                 process.wait(timeout)
                 restore = _criu([*_argv("restore", directory), "--restore-detached"], directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,12 @@ class TreeOptions:
 
 
 def dump_argv(
-    tree: TreeOptions, images: Path, work: Path, page_server_fd: int, log: str = "dump.log"
+    tree: TreeOptions, images: Path, work: Path, parent: Path, log: str = "dump.log"
 ) -> list[str]:
-    """criu dump: everything written, then held in the post-dump hook until told."""
+    """criu dump: everything written, then held in the post-dump hook until told.
+
+    ``parent``: images that have all pages; for a lazy tree, whose pages stay where they are.
+    """
     argv = [
         "criu", "dump",
         "--tree", str(tree.root_pid),
@@ -64,9 +68,7 @@ def dump_argv(
         *_COMMON,
     ]  # fmt: skip
     if tree.lazy:
-        # Never asked for a page: the pages stay where they are. Closed at its other end, so that
-        # an aborted dump ends at once instead of waiting for a client.
-        argv += ["--lazy-pages", "--ps-socket", str(page_server_fd)]
+        argv += ["--track-mem", "--prev-images-dir", os.path.relpath(parent, images)]
     if tree.private_mounts:
         argv += _MOUNTS
     for external in tree.externals:

@@ -17,7 +17,7 @@ from rekernel.checkpoint.options import TreeOptions, dump_argv
 from rekernel.errors import RekernelError
 from rekernel.run import start
 from rekernel.stuck import where_they_wait
-from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
+from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
 # Seconds without a byte more in the images and logs of those that are not held yet.
@@ -56,7 +56,8 @@ def last_error(log: Path) -> str:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    errors = [line for line in lines if "Error (" in line]
+    # Of shared memory there is none, and criu goes on.
+    errors = [line for line in lines if "Error (" in line and "No parent image found" not in line]
     # The last one says "Dumping FAILED"; the first is the cause.
     return errors[0].partition("): ")[2] if errors else ""
 
@@ -76,8 +77,8 @@ class Dumps:
         self._connections: list[socket.socket] = []
         self._listener: socket.socket | None = None
 
-    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int]) -> None:
-        """Start them all. ``pids``: of all trees."""
+    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int], parent: Path) -> None:
+        """Start them all. ``pids``: of all trees; ``parent``: see :func:`dump_argv`."""
         Path(HOOK_SOCKET).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(HOOK_SOCKET)
@@ -89,15 +90,11 @@ class Dumps:
             shutil.rmtree(job.images, ignore_errors=True)
             job.images.mkdir(parents=True, exist_ok=True)
             job.work.mkdir(parents=True, exist_ok=True)
-            ours, theirs = socket.socketpair()
-            ours.close()
-            with theirs:
-                process = start(
-                    dump_argv(job.options, job.images, job.work, theirs.fileno()),
-                    output=str(job.work / "output.log"),
-                    pass_fds=[theirs.fileno()],
-                    environment={"REKERNEL_HOOK": HOOK_SOCKET},
-                )
+            process = start(
+                dump_argv(job.options, job.images, job.work, parent),
+                output=str(job.work / "output.log"),
+                environment={"REKERNEL_HOOK": HOOK_SOCKET},
+            )
             self._running.append(_Running(job, process))
 
     def wait(self, cancelled: Callable[[], None]) -> None:
@@ -197,11 +194,8 @@ class Dumps:
     def close(self) -> None:
         """Let every tree run on: the hooks see the end of their connection and criu gives up.
 
-        For that its parasites must run. A tree without its criu waits for what undoes the rest.
+        What is frozen waits for what undoes the rest.
         """
-        for item in self._running:
-            if item.held and item.process.poll() is None:
-                thaw(item.job.options.cgroup)
         for connection in self._connections:
             connection.close()
         if self._listener is not None:

@@ -15,6 +15,7 @@ from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
+from rekernel.checkpoint import leaving
 from rekernel.checkpoint.amend import Sockets, amend_images
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
@@ -30,6 +31,7 @@ from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList, thaw
 
 IMAGES = Path("/var/lib/rekernel/images")
+PARENT = staging.SCRATCH / "parent"
 # How long what is on its way between two services may take to arrive.
 _SETTLE_S = 3.0
 
@@ -109,6 +111,7 @@ class Upgrade:
             host = host_facts.observe(carried)
         self._check()
         pids = [pid for tree in carried for pid in tree.pids]
+        leaving.pretend(PARENT, pids)
         strays = self._gather(pids)
         self._assert_room(host, images, store_file, strays)
         self._check()
@@ -311,10 +314,16 @@ class Upgrade:
             for tree in carried
         ]
         try:
-            dumps.start(jobs, pids)
+            if where is not None:
+                # There may be new ones.
+                leaving.pretend(PARENT, pids)
+                leaving.nothing_written(pids)
+            dumps.start(jobs, pids, PARENT)
             dumps.wait(self._check)
             dumps.freeze(pids)
             # While the recorder still works.
+            if where is not None:
+                leaving.complete([job.images for job in jobs])
             sockets = amend_images(images, links.disconnected)
             return (recorder.finish() if recorder is not None else None), sockets
         except BaseException:

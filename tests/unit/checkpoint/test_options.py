@@ -18,7 +18,7 @@ BOTH = {"--tcp-established", "--file-locks", "--ext-unix-sk", "--link-remap"}
 
 
 def dump(tree: TreeOptions) -> list[str]:
-    return dump_argv(tree, Path("/images"), Path("/work"), 9)
+    return dump_argv(tree, Path("/a/images/tree"), Path("/work"), Path("/a/parent"))
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -30,11 +30,14 @@ def test_pairs(lazy: bool, private: bool) -> None:
     assert back[:2] == ["criu", "restore"]
     assert {*there} & {*back} >= BOTH
     for argv in (there, back):
-        assert ("--lazy-pages" in argv) == lazy
         assert ("--ext-mount-map" in argv) == private
         assert argv[argv.index("--network-lock") + 1] == "skip"
         assert "--manage-cgroups=ignore" in argv
-    assert ("--ps-socket" in there) == lazy
+    # What the dump leaves where it is, the restore must not look for in the images.
+    assert ("--lazy-pages" in back) == lazy
+    assert ("--track-mem" in there) == lazy
+    if lazy:
+        assert there[there.index("--prev-images-dir") + 1] == "../../parent"
     # An aborted dump must never end the tree.
     assert "--leave-running" in there
     assert there[there.index("--freeze-cgroup") + 1] == "/sys/fs/cgroup/system.slice/a.service"

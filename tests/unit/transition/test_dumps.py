@@ -64,7 +64,7 @@ def test_whose_hook_it_is(line: str, pid: str) -> None:
 def under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dumps:
     monkeypatch.setattr(dumps, "HOOK_SOCKET", str(tmp_path / "hook.sock"))
     found = Dumps(UndoList(tmp_path / "undo.json"))
-    found.start([], [])
+    found.start([], [], tmp_path / "parent")
     return found
 
 
@@ -113,7 +113,7 @@ def test_a_dump_that_stands_still(
     under_way.close()
     # Once more, and this time it fails by itself.
     monkeypatch.setattr(dumps, "PATIENCE_S", 20)
-    under_way.start([], [])
+    under_way.start([], [], tmp_path / "parent")
     under_way._running.append(failed(tmp_path, 3))
     with pytest.raises(dumps.DumpFailedError, match="criu ended with 3"):
         under_way.wait(lambda: None)

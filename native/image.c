@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "util.h"
+
+#define COMMON_MAGIC 0x54564319u
+
+enum { VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5 };
+
+static uint32_t u32_at(const struct image *img, size_t at)
+{
+	uint32_t v;
+
+	memcpy(&v, img->data + at, sizeof(v));
+	return v;
+}
+
+void image_read(struct image *img, const char *path, uint32_t magic)
+{
+	struct stat st;
+	size_t done = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	memset(img, 0, sizeof(*img));
+	img->path = path;
+	if (fd < 0 || fstat(fd, &st) < 0)
+		die_errno("cannot read %s", path);
+	img->len = st.st_size;
+	img->data = xcalloc(img->len + 1, 1);
+	while (done < img->len) {
+		ssize_t n = read(fd, img->data + done, img->len - done);
+
+		if (n < 0)
+			die_errno("cannot read %s", path);
+		if (!n)
+			break;
+		done += n;
+	}
+	close(fd);
+	if (done != img->len || img->len < 8 || u32_at(img, 0) != COMMON_MAGIC ||
+	    u32_at(img, 4) != magic)
+		die(EXIT_FAILED, "%s is not the image that it should be", path);
+	img->next = 8;
+}
+
+void image_free(struct image *img)
+{
+	free(img->data);
+	memset(img, 0, sizeof(*img));
+}
+
+static noreturn void cut_off(const struct image *img)
+{
+	die(EXIT_FAILED, "%s is cut off", img->path);
+}
+
+bool image_next(struct image *img, struct message *message)
+{
+	uint32_t len;
+
+	if (img->next == img->len)
+		return false;
+	if (img->len - img->next < sizeof(len))
+		cut_off(img);
+	len = u32_at(img, img->next);
+	img->next += sizeof(len);
+	if (img->len - img->next < len)
+		cut_off(img);
+	*message = (struct message){ img, img->next, img->next + len };
+	img->next += len;
+	return true;
+}
+
+static uint64_t varint(struct message *message)
+{
+	uint64_t value = 0;
+	unsigned int shift;
+
+	for (shift = 0; shift < 64; shift += 7) {
+		unsigned char byte;
+
+		if (message->at == message->end)
+			break;
+		byte = message->img->data[message->at++];
+		value |= (uint64_t)(byte & 0x7f) << shift;
+		if (byte < 0x80)
+			return value;
+	}
+	cut_off(message->img);
+}
+
+bool message_next(struct message *message, struct field *field)
+{
+	uint64_t key, len;
+
+	if (message->at == message->end)
+		return false;
+	key = varint(message);
+	field->number = key >> 3;
+	field->value = 0;
+	switch (key & 7) {
+	case VARINT:
+		field->at = message->at;
+		field->value = varint(message);
+		field->end = message->at;
+		return true;
+	case BYTES:
+		field->value = len = varint(message);
+		break;
+	case FIXED64:
+		len = 8;
+		break;
+	case FIXED32:
+		len = 4;
+		break;
+	default:
+		cut_off(message->img);
+	}
+	if (len > message->end - message->at)
+		cut_off(message->img);
+	field->at = message->at;
+	message->at += len;
+	field->end = message->at;
+	return true;
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * CRIU's image files: a type, and a sequence of entries, each a length and a protobuf message
+ * (https://criu.org/Images; images/ and criu/include/magic.h in CRIU's source).
+ */
+#ifndef REKERNEL_IMAGE_H
+#define REKERNEL_IMAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct image {
+	const char *path;	/* for messages */
+	unsigned char *data;
+	size_t len;
+	size_t next;		/* where the entry after the last one read begins */
+};
+
+/* Reads a file of this type; ends the program if it is none. */
+void image_read(struct image *img, const char *path, uint32_t magic);
+void image_free(struct image *img);
+
+/* The message of one entry. */
+struct message {
+	struct image *img;
+	size_t at;
+	size_t end;
+};
+
+/* The next entry; false after the last one. Ends the program if it is cut off. */
+bool image_next(struct image *img, struct message *message);
+
+struct field {
+	uint32_t number;
+	uint64_t value;		/* of a number, or the length of what else it is */
+	size_t at;		/* where in the image its content is */
+	size_t end;
+};
+
+/* The next field of a message; false after the last one. Ends the program if it is cut off. */
+bool message_next(struct message *message, struct field *field);
+
+#endif
