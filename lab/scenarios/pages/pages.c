@@ -30,13 +30,15 @@
 #define SHM_FILE "/dev/shm/pages"
 #define CHUNK 1000
 #define CHUNKS 24000
+#define RESERVED_SIZE (8UL << 40)
 
 #ifndef MADV_HUGEPAGE
 #define MADV_HUGEPAGE 14
 #endif
 
 enum {
-	HEAP, HUGE, COW, LOCKED, SHARED, MEMFD, SHM, SPARSE, GUARDED, PRIVATE, MOVING, AREAS
+	HEAP, HUGE, COW, LOCKED, SHARED, MEMFD, SHM, SPARSE, RESERVED, GUARDED, PRIVATE, MOVING,
+	AREAS
 };
 
 static struct area areas[AREAS];
@@ -141,6 +143,19 @@ static void make_sparse(void)
 	for (page = 0; page < a->pages; page += 1024)
 		sink = a->base[page * PAGE];
 	(void)sink;
+}
+
+/* Far more address space than there is memory, as databases reserve it to grow into. */
+static void make_reserved(void)
+{
+	unsigned long size = 4 * MIB;
+	char *base = anonymous(RESERVED_SIZE, MAP_PRIVATE | MAP_NORESERVE);
+
+	/* What cannot be written is not counted, and may never be. */
+	if (base == MAP_FAILED ||
+	    mmap(NULL, RESERVED_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+		die("reserved");
+	fill_all(describe(RESERVED, "reserved", base + RESERVED_SIZE - size, size));
 }
 
 static void make_chunks(void)
@@ -458,6 +473,7 @@ static void set_up(void)
 	fill_all(a);
 	a->shared = 1;
 	make_sparse();
+	make_reserved();
 	make_guarded();
 	make_private();
 	fill_all(describe(MOVING, "moving", anonymous(4 * MIB, MAP_PRIVATE), 4 * MIB));
