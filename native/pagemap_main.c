@@ -16,13 +16,15 @@ static const char usage_text[] =
 "           (--out FILE | --out-dax PATH:OFFSET:MAXLEN)\n"
 "           [--stray-out FILE --stray-max BYTES | --stray-dax PATH:OFFSET:MAXLEN]\n"
 "           [--stray-base PHYS] [--block BYTES] [TREE/]PID...\n"
-"       rekernel-pagemap stat --region START:END[,...]|none [--block BYTES] [TREE/]PID...\n"
+"       rekernel-pagemap stat --region START:END[,...]|none [--block BYTES] [--stray-chunks]\n"
+"           [TREE/]PID...\n"
 "\n"
 "Record which physical page holds each private anonymous page of the processes.\n"
 "START, END, PHYS and BYTES are bytes, decimal or 0x..., K, M, G and T allowed.\n";
 
 struct options {
 	bool stat;
+	bool stray_chunks;
 	struct region region;
 	bool have_region;
 	struct output map;
@@ -59,6 +61,7 @@ static void parse_options(struct options *opt, int argc, char **argv)
 		{ "stray-base", required_argument, NULL, 'b' },
 		{ "stray-max", required_argument, NULL, 'm' },
 		{ "block", required_argument, NULL, 'k' },
+		{ "stray-chunks", no_argument, NULL, 'c' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
@@ -94,6 +97,9 @@ static void parse_options(struct options *opt, int argc, char **argv)
 			break;
 		case 'k':
 			opt->block = bytes(optarg, "--block");
+			break;
+		case 'c':
+			opt->stray_chunks = true;
 			break;
 		case 'h':
 			fputs(usage_text, stdout);
@@ -143,10 +149,13 @@ static void print_summary(const struct record *rec, const struct options *opt, u
 		const struct space *s = &rec->spaces[i];
 
 		printf("%s{\"pid\":%d,\"nspid\":%d,\"tree\":%u,\"pages\":%llu,"
-		       "\"stray_pages\":%llu,\"swapped_pages\":%llu,\"runs\":%llu}",
+		       "\"stray_pages\":%llu,\"swapped_pages\":%llu,\"runs\":%llu",
 		       sep, s->pid, s->vmas.nspid, s->tree, (unsigned long long)s->pages,
 		       (unsigned long long)s->stray_pages, (unsigned long long)s->swapped_pages,
 		       (unsigned long long)s->n_runs);
+		if (opt->stray_chunks)
+			record_print_stray_chunks(s, stdout);
+		putchar('}');
 		sep = ",";
 	}
 	printf("],\"pages\":%llu,\"stray_pages\":%llu,\"swapped_pages\":%llu,\"runs\":%llu,"

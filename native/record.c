@@ -21,6 +21,7 @@
  */
 #define SLICE_BYTES	(256ull << 20)
 #define SLICES_PER_VMA	256u
+#define CHUNK_BYTES	(2ull << 20)
 
 static void read_space(void *ctx, void *scratch, size_t i)
 {
@@ -282,6 +283,48 @@ void record_write_map(const struct record *rec, void *data)
 	};
 	header->crc32 = crc32_update(0, (char *)data + PM_CRC_START,
 				     record_map_bytes(rec) - PM_CRC_START);
+}
+
+struct chunk {
+	uint64_t start;
+	uint64_t pages;
+	uint64_t strays;
+};
+
+static void print_chunk(const struct chunk *chunk, const char **sep, FILE *f)
+{
+	if (!chunk->strays || chunk->pages * PM_PAGE_SIZE * 10 < CHUNK_BYTES * 9)
+		return;
+	fprintf(f, "%s%llu", *sep, (unsigned long long)chunk->start);
+	*sep = ",";
+}
+
+void record_print_stray_chunks(const struct space *space, FILE *f)
+{
+	struct chunk chunk = { 0 };
+	const char *sep = "";
+	size_t i, k;
+
+	fputs(",\"stray_chunks\":[", f);
+	for (k = 0; k < space->n_slices; k++) {
+		for (i = 0; i < space->slices[k].runs.n; i++) {
+			const struct pm_run *run = &space->slices[k].runs.v[i];
+			uint64_t at = run->vaddr, end = at + run->npages * PM_PAGE_SIZE, next;
+
+			for (; at < end; at = next) {
+				if (align_down(at, CHUNK_BYTES) != chunk.start) {
+					print_chunk(&chunk, &sep, f);
+					chunk = (struct chunk){ align_down(at, CHUNK_BYTES), 0, 0 };
+				}
+				next = min_u64(end, chunk.start + CHUNK_BYTES);
+				chunk.pages += (next - at) / PM_PAGE_SIZE;
+				if (run->flags & PM_RUN_STRAY)
+					chunk.strays += (next - at) / PM_PAGE_SIZE;
+			}
+		}
+	}
+	print_chunk(&chunk, &sep, f);
+	fputc(']', f);
 }
 
 static void set_bits(uint64_t *map, uint64_t from, uint64_t to)

@@ -57,6 +57,12 @@ void record_copy_strays(struct record *rec, struct output *stray, uint64_t base)
 uint64_t record_map_bytes(const struct record *rec);
 void record_write_map(const struct record *rec, void *data);
 
+/*
+ * Addresses of the 2 MiB chunks of a space that hold strays and are nearly full: such a chunk can
+ * become one huge page elsewhere and the process grows little by it; JSON.
+ */
+void record_print_stray_chunks(const struct space *space, FILE *f);
+
 /* Distinct frames of the region in use, all together and per block; JSON. */
 void record_print_blocks(const struct record *rec, uint64_t block_bytes, FILE *f);
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from rekernel.errors import RekernelError
 from rekernel.memory.dax import Range
+from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.run import run
 
-RECORDER = "/usr/lib/rekernel/rekernel-pagemap"
 _PAGE = 4096
 
 
@@ -35,8 +35,7 @@ def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:
     """
     if not pids:
         return Survey(0, 0)
-    where = ",".join(f"{item.start:#x}:{item.end:#x}" for item in regions) or "none"
     try:
-        return parse(run([RECORDER, "stat", "--region", where, *map(str, pids)]))
+        return parse(run([RECORDER, "stat", "--region", region_option(regions), *map(str, pids)]))
     except (RekernelError, ValueError, LookupError):
         return None

@@ -13,12 +13,12 @@ from pathlib import Path
 from subprocess import Popen
 
 from rekernel import syscalls
-from rekernel.census.pages import RECORDER
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Manifest, Memory, dump
 from rekernel.handover.store import StoreFullError, StoreWriter
 from rekernel.host import mounts, network
 from rekernel.memory import dax
+from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.memory.region import Layout, ram_ranges, store_device
 from rekernel.run import start
 from rekernel.transition.staging import SCRATCH
@@ -75,12 +75,11 @@ class Recorder:
         self._summary = SCRATCH / "recorder.json"
         self._summary.unlink(missing_ok=True)
         self._block = dax.block_size()
-        regions = ",".join(f"{item.start:#x}:{item.end:#x}" for item in ram_ranges(where))
         self._process: Popen[bytes] = start(
             [
                 RECORDER, "record",
                 "--out", str(self._output),
-                "--region", regions,
+                "--region", region_option(ram_ranges(where)),
                 "--block", str(self._block),
                 "--stray-out", str(self._strays),
                 "--stray-base", f"{stray_base:#x}",

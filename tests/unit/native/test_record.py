@@ -344,3 +344,28 @@ def test_stat_counts_a_shared_frame_once(world: WorldFactory) -> None:
     twice = json.loads(run("stat", "--region", "0:1T", w.pid, w.pid).stdout)
     assert twice["pages"] == 2 * once["pages"]
     assert twice["distinct_pages"] == once["distinct_pages"] == once["pages"]
+
+
+def test_stray_chunks(world: WorldFactory) -> None:
+    """A chunk that is full and lies outside of the region can be moved as one huge page."""
+    huge = 2 << 20
+    w = world(3 * huge // PAGE_SIZE, "all")
+    w.fill()
+    assert ADDRESS % huge == 0
+
+    def chunks(region: str) -> list[int]:
+        done = run("stat", "--stray-chunks", "--region", region, w.pid)
+        assert done.returncode == 0, done.stderr
+        found: list[int] = json.loads(done.stdout)["spaces"][0]["stray_chunks"]
+        return [address for address in found if ADDRESS <= address < ADDRESS + 4 * huge]
+
+    assert chunks("none") == [ADDRESS, ADDRESS + huge, ADDRESS + 2 * huge]
+    assert chunks(ALL_MEMORY) == []
+
+
+def test_no_stray_chunk_that_is_nearly_empty(world: WorldFactory) -> None:
+    w = world(2 * (2 << 20) // PAGE_SIZE, "even")
+    w.fill()
+    done = run("stat", "--stray-chunks", "--region", "none", w.pid)
+    found = json.loads(done.stdout)["spaces"][0]["stray_chunks"]
+    assert [address for address in found if ADDRESS <= address < ADDRESS + (4 << 20)] == []
