@@ -17,7 +17,7 @@ from rekernel.errors import RekernelError
 from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Manifest, Memory, dump
 from rekernel.handover.store import StoreFullError, StoreWriter
 from rekernel.host import mounts, network
-from rekernel.memory import dax
+from rekernel.memory import dax, moves
 from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.memory.region import Layout, ram_ranges, store_device
 from rekernel.run import start
@@ -64,6 +64,12 @@ class PageRecord:
     occupied: tuple[Extent, ...]
     pages: int
     stray_pages: int
+    # What memory.moves counted before it.
+    moves: int
+
+    def is_true(self) -> bool:
+        """Whether every page is still where it was."""
+        return moves.count() == self.moves
 
 
 class Recorder:
@@ -75,6 +81,7 @@ class Recorder:
         self._summary = SCRATCH / "recorder.json"
         self._summary.unlink(missing_ok=True)
         self._block = dax.block_size()
+        self._moves = moves.count()
         self._process: Popen[bytes] = start(
             [
                 RECORDER, "record",
@@ -114,6 +121,7 @@ class Recorder:
             occupied=tuple(Extent(item.start, item.end) for item in dax.merge(blocks)),
             pages=summary["pages"],
             stray_pages=summary["stray_pages"],
+            moves=self._moves,
         )
 
 

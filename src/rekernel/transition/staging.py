@@ -137,7 +137,9 @@ def tune_kernel(undo: UndoList, swaps: Sequence[str]) -> None:
     """Stop what moves or hides pages, as a record of page frames must stay true; and hurry."""
     for path, value in (
         ("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
+        # At least 2 MiB each time that it wakes up, every 10 s as it is; so it sleeps for weeks.
         ("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1"),
+        ("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "2147483647"),
         ("/sys/kernel/mm/ksm/run", "0"),
         ("/proc/sys/kernel/numa_balancing", "0"),
         ("/proc/sys/vm/compaction_proactiveness", "0"),

@@ -34,6 +34,8 @@ IMAGES = Path("/var/lib/rekernel/images")
 PARENT = staging.SCRATCH / "parent"
 # How long what is on its way between two services may take to arrive.
 _SETTLE_S = 3.0
+# How often the page map is made anew because pages were moved meanwhile.
+_RECORDS = 3
 
 
 class CancelledError(RekernelError):
@@ -160,7 +162,6 @@ class Upgrade:
                 image_bytes = 0
                 if record is not None:
                     image_bytes = cut.add_images(writer, images)
-                    cut.add_record(writer, area, record, strays_at)
                 tmpfs_bytes = cut.add_tmpfs(writer, host.contents)
                 cut.add_queues(writer, links.queues)
             self._check()
@@ -169,6 +170,10 @@ class Upgrade:
                 if plan.where is not None:
                     cut.freeze_filesystems(host.table, self._undo)
             self._check()
+            if record is not None:
+                pids = [pid for tree in carried for pid in tree.pids]
+                record = self._settle(record, pids, len(area), strays_at)
+                cut.add_record(writer, area, record, strays_at)
             dumps.assert_held()
             now = [*(tree.verdict for tree in carried), *ended]
             as_found = {item.unit.name: item for item in now}
@@ -191,6 +196,8 @@ class Upgrade:
             if plan.where is None:
                 area.flush()
                 cut.freeze_filesystems(host.table, self._undo)
+            if record is not None and not record.is_true():
+                raise RekernelError("the kernel has just moved pages", "try again in a moment")
         cut.jump()
 
     def _note(self, text: str) -> None:
@@ -219,6 +226,22 @@ class Upgrade:
         with self._events.phase("dump"):
             record, sockets = self._dump(dumps, carried, links, images, store_bytes, strays_at)
         return trees.as_dumped(carried, sockets), links, record
+
+    def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
+        where = self._plan.where
+        assert where is not None
+        return cut.Recorder(where, pids, where.store.start + strays_at, store_bytes - strays_at)
+
+    def _settle(
+        self, record: cut.PageRecord, pids: list[int], store_bytes: int, strays_at: int
+    ) -> cut.PageRecord:
+        """The record as of now: what the kernel moved meanwhile, to make a large page, say."""
+        for _ in range(_RECORDS):
+            if record.is_true():
+                return record
+            with self._events.phase("record again"):
+                record = self._recorder(pids, store_bytes, strays_at).finish()
+        raise RekernelError("the kernel keeps on moving pages", "try again in a moment")
 
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
         """All trees at one instant, with what they are at that instant."""
@@ -300,8 +323,7 @@ class Upgrade:
         where = self._plan.where
         pids = [pid for tree in carried for pid in tree.pids]
         if where is not None:
-            base = where.store.start + strays_at
-            recorder = cut.Recorder(where, pids, base, store_bytes - strays_at)
+            recorder = self._recorder(pids, store_bytes, strays_at)
         work = staging.SCRATCH / "work"
         jobs = [
             DumpJob(

@@ -13,7 +13,7 @@ from handover.test_manifest import SAMPLE
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Memory, dump, load
 from rekernel.handover.store import BLOCK, StoreReader, StoreWriter
-from rekernel.memory import dax
+from rekernel.memory import dax, moves
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.transition import cut
@@ -68,7 +68,9 @@ def test_no_room_for_manifest_or_index() -> None:
 
 
 def test_memory_in_place() -> None:
-    record = PageRecord(Path("map"), Path("strays"), (Extent(200, 300), Extent(900, 1000)), 17, 3)
+    record = PageRecord(
+        Path("map"), Path("strays"), (Extent(200, 300), Extent(900, 1000)), 17, 3, 5
+    )
     found = cut.memory_facts(WHERE, record, 4096)
     assert dataclasses.asdict(found) == dataclasses.asdict(
         Memory(
@@ -91,6 +93,7 @@ def recorder(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cu
     monkeypatch.setattr(cut, "SCRATCH", tmp_path)
     monkeypatch.setattr(cut, "ram_ranges", lambda where: [Range(100, 500), Range(600, 1000)])
     monkeypatch.setattr(dax, "block_size", lambda: 100)
+    monkeypatch.setattr(moves, "count", lambda: 5)
     return cut.Recorder(WHERE, [7, 8], 4096, 1 << 20)
 
 
@@ -109,6 +112,9 @@ def test_the_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = recorder(script, tmp_path, monkeypatch).finish()
     assert record.occupied == (Extent(200, 300), Extent(600, 800))
     assert (record.pages, record.stray_pages) == (9, 2)
+    assert record.is_true()
+    monkeypatch.setattr(moves, "count", lambda: record.moves + 1)
+    assert not record.is_true()
     words = (tmp_path / "said").read_text().split()
     assert words[0] == "record"
     assert words[words.index("--region") + 1] == "0x64:0x1f4,0x258:0x3e8"
