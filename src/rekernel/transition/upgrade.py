@@ -318,12 +318,8 @@ class Upgrade:
         store_bytes: int,
         strays_at: int,
     ) -> tuple[cut.PageRecord | None, Sockets]:
-        """All dumps and the page map (None without a region), side by side."""
-        recorder = None
-        where = self._plan.where
+        """All dumps, side by side, and then the page map (None without a region)."""
         pids = [pid for tree in carried for pid in tree.pids]
-        if where is not None:
-            recorder = self._recorder(pids, store_bytes, strays_at)
         work = staging.SCRATCH / "work"
         jobs = [
             DumpJob(
@@ -335,22 +331,23 @@ class Upgrade:
             )
             for tree in carried
         ]
+        in_place = self._plan.where is not None
+        if in_place:
+            # There may be new ones.
+            leaving.pretend(PARENT, pids)
+            leaving.nothing_written(pids)
+        dumps.start(jobs, pids, PARENT)
+        dumps.wait(self._check)
+        dumps.freeze(pids)
+        if not in_place:
+            return None, amend_images(images, links.disconnected)
+        # Only now: a page that is written while criu is inside of its process may be copied.
+        recorder = self._recorder(pids, store_bytes, strays_at)
         try:
-            if where is not None:
-                # There may be new ones.
-                leaving.pretend(PARENT, pids)
-                leaving.nothing_written(pids)
-            dumps.start(jobs, pids, PARENT)
-            dumps.wait(self._check)
-            dumps.freeze(pids)
-            # While the recorder still works.
-            if where is not None:
-                leaving.complete([job.images for job in jobs])
-            sockets = amend_images(images, links.disconnected)
-            return (recorder.finish() if recorder is not None else None), sockets
+            leaving.complete([job.images for job in jobs])
+            return recorder.finish(), amend_images(images, links.disconnected)
         except BaseException:
-            if recorder is not None:
-                recorder.stop()
+            recorder.stop()
             raise
 
     def _manifest(
