@@ -130,8 +130,8 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> int:
     result = Runner(one, progress, _options(arguments), arguments.deb).run()
     if arguments.json:
         arguments.json.write_text(json.dumps(result.to_json(), indent=2) + "\n")
-    if result.error:
-        progress.error(result.error)
+    for shortcoming in result.shortcomings():
+        progress.error(shortcoming)
     for name, script in result.scripts.items():
         progress.line(f"{name}: exit code {script.exit_code}, {script.log}")
     progress.line(f"{one.name}: {'passed' if result.passed else 'FAILED'}, logs in {result.output}")

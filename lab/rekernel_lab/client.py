@@ -15,9 +15,6 @@ from rekernel_lab.guestfiles import GUEST_ADDRESS
 from rekernel_lab.netns import Namespace
 from rekernel_lab.run import environment
 
-# How long a client that never says that it is ready keeps the upgrade waiting.
-_READY_S = 10.0
-
 
 class HostClient:
     """The running client; a context manager that leaves no process behind."""
@@ -49,9 +46,9 @@ class HostClient:
         self._signal_group(signal.SIGKILL)
         self._process.wait()
 
-    def wait_ready(self) -> None:
-        """Wait until the client made OUT_DIR/ready, or for 10 s; LabError if it ends."""
-        deadline = time.monotonic() + _READY_S
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the client made OUT_DIR/ready, or for so many seconds; LabError if it ends."""
+        deadline = time.monotonic() + timeout
         while not self._ready.exists() and time.monotonic() < deadline:
             self.check_alive()
             time.sleep(0.1)

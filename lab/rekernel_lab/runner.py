@@ -28,6 +28,9 @@ from rekernel_lab.upgrade import Outcome
 
 SCHEMA = 1
 
+# Of the output of a script that failed, to be shown at once.
+_LAST_LINES = 10
+
 
 @dataclass(slots=True)
 class Result:
@@ -47,12 +50,21 @@ class Result:
     @property
     def passed(self) -> bool:
         """Tell whether the run went to its end and every part of it was right."""
-        return (
-            self.finished
-            and not self.error
-            and all(outcome.passed for outcome in self.upgrades)
-            and all(script.exit_code == 0 for script in self.scripts.values())
-        )
+        return self.finished and not self.shortcomings()
+
+    def shortcomings(self) -> list[str]:
+        """Say what was not right, with the last lines of each script that failed."""
+        found = [self.error] if self.error else []
+        found += [
+            f"upgrade to {outcome.target}: exit code {outcome.exit_code}"
+            for outcome in self.upgrades
+            if not outcome.passed
+        ]
+        for name, script in self.scripts.items():
+            if script.exit_code:
+                lines = script.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+                found.append("\n  ".join([f"{name}: exit code {script.exit_code}", *lines]))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the result in its stable form."""
@@ -166,7 +178,7 @@ class Runner:
         if script is None:
             yield None
             return
-        with session.client(script, result.scripts) as client:
+        with session.client(script, result.scripts, self._scenario.client_s) as client:
             yield client
 
     def _upgrade(self, session: Session, target: str, result: Result) -> None:

@@ -1,6 +1,6 @@
 """Scenario directories: scenario.toml and up to four executables.
 
-scenario.toml   packages, memory_mib, region_mib, carry, from, upgrades, timeout_s
+scenario.toml   packages, memory_mib, region_mib, carry, from, upgrades, timeout_s, client_s
 guest-prepare   in the guest as root, before the first upgrade
 guest-check     in the guest as root, after each upgrade, when all of its memory is home
 host-client     on the host, in the guest's network, through all upgrades (GUEST_IP, OUT_DIR);
@@ -41,6 +41,8 @@ class Scenario:
     kernel_from: str = "6.12"
     upgrades: tuple[str, ...] = ("7",)
     timeout_s: int = 1800
+    # 0: as long as it usually may take.
+    client_s: int = 0
 
     def script(self, name: str) -> Path | None:
         """Return the path of one of SCRIPTS, None if the scenario has none.
@@ -95,6 +97,7 @@ def parse(content: str, directory: Path) -> Scenario:
         "from": _word,
         "upgrades": _words,
         "timeout_s": _positive,
+        "client_s": _positive,
     }
     for key, value in raw.items():
         if key not in readers:

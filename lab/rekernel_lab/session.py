@@ -22,7 +22,9 @@ from rekernel_lab.vm import VM
 
 IN_GUEST = "/var/lib/rekernel-lab/scenario"
 
-# How long host-client may take to sum up after SIGTERM, at the end of a good and of a failed run.
+# How long host-client may take: until it is ready, which it need never say, and to sum up after
+# SIGTERM at the end of a good and of a failed run.
+_CLIENT_READY_S = 10.0
 _CLIENT_END_S = 60.0
 _CLIENT_FAILED_END_S = 10.0
 
@@ -101,13 +103,18 @@ class Session:
         return Script(done.returncode, log)
 
     @contextlib.contextmanager
-    def client(self, script: Path, results: dict[str, Script]) -> Iterator[HostClient]:
-        """Run a host-client during the block; what became of it is in `results`."""
+    def client(
+        self, script: Path, results: dict[str, Script], client_s: int = 0
+    ) -> Iterator[HostClient]:
+        """Run a host-client during the block; what became of it is in `results`.
+
+        It may take `client_s` until it is ready and as long to end, 0 for the usual.
+        """
         with HostClient(script, self.machine.state.namespace, self.output) as client:
-            patience = _CLIENT_END_S
+            patience = client_s or _CLIENT_END_S
             try:
                 with self.progress.step(f"{script.name}: opening connections"):
-                    client.wait_ready()
+                    client.wait_ready(client_s or _CLIENT_READY_S)
                 yield client
             except BaseException:
                 # Whatever it still waits for will not come.

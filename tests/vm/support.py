@@ -63,6 +63,10 @@ class Guest:
         """The main process of a unit."""
         return int(self.text(["systemctl", "show", "--property=MainPID", "--value", unit]))
 
+    def start_of(self, unit: str) -> str:
+        """Tells one start of a unit from another: a PID may well be the same again."""
+        return self.text(["systemctl", "show", "--property=InvocationID", "--value", unit])
+
     def upgrade(self, prefix: str, *options: str) -> Outcome:
         """A whole upgrade to the kernel of this prefix, drain included."""
         return self.session.upgrade(self.releases[prefix], options=options)
@@ -113,6 +117,21 @@ class Guest:
         """Take back a fault that was not reached."""
         self.text("rm -f /etc/rekernel-fault.json /run/rekernel-fault.*")
 
+    @contextlib.contextmanager
+    def changed(self, *edits: tuple[str, str, str]) -> Iterator[None]:
+        """Other code in the guest for a while: (module file, pattern and replacement of sed)."""
+        for name, pattern, replacement in edits:
+            path = f"{_SITE}/rekernel/{name}"
+            self.text(["cp", "--no-clobber", path, f"{path}.before"])
+            self.text(["sed", "-i", f"s|{pattern}|{replacement}|", path])
+            self.text(["sh", "-c", f"! cmp -s {path} {path}.before"])
+        try:
+            yield
+        finally:
+            for name, _, _ in edits:
+                path = f"{_SITE}/rekernel/{name}"
+                self.text(["mv", f"{path}.before", path])
+
     def record_state(self, *units: str) -> None:
         """Remember what a failed upgrade must leave as it is."""
         self.text([_STATE, "record", "/root/state.json", *units])
@@ -121,6 +140,14 @@ class Guest:
         """What is not as it was."""
         _, output = self.run(["timeout", "60", _STATE, "compare", "/root/state.json", *units])
         return output.strip()
+
+
+def run_scenario(name: str) -> runner.Result:
+    """Run one of the lab's scenarios, which must pass."""
+    wanted = scenario.load(SCENARIOS / name)
+    result = runner.Runner(wanted, Progress(terminal=False), assemble.Options(), None).run()
+    assert result.passed, "\n".join([*result.shortcomings(), f"logs in {result.output}"])
+    return result
 
 
 @contextlib.contextmanager

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from rekernel_lab import assemble, scenario
-from rekernel_lab.progress import Progress
-from rekernel_lab.runner import Runner
-from vm.support import SCENARIOS
+from vm.support import SCENARIOS, run_scenario
 
 
 def test_services() -> None:
-    services = scenario.load(SCENARIOS / "services")
-    result = Runner(services, Progress(terminal=False), assemble.Options(), None).run()
-    assert result.passed, f"{result.error}; logs in {result.output}"
+    result = run_scenario("services")
     (upgrade,) = result.upgrades
     units = {unit["unit"]: unit for unit in upgrade.report["units"]}
     for name in (SCENARIOS / "services" / "units").read_text().split():

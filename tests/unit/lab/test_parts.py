@@ -179,11 +179,15 @@ def test_result_passes_only_as_a_whole(tmp_path: Path) -> None:
     result = Result("s", tmp_path, upgrades=[good], finished=True)
     result.scripts["guest-verify"] = Script(0, tmp_path)
     assert result.passed and result.to_json()["passed"] is True
-    result.scripts["host-client"] = Script(1, tmp_path)
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {number}\n" for number in range(20)))
+    result.scripts["host-client"] = Script(1, log)
     assert not result.passed
+    (shortcoming,) = result.shortcomings()
+    assert shortcoming.splitlines()[::10] == ["host-client: exit code 1", "  line 19"]
     del result.scripts["host-client"]
     result.upgrades.append(Outcome("6.12", 4, "6.12", {}))
-    assert not result.passed
+    assert result.shortcomings() == ["upgrade to 6.12: exit code 4"]
     assert not Result("s", tmp_path, upgrades=[good]).passed
     assert not Outcome("7.3.4", 0, "6.12", {}).passed
 
