@@ -309,7 +309,8 @@ void record_print_stray_chunks(const struct space *space, FILE *f)
 	for (k = 0; k < space->n_slices; k++) {
 		for (i = 0; i < space->slices[k].runs.n; i++) {
 			const struct pm_run *run = &space->slices[k].runs.v[i];
-			uint64_t at = run->vaddr, end = at + run->npages * PM_PAGE_SIZE, next;
+			uint64_t at = run->vaddr, next;
+			uint64_t end = at + (uint64_t)run->npages * PM_PAGE_SIZE;
 
 			for (; at < end; at = next) {
 				if (align_down(at, CHUNK_BYTES) != chunk.start) {
