@@ -9,13 +9,13 @@ from pathlib import Path
 from rekernel.census import attempt
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
-from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
+from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.errors import BlockedError, NothingToDoError
 from rekernel.host import mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.policy import Policy
-from rekernel.systemd.units import running_services
+from rekernel.systemd.units import running_units
 
 # Kernel threads of a fresh kernel end well below this.
 LOWEST_SAFE_PID = 1000
@@ -80,7 +80,7 @@ def resident(pids: Sequence[int]) -> Resident:
     return Resident(*found.values())
 
 
-def warnings_for(units: Sequence[UnitVerdict], logins: Sequence[str]) -> list[str]:
+def warnings_for(units: Sequence[UnitVerdict]) -> list[str]:
     """What need not stop an upgrade but should be known before."""
     found = []
     carried = [item for item in units if item.verdict is Verdict.CARRIED]
@@ -92,9 +92,9 @@ def warnings_for(units: Sequence[UnitVerdict], logins: Sequence[str]) -> list[st
         )
     if not carried:
         found.append("no unit would be carried: this is hardly more than a fast reboot")
-    if logins:
-        count = "one login ends" if len(logins) == 1 else f"{len(logins)} logins end"
-        found.append(f"{count}: sessions are not carried yet")
+    found += [
+        f"{item.unit.name} ends: {item.reason}" for item in units if item.verdict is Verdict.ENDS
+    ]
     return found
 
 
@@ -127,7 +127,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     if memory == "image":
         where = None
     # Not the one that does it.
-    services = [unit for unit in running_services() if unit.name != attempt.UNIT]
+    services = [unit for unit in running_units() if unit.name != attempt.UNIT]
     units = judge(services, policy, parents())
     pids = [pid for item in units if item.verdict is Verdict.CARRIED for pid in item.processes]
     memory_of = resident(pids)
@@ -138,7 +138,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         where=where,
         units=tuple(units),
         resident_bytes=memory_of.total,
-        warnings=tuple(warnings_for(units, sessions())),
+        warnings=tuple(warnings_for(units)),
         pages=survey(pids, region.ram_ranges(where)) if where else None,
         anonymous_bytes=memory_of.anonymous,
         shared_bytes=memory_of.shared,

@@ -4,18 +4,21 @@ back.
 
 from __future__ import annotations
 
-from rekernel_lab import assemble, scenario
-from rekernel_lab.progress import Progress
-from rekernel_lab.runner import Runner
-from vm.support import SCENARIOS
+from vm.support import run_scenario
 
-CARRIED = ("bus-client", "nginx", "php8.4-fpm", "talker-client", "talker-server")
+CARRIED = (
+    "bus-client",
+    "nginx",
+    "php8.4-fpm",
+    "sorter",
+    "talker-client",
+    "talker-server",
+    "twins",
+)
 
 
 def test_between() -> None:
-    between = scenario.load(SCENARIOS / "between")
-    result = Runner(between, Progress(terminal=False), assemble.Options(), None).run()
-    assert result.passed, f"{result.error}; logs in {result.output}"
+    result = run_scenario("between")
     assert len(result.upgrades) == 2
     for upgrade in result.upgrades:
         units = {unit["unit"]: unit for unit in upgrade.report["units"]}

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from rekernel_lab.client import HostClient
-from vm.support import NEW, Guest, opened
+from vm.support import NEW, OLD, Guest, opened
 
 CARRIED = ("demo.service", "nginx.service", "redis-server.service")
 
@@ -335,7 +335,7 @@ def test_the_clients_saw_nothing(lab: Lab) -> None:
 def test_corrupt_handover(lab: Lab) -> None:
     """After the kexec: the machine boots normally and says why."""
     guest = lab.guest
-    pid = guest.main_pid("redis-server.service")
+    start = guest.start_of("redis-server.service")
     guest.fault("freeze file systems", "corrupt")
     outcome = guest.upgrade(NEW)
     assert outcome.release == guest.releases[NEW], guest.explain(outcome)
@@ -346,7 +346,28 @@ def test_corrupt_handover(lab: Lab) -> None:
     assert "checksum" in agent["reason"]
     # Afresh, as after any boot.
     guest.text("systemctl is-active redis-server.service nginx.service demo.service")
-    assert guest.main_pid("redis-server.service") not in (0, pid)
+    assert guest.start_of("redis-server.service") not in ("", start)
+    region = guest.json("rekernel status --json")["region"]
+    assert region["drain_bytes"] == 0
+    assert region["ram_bytes"] + region["store_bytes"] == region["size"]
+
+
+def test_agent_that_stands_still(lab: Lab) -> None:
+    """After the kexec something never returns: the machine boots, and says where it stood."""
+    guest = lab.guest
+    start = guest.start_of("redis-server.service")
+    with guest.changed(
+        ("transition/cut.py", "^_PATIENCE_S = .*", "_PATIENCE_S = 10"),
+        ("agent/network.py", "^def set_up(.*", r"&\n    time.sleep(3600)"),
+    ):
+        outcome = guest.upgrade(OLD)
+    assert outcome.release == guest.releases[OLD], guest.explain(outcome)
+    assert outcome.exit_code == 1, guest.explain(outcome)
+    assert "stands still in" in outcome.report["error"], outcome.report["error"]
+    assert "agent.network.set_up" in outcome.report["error"]
+    guest.text("systemctl is-active redis-server.service nginx.service demo.service")
+    assert guest.start_of("redis-server.service") not in ("", start)
+    assert "rekernel_lock" not in guest.text("nft list tables")
     region = guest.json("rekernel status --json")["region"]
     assert region["drain_bytes"] == 0
     assert region["ram_bytes"] + region["store_bytes"] == region["size"]

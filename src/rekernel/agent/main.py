@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, NoReturn
 
+# Seconds; what follows has a watchdog.
+_LIMIT_S = 120
+
 
 def main(raw: Mapping[str, Any]) -> NoReturn:
     """Run as PID 1 with the configuration that the initrd was built with (handover/config.py).
@@ -36,7 +39,7 @@ def main(raw: Mapping[str, Any]) -> NoReturn:
         say(f"failed: {type(error).__name__}: {error}")
     try:
         if preparation.ident is not None:
-            preparation.join()
+            preparation.join(_LIMIT_S)
         if preparation.root_stands:
             _start_init(list(raw["init"]))
     except Exception as error:
@@ -88,7 +91,9 @@ class _Preparation(threading.Thread):
 
         Returns the PID of criu's probe, or why there is none.
         """
-        self.join()
+        self.join(_LIMIT_S)
+        if self.is_alive():
+            raise TimeoutError(f"modules and the root file system: not there after {_LIMIT_S} s")
         if self._error is not None:
             raise self._error
         return self._probe

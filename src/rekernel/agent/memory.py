@@ -14,11 +14,13 @@ from pathlib import Path
 from rekernel.agent import processes
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent, Memory
+from rekernel.handover.store import Entry
 from rekernel.memory import dax
 
 PAGER = "/usr/lib/rekernel/rekernel-pager"
 DRAIN_STATUS = "/run/rekernel/drain.json"
 _CONTROL = "/run/rekernel/pager.sock"
+_PAGER_LOG = Path("/run/rekernel/pager.log")
 
 
 class RegionError(Exception):
@@ -72,9 +74,11 @@ def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> Store:
 
 
 def start_pager(
-    memory: Memory, region: dax.DaxRegion, store: str, pagemap: str, sockets: Sequence[str]
+    memory: Memory, region: dax.DaxRegion, store: str, pagemap: Entry, sockets: Sequence[str]
 ) -> int:
     """Map the occupied parts and start the pager over them; returns its PID.
+
+    It reads the page map where that lies in the store, and checks it.
 
     It brings single pages until :func:`widen_pager`: they come to lie outside of the region, and
     would have to be copied at the next upgrade.
@@ -97,7 +101,7 @@ def start_pager(
     return processes.start(
         [
             PAGER,
-            "--map", pagemap,
+            "--map", f"{store}:{pagemap.offset}:{pagemap.length}",
             *frames,
             *listeners,
             "--control", _CONTROL,
@@ -105,7 +109,7 @@ def start_pager(
             "--status-file", DRAIN_STATUS,
             "--exit-when-drained",
         ],
-        log="/run/rekernel/pager.log",
+        log=str(_PAGER_LOG),
     )  # fmt: skip
 
 
@@ -156,11 +160,20 @@ def _setting(path: Path, before: str, value: str) -> Iterator[None]:
         path.write_text(before)
 
 
-def wait_for_sockets(sockets: Sequence[str], timeout: float = 10.0) -> None:
-    """Until the pager listens on all of them. Raises RegionError."""
+def wait_for_pager(pid: int, sockets: Sequence[str], timeout: float = 10.0) -> None:
+    """Until it listens on all of them. Raises RegionError, with what it said last."""
     deadline = time.monotonic() + timeout
     for path in sockets:
         while not Path(path).exists():
-            if time.monotonic() > deadline:
-                raise RegionError("the pager did not start; see /run/rekernel/pager.log")
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+            if ended or time.monotonic() > deadline:
+                raise RegionError(f"the pager did not start: {_last_line(_PAGER_LOG)}")
             time.sleep(0.002)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").split("\n")
+    except OSError as error:
+        return str(error)
+    return next((line for line in reversed(lines) if line.strip()), f"nothing in {log}")

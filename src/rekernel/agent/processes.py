@@ -30,11 +30,12 @@ def start(
     stdin: int | None = None,
     keep: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    new_session: bool = False,
 ) -> int:
     """Start a program of the new root; returns its PID.
 
     ``log``: file that gets its output. ``stdin``: descriptor to read from (else /dev/null).
-    ``keep``: descriptors it inherits under their own numbers.
+    ``keep``: descriptors it inherits under their own numbers. ``new_session``: it leads one.
     """
     actions: list[tuple[object, ...]] = []
     if stdin is None:
@@ -52,6 +53,7 @@ def start(
             list(argv),
             {**ENVIRONMENT, **(environment or {})},
             file_actions=actions,
+            setsid=new_session,
         )
     finally:
         for fd in keep:

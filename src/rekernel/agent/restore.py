@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import signal
 import socket
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from rekernel.stuck import where_they_wait
 WORK = Path("/run/rekernel/restore")
 _HOOK_SOCKET = "/run/rekernel/hook.sock"
 _CGROUPS = Path("/sys/fs/cgroup")
+# criu/tty.c, pty_open_ptmx_index()
+_TERMINAL_MISSED = re.compile(r"Unable to open \S*ptmx with specified index (\d+)")
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Name in the systemd state -> socket type and path.
 _JOURNAL_SOCKETS = {
@@ -53,6 +57,11 @@ class Restores:
     def held(self) -> list[Restore]:
         """Completely restored, stopped before their first instruction."""
         return [item for item in self.trees if item.hook is not None and not item.failure]
+
+    @property
+    def waiting(self) -> list[Restore]:
+        """Being restored."""
+        return [item for item in self.trees if item.hook is None and not item.failure]
 
     @property
     def failed(self) -> list[Restore]:
@@ -91,7 +100,18 @@ def _open_inherited(item: Inherited, links: Links) -> int:
         # As systemd leaves it to a service: it only ever writes.
         stream.shutdown(socket.SHUT_RD)
         return stream.detach()
-    return os.open(item.path, item.flags | os.O_NOCTTY | os.O_CLOEXEC)
+    return _open_file(item.path, item.flags | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def _open_file(path: str, flags: int) -> int:
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return os.open(path, flags)
+    # It would wait for the other side, which is yet to come.
+    both = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return os.open(path, flags)
+    finally:
+        os.close(both)
 
 
 def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
@@ -114,6 +134,8 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
             log=str(work / "output.log"),
             keep=keep,
             environment={"REKERNEL_HOOK": _HOOK_SOCKET},
+            # What had its session from elsewhere gets this one.
+            new_session=True,
         )
     finally:
         _enter(os.getpid(), "/")
@@ -130,74 +152,145 @@ def _start_or_fail(tree: Tree, image_root: Path, links: Links) -> Restore:
         return Restore(tree, 0, -1, failure=f"criu was not started: {error}", done=True)
 
 
-def make_cgroups(paths: Sequence[str]) -> None:
-    """The control groups of all carried processes, with the controllers that systemd uses."""
-    parents = {str(parent) for path in paths for parent in Path(path).parents}
-    for parent in sorted(parents, key=len):
-        directory = _CGROUPS / parent.lstrip("/")
-        directory.mkdir(exist_ok=True)
-        try:
-            (directory / "cgroup.subtree_control").write_text("+memory +pids")
-        except OSError as error:
-            say(f"no controllers below {parent}: {error.strerror}")
-    for path in paths:
-        (_CGROUPS / path.lstrip("/")).mkdir(exist_ok=True)
-
-
-def restore_all(
-    trees: Sequence[Tree], image_root: Path, links: Links, timeout: float = 120.0
-) -> Restores:
+def restore_all(trees: Sequence[Tree], image_root: Path, links: Links, timeout: float) -> Restores:
     """Start one criu per tree and wait until each is held or has failed."""
     Path(_HOOK_SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(_HOOK_SOCKET)
     listener.listen(len(trees) + 8)
-    restores = Restores([_start_or_fail(tree, image_root, links) for tree in trees])
-    by_pid = {str(item.pid): item for item in restores.trees}
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ, None)
-    started = [item for item in restores.trees if not item.failure]
-    for item in started:
-        selector.register(item.pidfd, selectors.EVENT_READ, item)
-    deadline = time.monotonic() + timeout
-    waiting = len(started)
-    while waiting:
-        events = selector.select(max(0.0, deadline - time.monotonic()))
-        if not events and time.monotonic() >= deadline:
-            for item in restores.trees:
-                if item.hook is None and not item.failure:
-                    item.failure = f"not restored within {timeout:.0f} s"
-                    _write_down_where_it_waits(item)
-            break
-        for key, _ in events:
-            if key.data is None:
-                connection, _ = listener.accept()
-                words = connection.makefile("r").readline().split()
-                # "ACTION /proc/PID/fd/N TREE": criu names its image directory like that.
-                parts = words[1].split("/") if len(words) > 1 else []
-                owner = by_pid.get(parts[2]) if len(parts) > 2 else None
-                if owner is None or owner.failure:
-                    connection.close()
-                    continue
-                owner.hook = connection
-                _enter_cgroups(owner)
-                set_again(owner.tree.unkept)
-                waiting -= 1
-            else:
-                item = key.data
-                selector.unregister(item.pidfd)
-                _, status = os.waitpid(item.pid, 0)
-                item.done = True
-                # Held or not: what it restored went with it.
-                code = os.waitstatus_to_exitcode(status)
-                item.failure = _cause(item.tree) or f"criu ended with {code}"
-                if item.hook is None:
-                    waiting -= 1
-    selector.close()
+    restores = Restores()
+    queue = _Queue(trees)
+    _restore_in_turns(queue, restores, listener, image_root, links, timeout)
     listener.close()
+    for tree in queue.not_started():
+        why = f"it goes with {', '.join(tree.after)}" if tree.after else "it was not its turn yet"
+        restores.trees.append(Restore(tree, 0, -1, failure=why, done=True))
+    _fail_whole_units(restores)
     for item in restores.failed:
         _clear_away(item)
     return restores
+
+
+def _restore_in_turns(
+    queue: _Queue,
+    restores: Restores,
+    listener: socket.socket,
+    image_root: Path,
+    links: Links,
+    timeout: float,
+) -> None:
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ, None)
+    deadline = time.monotonic() + timeout
+    while True:
+        following = queue.next(restores)
+        for tree in following:
+            item = _start_or_fail(tree, image_root, links)
+            restores.trees.append(item)
+            if not item.failure:
+                selector.register(item.pidfd, selectors.EVENT_READ, item)
+        if not restores.waiting:
+            if following:
+                continue
+            break
+        events = selector.select(max(0.0, deadline - time.monotonic()))
+        if not events and time.monotonic() >= deadline:
+            for item in restores.waiting:
+                item.failure = f"not restored within {timeout:.0f} s"
+                _write_down_where_it_waits(item)
+            break
+        for key, _ in events:
+            if key.data is None:
+                _hold(listener.accept()[0], restores)
+                continue
+            item = key.data
+            selector.unregister(item.pidfd)
+            _, status = os.waitpid(item.pid, 0)
+            item.done = True
+            # Held or not: what it restored went with it.
+            code = os.waitstatus_to_exitcode(status)
+            item.failure = _cause(item.tree) or f"criu ended with {code}"
+            if queue.again(item):
+                restores.trees.remove(item)
+                os.close(item.pidfd)
+    selector.close()
+
+
+class _Queue:
+    """Trees that are not started yet: all that can at once, but a second attempt alone.
+
+    criu gives a terminal its old number by opening new ones until it has that. While others do the
+    same it may find the number taken for an instant, or too far away, and gives up. So those with
+    terminals start in the order of their numbers, and no more of them at once than can run.
+    """
+
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        self._left = sorted(trees, key=lambda tree: tree.terminals[:1])
+        self._at_once = os.cpu_count() or 1
+        # The number of the terminal that it missed, and the tree.
+        self._again: list[tuple[int, Tree]] = []
+        self._tried: set[str] = set()
+
+    def next(self, restores: Restores) -> list[Tree]:
+        """What is to be started now."""
+        held = {item.tree.name for item in restores.held}
+        under_way = sum(bool(item.tree.terminals) for item in restores.waiting)
+        found = []
+        for tree in self._left:
+            if not held.issuperset(tree.after):
+                continue
+            if tree.terminals:
+                if under_way >= self._at_once:
+                    continue
+                under_way += 1
+            found.append(tree)
+        self._left = [tree for tree in self._left if tree not in found]
+        if not found and not restores.waiting:
+            # From the lowest number on, so that it is the next that is free.
+            for item in sorted(self._again, key=lambda item: item[0]):
+                if held.issuperset(item[1].after):
+                    self._again.remove(item)
+                    return [item[1]]
+        return found
+
+    def not_started(self) -> list[Tree]:
+        """Those that wait still."""
+        return [*self._left, *(tree for _, tree in self._again)]
+
+    def again(self, item: Restore) -> bool:
+        """Whether a tree that has failed gets a second attempt."""
+        number = _TERMINAL_MISSED.search(item.failure)
+        if number is None or item.hook is not None or item.tree.name in self._tried:
+            return False
+        self._tried.add(item.tree.name)
+        # Only these: the same control group may have other trees, which stand.
+        for pid, path in item.tree.cgroups.items():
+            _kill_in(int(pid), path)
+        _reap([int(pid) for pid in item.tree.cgroups])
+        self._again.append((int(number[1]), item.tree))
+        return True
+
+
+def _hold(connection: socket.socket, restores: Restores) -> None:
+    words = connection.makefile("r").readline().split()
+    # "ACTION /proc/PID/fd/N TREE": criu names its image directory like that.
+    parts = words[1].split("/") if len(words) > 1 else []
+    owners = [item for item in restores.waiting if parts[2:3] == [str(item.pid)]]
+    if not owners:
+        connection.close()
+        return
+    (owner,) = owners
+    owner.hook = connection
+    _enter_cgroups(owner)
+    set_again(owner.tree.unkept)
+
+
+def _fail_whole_units(restores: Restores) -> None:
+    """systemd starts a unit afresh as a whole: what is left of one may not run beside that."""
+    failed = {item.tree.unit: item for item in restores.failed}
+    for item in restores.held:
+        if item.tree.unit in failed:
+            item.failure = f"it goes with process tree {failed[item.tree.unit].tree.root_pid}"
 
 
 def _write_down_where_it_waits(item: Restore) -> None:
@@ -247,6 +340,24 @@ def kill_all(trees: Sequence[Tree]) -> None:
             continue
         except OSError as error:
             say(f"what is in {path} could not be ended: {error.strerror}")
+
+
+def _kill_in(pid: int, path: str) -> None:
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/cgroup").read_text().strip().endswith(f"::{path}"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _reap(pids: Sequence[int], timeout: float = 5.0) -> None:
+    """Wait for the end of killed processes: orphans are ours, and keep their PIDs until then."""
+    deadline = time.monotonic() + timeout
+    left = list(pids)
+    while left and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        left = [pid for pid in left if os.path.exists(f"/proc/{pid}")]
+        time.sleep(0.002 if left else 0)
 
 
 def _clear_away(item: Restore) -> None:

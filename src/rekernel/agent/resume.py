@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import syscalls
-from rekernel.agent import boot, links, memory, network, processes, restore
+from rekernel.agent import boot, cgroups, links, memory, network, processes, restore, watchdog
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, say
 from rekernel.handover.config import AgentConfig, load_config
@@ -44,6 +44,7 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Some for each tree and each connection between them; init gets its own limits again.
     _allow_descriptors((_DESCRIPTORS, max(_DESCRIPTORS, limits[1])))
+    watchdog.allow(watchdog.STEP_S)
     try:
         init = _restore(load_config(raw), timeline, started, probe, result)
     except (StoreError, ManifestError, HandoverRefusedError) as error:
@@ -57,6 +58,7 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
             "reason": str(error),
             "traceback": traceback.format_exc(),
         }
+    watchdog.stop()
     _allow_descriptors(limits)
     _write_result(result)
     return init
@@ -107,6 +109,7 @@ def _restore(
         zero = _set_clock(manifest)
     # Used up, whatever happens now: nothing may be restored twice.
     result |= {"handover": "used", "id": manifest.id}
+    watchdog.allow(2 * manifest.patience_s)
     freed: Beside | None = None
     try:
         with timeline.phase("settings"):
@@ -120,15 +123,17 @@ def _restore(
             freed = Beside(functools.partial(memory.free_parts_to_ram, manifest.memory, region))
         with timeline.phase("restore"):
             restores = _restore_trees(manifest, between)
-    except Exception:
-        if freed is not None:
-            freed.join()
         wipe(store.area)
-        restore.kill_all(manifest.trees)
-        network.give_up()
-        boot.unmount_transient(manifest.mounts)
+        watchdog.stop()
+    except Exception:
+        # Nothing of it may run, nor be restored another time.
+        _go_on_after("wiping the store", lambda: wipe(store.area))
+        _go_on_after("ending all trees", lambda: restore.kill_all(manifest.trees))
+        _go_on_after("unlocking the network", network.give_up)
+        _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
+        if freed is not None:
+            _go_on_after("making RAM of the free part of the region", freed.join)
         raise
-    wipe(store.area)
     with timeline.phase("commit"):
         _go_on_after("the commit", lambda: restore.commit(restores))
         _go_on_after("unlocking the network", lambda: network.unlock(manifest.network))
@@ -146,7 +151,12 @@ def _restore(
 def _go_on_after(what: str, step: Callable[[], object]) -> None:
     """After the commit init must learn what runs, or it would start all of that a second time."""
     try:
-        step()
+        # Two, as the alarm may come while it is turned off.
+        try:
+            watchdog.allow(watchdog.STEP_S)
+            step()
+        finally:
+            watchdog.stop()
     except Exception as error:
         say(f"{what} failed: {error}")
 
@@ -163,18 +173,18 @@ def _set_up_host(
     try:
         with timeline.phase("mounts"):
             boot.mount_all(manifest.mounts)
-            restore.make_cgroups(manifest.cgroups)
+            cgroups.make(manifest.cgroups)
         with timeline.phase("unpack"):
             _unpack(reader, manifest)
             between = links.Links(manifest.links, reader.read)
         with timeline.phase("pager"):
-            listening = _start_pager(manifest, region, store, reader) if region else []
+            wait_for_pager = _start_pager(manifest, region, store, reader)
     finally:
         with timeline.phase("network"):
             upping.join()
     upping.finish()
     with timeline.phase("pager listens"):
-        memory.wait_for_sockets(listening)
+        wait_for_pager()
     # Only now: what the pager and criu are read from came first.
     threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
     return between
@@ -205,7 +215,7 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
             log=str(RUN / "tar.log"),
         )
         for item in manifest.mounts
-        if item.contents
+        if item.contents in reader
     ]
     if manifest.memory.backend == "region":
         for tree in manifest.trees:
@@ -221,6 +231,8 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
     for path, text in manifest.files.items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         Path(path).write_text(text)
+    for path in manifest.fifos:
+        os.mkfifo(path, 0o600)
     for tree in manifest.trees:
         restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
 
@@ -239,25 +251,27 @@ def _apply_settings(manifest: Manifest) -> None:
 def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:
     with memory.without_limit_of_reservations():
         if manifest.memory.backend == "region":
-            restores = restore.restore_all(manifest.trees, restore.WORK, between)
+            images = restore.WORK
+            restores = restore.restore_all(manifest.trees, images, between, manifest.patience_s)
         else:
             images = Path(manifest.report["image_directory"])
             with memory.without_huge_pages():
-                restores = restore.restore_all(manifest.trees, images, between)
+                restores = restore.restore_all(manifest.trees, images, between, manifest.patience_s)
     between.close()
     links.connect_datagrams(manifest.datagrams)
     return restores
 
 
 def _start_pager(
-    manifest: Manifest, region: DaxRegion, store: memory.Store, reader: StoreReader
-) -> list[str]:
-    """Returns the sockets that it will listen on."""
-    pagemap = RUN / "pagemap"
-    pagemap.write_bytes(reader.read("pagemap"))
+    manifest: Manifest, region: DaxRegion | None, store: memory.Store, reader: StoreReader
+) -> Callable[[], None]:
+    """Returns what waits until it listens."""
+    if region is None:
+        return lambda: None
     sockets = [str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees]
-    memory.start_pager(manifest.memory, region, store.path, str(pagemap), sockets)
-    return sockets
+    pagemap = reader.entry("pagemap")
+    pid = memory.start_pager(manifest.memory, region, store.path, pagemap, sockets)
+    return functools.partial(memory.wait_for_pager, pid, sockets)
 
 
 def _report(

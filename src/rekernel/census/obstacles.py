@@ -11,13 +11,14 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from rekernel.checkpoint.externals import Descriptor, descriptors, socket_of
+from rekernel.checkpoint.externals import HUNG, Descriptor, descriptors, socket_of
+from rekernel.host.mounts import stays_behind
 
 
 class Curable(Enum):
@@ -82,15 +83,15 @@ def find(pids: Sequence[int]) -> Obstacle | None:
     """The first thing that cannot be dumped; a process that is gone has none."""
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            for obstacle in (*_of_descriptors(pid), *_of_mappings(pid), *_of_process(pid)):
+            for obstacle in (*_of_descriptors(pid, pids), *_of_mappings(pid), *_of_process(pid)):
                 return obstacle
     return None
 
 
-def _of_descriptors(pid: int) -> Iterator[Obstacle]:
+def _of_descriptors(pid: int, own: Collection[int]) -> Iterator[Obstacle]:
     queues = _device_of("/dev/mqueue")
     for item in descriptors(pid):
-        what = of_descriptor(item, queues, socket_of)
+        what = of_descriptor(item, queues, socket_of) or _of_pidfd(item, own)
         if what is not None:
             remedy = what.remedy
             if _RING in item.link and _needs_no_ring(pid):
@@ -119,8 +120,27 @@ def of_descriptor(
         return Obstacle(f"the disk {item.link}")
     if stat.S_ISFIFO(item.mode) and item.flags & os.O_DIRECT:
         return Obstacle("a pipe in packet mode")
+    hung = HUNG.match(item.link)
+    if hung and os.path.exists(f"/dev/pts/{hung[1]}"):
+        return Obstacle(
+            f"terminal {hung[1]}, which is gone and whose number somebody else has got,"
+        )
+    if stays_behind(item.link):
+        return Obstacle(f"{item.link}, which stays with this kernel,")
     if item.device == queues:
         return Obstacle(f"the POSIX message queue {item.link}")
+    return None
+
+
+def _of_pidfd(item: Descriptor, own: Collection[int]) -> Obstacle | None:
+    """A handle of a process: of one in the same unit, or that is gone (-1), it is made again."""
+    if item.link != "anon_inode:[pidfd]":
+        return None
+    with suppress(OSError):
+        info = Path(f"/proc/{item.pid}/fdinfo/{item.number}").read_text()
+        target = re.search(r"^Pid:\s*(-?\d+)", info, re.MULTILINE)
+        if target and int(target[1]) >= 0 and int(target[1]) not in own:
+            return Obstacle(f"a handle (pidfd) of process {target[1]}, which is not of its unit,")
     return None
 
 

@@ -15,7 +15,6 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 _PROC = Path("/proc")
 # include/linux/sched.h: PF_KTHREAD, in field 9 of /proc/PID/stat.
 _KERNEL_THREAD = 0x00200000
-_SESSION = re.compile(r"/user\.slice/user-(\d+)\.slice/(session-[^/]+\.scope)")
 _UNIT = re.compile(r"/([^/]+\.(?:service|scope))(?:/|$)")
 
 
@@ -24,6 +23,7 @@ class Fate(StrEnum):
 
     CARRIED = Verdict.CARRIED
     RESTARTED = Verdict.RESTARTED
+    ENDS = Verdict.ENDS
     PLUMBING = Verdict.PLUMBING
     BLOCKS = Verdict.BLOCKS
     KERNEL = "kernel"
@@ -92,19 +92,14 @@ def _account(process: Process, unit: UnitVerdict | None) -> Account:
         return Account(process, Fate.PLUMBING, "init.scope", "init: takes over what was carried")
     if unit is not None:
         return Account(process, Fate(unit.verdict), unit.unit.name, unit.reason)
-    session = _SESSION.match(process.cgroup)
-    if session:
-        reason = "logins are not carried yet: it ends"
-        return Account(process, Fate.RESTARTED, session[2], reason)
     name = _UNIT.search(process.cgroup)
     if name is not None and name[1].endswith(".service"):
         # Started or stopped between the two looks.
         return Account(process, Fate.RESTARTED, name[1], "its service changes just now")
     if name is not None:
-        reason = "only services are carried so far: it ends"
-        return Account(process, Fate.RESTARTED, name[1], reason)
-    reason = "it belongs to no unit: it ends"
-    return Account(process, Fate.RESTARTED, process.cgroup or "/", reason)
+        reason = "only services and logins are carried so far"
+        return Account(process, Fate.ENDS, name[1], reason)
+    return Account(process, Fate.ENDS, process.cgroup or "/", "it belongs to no unit")
 
 
 def totals(accounts: Sequence[Account]) -> dict[Fate, int]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
+
+from rekernel.checkpoint.externals import SLAVE
 
 _SOCKET_OR_PIPE = re.compile(r"(socket|pipe):\[\d+\]$")
 _MEMFD = re.compile(r"/memfd:.* \(deleted\)$")
-_SLAVE = re.compile(r"/dev/pts/(\d+)$")
 _MASTER = re.compile(r"/dev/(pts/)?ptmx$")
 _MASTER_INDEX = re.compile(r"^tty-index:\s*(\d+)", re.M)
 # /proc/PID/maps: a shared mapping of what has no name (any more), with its device and inode.
@@ -25,6 +27,10 @@ _SHARED = re.compile(
 )
 
 
+# Whatever tells the trees apart.
+TreeName = TypeVar("TreeName", bound=Hashable)
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """``what`` process ``pid`` has in common with process ``other`` outside of its tree."""
@@ -32,6 +38,17 @@ class Shared:
     what: str
     pid: int
     other: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing(Generic[TreeName]):
+    """``shared``: of a tree, the first thing that another one would tear apart.
+
+    ``borrowed``: the trees whose terminals a tree has open.
+    """
+
+    shared: dict[TreeName, Shared]
+    borrowed: dict[TreeName, set[TreeName]]
 
 
 def of_process(pid: int) -> dict[tuple[str, str], str]:
@@ -64,32 +81,52 @@ def _of_descriptor(pid: int, number: str, link: str) -> dict[tuple[str, str], st
         status = os.stat(f"/proc/{pid}/fd/{number}")
         device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
         return {("memory", f"{device} {status.st_ino}"): "a memfd"}
-    slave = _SLAVE.match(link)
+    slave = SLAVE.match(link)
     if slave:
         return {("terminal", slave[1]): "a terminal"}
     if _MASTER.match(link):
         info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
         index = _MASTER_INDEX.search(info)
-        return {("terminal", index[1]): "a terminal"} if index else {}
+        if index:
+            return {("terminal", index[1]): "a terminal", ("master", index[1]): "a terminal"}
     return {}
 
 
-def find(trees: Mapping[str, Iterable[int]], everyone: Iterable[int]) -> dict[str, Shared]:
-    """For each named tree the first thing that it shares with a process outside of it."""
+def find(
+    trees: Mapping[TreeName, Iterable[int]],
+    everyone: Iterable[int],
+    harmless: Collection[int] = (),
+    lending: Collection[TreeName] = (),
+) -> Sharing[TreeName]:
+    """What each of the trees shares with processes outside of it.
+
+    ``harmless``: inodes of sockets that may be shared. ``lending``: trees that may have terminals
+    of each other open, as the server of tmux has.
+    """
+    may_be = {("socket", f"socket:[{inode}]") for inode in harmless}
     name_of = {pid: name for name, pids in trees.items() for pid in pids}
     holders: dict[tuple[str, str], list[int]] = {}
     words: dict[tuple[str, str], str] = {}
     for pid in everyone:
         for key, what in of_process(pid).items():
+            if key in may_be:
+                continue
             holders.setdefault(key, []).append(pid)
             words[key] = what
-    found: dict[str, Shared] = {}
+    found: Sharing[TreeName] = Sharing({}, {})
     for key, pids in holders.items():
+        if key[0] == "terminal":
+            owners = holders.get(("master", key[1]), [])
+            names = [name_of[pid] for pid in (*owners, *pids) if name_of.get(pid) in lending]
+            if len(names) == len(owners) + len(pids) and len(set(names[: len(owners)])) == 1:
+                for borrower in set(names[len(owners) :]) - {names[0]}:
+                    found.borrowed.setdefault(borrower, set()).add(names[0])
+                continue
         for pid in pids:
             name = name_of.get(pid)
-            if name is None or name in found:
+            if name is None or name in found.shared:
                 continue
             others = [other for other in pids if name_of.get(other) != name]
             if others:
-                found[name] = Shared(words[key], pid, others[0])
+                found.shared[name] = Shared(words[key], pid, others[0])
     return found

@@ -1,4 +1,4 @@
-"""Every service with its verdict: carried, restarted, plumbing, or blocking; and why."""
+"""Every service and login with its verdict: carried, restarted, plumbing, …; and why."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
@@ -14,11 +14,18 @@ from pathlib import Path
 
 from rekernel.census import obstacles, sharing
 from rekernel.checkpoint import unixsockets
-from rekernel.checkpoint.options import roots_of
-from rekernel.checkpoint.unixsockets import JOURNAL_STDOUT, holders, leading_out
+from rekernel.checkpoint.options import trees_of
+from rekernel.checkpoint.unixsockets import (
+    JOURNAL_STDOUT,
+    UnixSocket,
+    holders,
+    journal_streams,
+    leading_out,
+)
 from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
 from rekernel.policy import Policy
-from rekernel.systemd import unitfiles
+from rekernel.systemd import logins, unitfiles
+from rekernel.systemd.logins import Login
 from rekernel.systemd.units import Unit, processes_of
 
 
@@ -27,6 +34,8 @@ class Verdict(StrEnum):
 
     CARRIED = "carried"
     RESTARTED = "restarted"
+    # A login: nobody could start it anew.
+    ENDS = "ends"
     PLUMBING = "plumbing"
     BLOCKS = "blocks"
 
@@ -41,7 +50,8 @@ class UnitVerdict:
     remedy: str = ""
     # PID -> control group.
     processes: dict[int, str] = field(default_factory=dict)
-    root_pid: int = 0
+    # Of its process trees.
+    roots: tuple[int, ...] = ()
 
 
 def plumbing_reason(name: str) -> str | None:
@@ -65,12 +75,12 @@ def _nested_namespaces(pids: Sequence[int]) -> str:
     return ""
 
 
-def _session(pid: int) -> int:
-    """The leader of its session; its own PID if it is gone, as what follows finds out."""
+def _setting(group: str, name: str) -> str:
+    """What a file of a control group holds; "" if that is gone."""
     try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return pid
+        return Path("/sys/fs/cgroup", group.lstrip("/"), name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _volatile_definition(unit: Unit) -> str:
@@ -82,31 +92,30 @@ def _volatile_definition(unit: Unit) -> str:
     return ""
 
 
+def _of_login(
+    login: Login | None, verdict: Verdict, why: str, remedy: str
+) -> tuple[Verdict, str, str]:
+    """The same for a login: one that cannot be carried ends."""
+    if login is None:
+        return Verdict.ENDS, "systemd-logind does not know this login", "log out and in again"
+    if verdict is not Verdict.CARRIED:
+        return Verdict.ENDS, f"{login.words}: {why}", remedy
+    if login.service != "sshd":
+        return Verdict.ENDS, f"{login.words}: only logins over ssh are carried yet", "use ssh"
+    return verdict, login.words, ""
+
+
 def _judge(
     unit: Unit,
     processes: dict[int, str],
-    parents: dict[int, int],
     shared: sharing.Shared | None,
 ) -> tuple[Verdict, str, str]:
-    if unit.sub != "running":
+    # Abandoned: logged out, but something was left to run.
+    if unit.sub != "running" and not (unit.is_login and unit.sub == "abandoned"):
         return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
-    volatile = _volatile_definition(unit)
+    volatile = "" if unit.is_login else _volatile_definition(unit)
     if volatile:
         return Verdict.RESTARTED, volatile, "install it as a unit file below /etc/systemd/system"
-    roots = roots_of(list(processes), parents)
-    if len(roots) != 1:
-        return (
-            Verdict.RESTARTED,
-            f"its processes form {len(roots)} separate trees",
-            "only units with one process tree are carried so far",
-        )
-    leader = _session(roots[0])
-    if leader != roots[0]:
-        return (
-            Verdict.RESTARTED,
-            f"process {roots[0]} belongs to the session of process {leader}",
-            "criu needs the leader of a session on top: let the service stay in the foreground",
-        )
     stored = unit.properties.get("NFileDescriptorStore", "0")
     if stored not in ("", "0"):
         return (
@@ -123,22 +132,39 @@ def _judge(
     namespaces = _nested_namespaces(list(processes))
     if namespaces:
         return Verdict.RESTARTED, namespaces, "units with such a name space are not carried yet"
-    if any(path != unit.cgroup for path in processes.values()):
-        return (
-            Verdict.RESTARTED,
-            "it has control groups below its own",
-            "units with delegated control groups are not carried yet",
-        )
+    for path in dict.fromkeys(processes.values()):
+        if _setting(path, "cgroup.freeze") == "1":
+            return Verdict.RESTARTED, f"{path} is frozen", "thaw it: systemctl thaw"
+        if _setting(path, "cgroup.type") == "threaded":
+            return (
+                Verdict.RESTARTED,
+                f"{path} is a control group of threads",
+                "only whole processes are put back into their control groups yet",
+            )
     obstacle = obstacles.find(list(processes))
     if obstacle is not None:
         return Verdict.RESTARTED, obstacle.what, obstacle.remedy
     if shared is not None:
+        group = _group_of(shared.other)
+        place = group.rpartition("/")[2] or "it has ended"
         return (
             Verdict.RESTARTED,
-            f"process {shared.pid} shares {shared.what} with process {shared.other} outside of it",
-            "criu dumps one tree at a time: what they share would be torn apart",
+            f"process {shared.pid} shares {shared.what} with process {shared.other} outside of "
+            f"its tree ({place})",
+            # The windows of a tmux that finds the user's bus, for one.
+            "what `systemd --user` runs is not carried yet"
+            if "/user@" in group
+            else "criu dumps one tree at a time: what they share would be torn apart",
         )
     return Verdict.CARRIED, "", ""
+
+
+def _group_of(pid: int) -> str:
+    """The control group of a process, "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text().strip().partition("::")[2]
+    except OSError:
+        return ""
 
 
 def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> list[UnitVerdict]:
@@ -148,7 +174,15 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     """
     found = []
     members = {unit.name: processes_of(unit.cgroup) if unit.cgroup else {} for unit in units}
-    shared = sharing.find(members, parents)
+    trees = {name: trees_of(processes, parents) for name, processes in members.items()}
+    each = {(name, root): pids for name, own in trees.items() for root, pids in own.items()}
+    sockets = unixsockets.observe()
+    known = logins.observe()
+    are_logins = {unit.name for unit in units if unit.is_login}
+    lending = [(name, root) for name, root in each if name in are_logins]
+    common = sharing.find(each, parents, journal_streams(sockets), lending)
+    # The last one of a unit is as good as the first.
+    shared = {name: item for (name, _), item in common.shared.items()}
     for unit in sorted(units, key=lambda item: item.name):
         processes = members[unit.name]
         if not processes:
@@ -156,25 +190,52 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
         reason = plumbing_reason(unit.name)
         # Whoever runs the machine comes before whoever wrote the unit.
         wish = policy.wish(unit.name) or unitfiles.wish(unit)
-        roots = roots_of(list(processes), parents)
-        root = roots[0] if len(roots) == 1 else 0
+        roots = tuple(trees[unit.name])
         if reason is not None and wish != "carry":
-            found.append(UnitVerdict(unit, Verdict.PLUMBING, reason, "", processes, root))
+            found.append(UnitVerdict(unit, Verdict.PLUMBING, reason, "", processes, roots))
             continue
         if wish == "restart":
             text = "policy says so" if policy.wish(unit.name) else "its unit file says so"
-            found.append(UnitVerdict(unit, Verdict.RESTARTED, text, "", processes, root))
+            verdict = Verdict.ENDS if unit.is_login else Verdict.RESTARTED
+            found.append(UnitVerdict(unit, verdict, text, "", processes, roots))
             continue
-        verdict, why, remedy = _judge(unit, processes, parents, shared.get(unit.name))
+        verdict, why, remedy = _judge(unit, processes, shared.get(unit.name))
+        if unit.is_login:
+            verdict, why, remedy = _of_login(known.get(unit.name), verdict, why, remedy)
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
-        found.append(UnitVerdict(unit, verdict, why, remedy, processes, root))
-    return _with_broken_connections(found)
+        found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots))
+    lenders: dict[str, set[str]] = {}
+    for (name, _), others in common.borrowed.items():
+        lenders.setdefault(name, set()).update(other for other, _ in others)
+    return _with_broken_connections(_with_lenders(found, lenders), sockets)
 
 
-def _with_broken_connections(units: Sequence[UnitVerdict]) -> list[UnitVerdict]:
+def _with_lenders(
+    units: Sequence[UnitVerdict], lenders: Mapping[str, Iterable[str]]
+) -> list[UnitVerdict]:
+    """A login whose terminal is that of another one goes where that goes.
+
+    ``lenders``: unit -> the units whose terminals it has open.
+    """
+    found = {item.unit.name: item for item in units}
+    changed = True
+    while changed:
+        changed = False
+        for name, others in lenders.items():
+            item = found[name]
+            lost = [other for other in others if found[other].verdict is not Verdict.CARRIED]
+            if item.verdict is Verdict.CARRIED and lost:
+                reason = f"{item.reason}: it has a terminal of {lost[0]} open, which is not carried"
+                found[name] = dataclasses.replace(item, verdict=Verdict.ENDS, reason=reason)
+                changed = True
+    return list(found.values())
+
+
+def _with_broken_connections(
+    units: Sequence[UnitVerdict], sockets: Sequence[UnixSocket]
+) -> list[UnitVerdict]:
     """Say of carried units which of their connections over unix sockets will not go along."""
-    sockets = unixsockets.observe()
     own = [holders(item.processes) for item in units]
     owner = {inode: item for item, inodes in zip(units, own, strict=True) for inode in inodes}
     found = []
@@ -186,18 +247,8 @@ def _with_broken_connections(units: Sequence[UnitVerdict]) -> list[UnitVerdict]:
                 continue
             if other is None or other.verdict is not Verdict.CARRIED:
                 broken[other.unit.name if other else (far and far.name) or "a process"] = None
-        if item.verdict is Verdict.CARRIED and broken:
+        if item.verdict is Verdict.CARRIED and broken and not item.unit.is_login:
             reason = f"its connection to {', '.join(broken)} ends, as when that starts again"
             item = dataclasses.replace(item, reason=reason)
         found.append(item)
     return found
-
-
-def sessions() -> list[str]:
-    """Scopes of logged-in users: they end with an upgrade so far."""
-    top = Path("/sys/fs/cgroup/user.slice")
-    return sorted(
-        path.parent.name
-        for path in top.glob("user-*.slice/session-*.scope/cgroup.procs")
-        if path.read_text().strip()
-    )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.handover.manifest import Inherited
 from rekernel.host.mounts import observe
+
+# A pseudo terminal, and one whose other side is gone.
+SLAVE = re.compile(r"/dev/pts/(\d+)$")
+HUNG = re.compile(r"/dev/pts/(\d+) \(deleted\)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Descriptor:
     mode: int = 0
     device: int = 0
     device_number: int = 0
+    # Of the master of a pseudo terminal: its number, that of /dev/pts/NUMBER.
+    master_of: str = ""
 
 
 def descriptors(pid: int) -> list[Descriptor]:
@@ -52,6 +58,7 @@ def descriptors(pid: int) -> list[Descriptor]:
             continue
         mount = re.search(r"^mnt_id:\s*(\d+)", info, re.M)
         flags = re.search(r"^flags:\s*(\d+)", info, re.M)
+        terminal = re.search(r"^tty-index:\s*(\d+)", info, re.M)
         found.append(
             Descriptor(
                 pid=pid,
@@ -63,6 +70,7 @@ def descriptors(pid: int) -> list[Descriptor]:
                 mode=status.st_mode,
                 device=status.st_dev,
                 device_number=status.st_rdev,
+                master_of=terminal[1] if terminal else "",
             )
         )
     return found
@@ -74,11 +82,18 @@ def socket_of(pid: int, number: int) -> socket.socket:
 
 
 def files(pids: Sequence[int]) -> list[External]:
-    """The files of a tree that were opened in another mount namespace than its own, each once."""
+    """The files of a tree that were opened in another mount namespace than its own, each once.
+
+    A process that is gone has none.
+    """
     found: dict[str, External] = {}
     for pid in pids:
-        own_mounts = {mount.mount_id for mount in observe(str(pid))}
-        for item in descriptors(pid):
+        try:
+            own_mounts = {mount.mount_id for mount in observe(str(pid))}
+            opened = descriptors(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for item in opened:
             if (
                 item.link.startswith("/")
                 and item.mount_id not in own_mounts
@@ -100,3 +115,31 @@ def files(pids: Sequence[int]) -> list[External]:
                     ),
                 )
     return list(found.values())
+
+
+def owned_terminals(opened: Collection[Descriptor]) -> tuple[int, ...]:
+    """Numbers of the terminals that criu makes again in a tree: by their masters; and of hung ones,
+    as it gives those a master for an instant.
+    """
+    found = {int(item.master_of) for item in opened if item.master_of}
+    hung = [HUNG.match(item.link) for item in opened]
+    return tuple(sorted(found | {int(match[1]) for match in hung if match}))
+
+
+def terminals(opened: Sequence[Descriptor]) -> tuple[list[External], list[str]]:
+    """The terminals that a tree has open and whose masters it has not: each once, and its number.
+
+    ``opened``: all that is open in the tree. For criu they are external (criu/tty.c): given an open
+    one, it sets it up as it was.
+    """
+    own = {item.master_of for item in opened}
+    found: dict[str, External] = {}
+    for item in opened:
+        slave = SLAVE.match(item.link)
+        if slave is None or slave[1] in own:
+            continue
+        key = f"tty[{item.device_number:x}:{item.device:x}]"
+        flags = item.flags & (os.O_ACCMODE | os.O_NONBLOCK)
+        given = Inherited("file", f"fd[{{fd}}]:{key}", path=item.link, flags=flags)
+        found.setdefault(slave[1], External(key, given))
+    return list(found.values()), list(found)

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from rekernel.checkpoint.unixsockets import (
     JOURNAL_STDOUT,
     UnixSocket,
     holders,
+    journal_streams,
     leading_out,
     observe,
     unaccepted,
@@ -72,7 +73,7 @@ def take(trees: Sequence[Member]) -> Taken:
     """
     sockets = observe()
     own = [holders(tree.pids) for tree in trees]
-    owner = _owners(trees, own)
+    owner = _owners(trees, own, journal_streams(sockets))
     _assert_accepted(trees, own, owner, sockets)
     maker = _Maker([[] for _ in trees])
     done: set[int] = set()
@@ -100,11 +101,14 @@ def take(trees: Sequence[Member]) -> Taken:
     )
 
 
-def _owners(trees: Sequence[Member], own: Sequence[dict[int, tuple[int, int]]]) -> dict[int, int]:
+def _owners(
+    trees: Sequence[Member], own: Sequence[dict[int, tuple[int, int]]], journal: Collection[int]
+) -> dict[int, int]:
     owner: dict[int, int] = {}
     for index, inodes in enumerate(own):
         for inode in inodes:
-            if inode in owner:
+            # Of one to the journal each gets one of its own: nobody can tell.
+            if inode in owner and inode not in journal:
                 raise RekernelError(
                     f"{trees[owner[inode]].name} and {trees[index].name} share a socket",
                     "restart one of them, or let policy restart it",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class TreeOptions:
     private_mounts: bool
     lazy: bool
     externals: tuple[str, ...] = ()
+    # Whether the leader of its session is another one, or gone: it comes back in one of its own.
+    led_elsewhere: bool = False
 
 
 def dump_argv(
@@ -60,7 +62,6 @@ def dump_argv(
         "--log-file", log,
         # Whatever ends the dump without the kexec: the tree runs on.
         "--leave-running",
-        "--freeze-cgroup", f"/sys/fs/cgroup{tree.cgroup}",
         "--skip-in-flight",
         "--ghost-limit", "256M",
         "--timeout", "60",
@@ -69,6 +70,8 @@ def dump_argv(
     ]  # fmt: skip
     if tree.lazy:
         argv += ["--track-mem", "--prev-images-dir", os.path.relpath(parent, images)]
+    if tree.led_elsewhere:
+        argv.append("--shell-job")
     if tree.private_mounts:
         argv += _MOUNTS
     for external in tree.externals:
@@ -89,6 +92,8 @@ def restore_argv(tree: TreeOptions) -> list[str]:
     ]  # fmt: skip
     if tree.lazy:
         argv.append("--lazy-pages")
+    if tree.led_elsewhere:
+        argv.append("--shell-job")
     if tree.private_mounts:
         argv += [*_MOUNTS, "--root", RESTORE_ROOT]
     for external in tree.externals:
@@ -102,7 +107,21 @@ def holds_namespace(pid: int, name: str) -> bool:
     return Path(f"/proc/{pid}/ns/{name}").readlink() != Path(f"/proc/1/ns/{name}").readlink()
 
 
-def roots_of(pids: Sequence[int], parents: dict[int, int]) -> list[int]:
-    """Those whose parent is not among them."""
-    inside = set(pids)
-    return sorted(pid for pid in pids if parents.get(pid) not in inside)
+def led_elsewhere(root: int) -> bool:
+    """Whether a process belongs to a session that another one leads, or led."""
+    return os.getsid(root) != root
+
+
+def trees_of(pids: Iterable[int], parents: Mapping[int, int]) -> dict[int, list[int]]:
+    """The process trees that these form: each root, whose parent is not among them, and its own.
+
+    One that ``parents`` does not know has come or gone meanwhile: left out.
+    """
+    inside = {pid for pid in pids if pid in parents}
+    found: dict[int, list[int]] = {}
+    for pid in sorted(inside):
+        root = pid
+        while parents.get(root) in inside:
+            root = parents[root]
+        found.setdefault(root, []).append(pid)
+    return dict(sorted(found.items()))

@@ -10,7 +10,7 @@ from rekernel import policy
 from rekernel.census import processes
 from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all
 from rekernel.census.processes import Account, Fate, account, totals
-from rekernel.census.verdicts import UnitVerdict, Verdict, judge, sessions
+from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.cli.common import (
     VerbParsers,
     add_memory_option,
@@ -20,7 +20,7 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.report.layout import Paint, table
-from rekernel.systemd.units import running_services
+from rekernel.systemd.units import running_units
 
 BLOCKED = 3
 
@@ -46,19 +46,18 @@ def run(args: argparse.Namespace) -> int:
     require_root()
     found = processes.observe()
     parents = {process.pid: process.parent for process in found}
-    units = judge(running_services(), policy.load(), parents)
+    units = judge(running_units(), policy.load(), parents)
     findings = probe_all(Context(backend=args.memory, units=tuple(units)), PROBES)
     ready = is_ready(findings, units)
-    logins = sessions()
     # Looked at again: criu and its canary came and went meanwhile.
     accounts = account(processes.observe(), units) if args.all else []
     if args.json:
-        print_json(document(findings, units, logins, ready) | process_document(accounts))
+        print_json(document(findings, units, ready) | process_document(accounts))
     else:
         paint = paint_for_stdout()
         for line in process_lines(accounts, paint):
             print(line)
-        print(render(findings, units, logins, ready, paint))
+        print(render(findings, units, ready, paint))
     return 0 if ready else BLOCKED
 
 
@@ -83,7 +82,6 @@ def unit_document(item: UnitVerdict) -> dict[str, Any]:
 def document(
     findings: Sequence[Finding],
     units: Sequence[UnitVerdict],
-    logins: Sequence[str],
     ready: bool,
 ) -> dict[str, Any]:
     """What --json prints."""
@@ -100,7 +98,6 @@ def document(
             for item in findings
         ],
         "units": [unit_document(item) for item in units],
-        "sessions": list(logins),
     }
 
 
@@ -153,6 +150,7 @@ def verdict_lines(units: Sequence[UnitVerdict], paint: Paint) -> list[str]:
     painted = {
         Verdict.BLOCKS: paint.bad,
         Verdict.CARRIED: paint.good,
+        Verdict.ENDS: paint.warn,
         Verdict.RESTARTED: paint.warn,
         Verdict.PLUMBING: paint.dim,
     }
@@ -163,7 +161,7 @@ def verdict_lines(units: Sequence[UnitVerdict], paint: Paint) -> list[str]:
                 why = item.reason
                 if item.remedy:
                     why += f" {paint.dim('→')} {item.remedy}"
-                pid = str(item.unit.main_pid or "-")
+                pid = str(item.unit.main_pid or min(item.roots, default="-"))
                 rows.append([item.unit.name, colour(str(verdict)), pid, why])
     return table(rows, ("unit", "verdict", "PID", "why, and what to do"), paint=paint, right=(2,))
 
@@ -171,7 +169,6 @@ def verdict_lines(units: Sequence[UnitVerdict], paint: Paint) -> list[str]:
 def render(
     findings: Sequence[Finding],
     units: Sequence[UnitVerdict],
-    logins: Sequence[str],
     ready: bool,
     paint: Paint,
 ) -> str:
@@ -182,9 +179,6 @@ def render(
         rows.append([_painted(item.status, paint), item.name, reason])
     lines = [*table(rows, indent=""), ""]
     lines += verdict_lines(units, paint)
-    if logins:
-        count = "1 login" if len(logins) == 1 else f"{len(logins)} logins"
-        lines += ["", paint.warn(f"{count} would end: sessions are not carried yet")]
     lines.append("")
     if ready:
         lines.append(paint.good("This host is ready: rekernel plan"))

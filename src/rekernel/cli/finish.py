@@ -115,7 +115,6 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
         shutil.rmtree(RUN / name, ignore_errors=True)
     if agent.get("memory", {}).get("backend") == "image":
         shutil.rmtree(agent["report"]["image_directory"], ignore_errors=True)
-    (RUN / "pagemap").unlink(missing_ok=True)
 
 
 def _start_what_restarts(agent: dict[str, Any]) -> None:

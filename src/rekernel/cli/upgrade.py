@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,7 @@ from rekernel.cli.common import (
     VerbParsers,
     add_policy_options,
     add_verb,
+    paint_for_stdout,
     print_json,
     require_root,
 )
@@ -31,10 +31,15 @@ from rekernel.errors import (
     UsageError,
 )
 from rekernel.plan import Plan
+from rekernel.report.history import History
+from rekernel.report.text import render
+from rekernel.run import CommandFailedError
 from rekernel.run import run as run_command
-from rekernel.run import start
+from rekernel.transition.events import Event
 
 _RUN = Path("/run/rekernel")
+# Until a new kernel that has taken over has a report.
+_REPORT_S = 600.0
 _PROPERTIES = (
     "KillMode=process",
     "TimeoutStopSec=120",
@@ -127,7 +132,7 @@ def self_argv() -> list[str]:
 def unit_argv(args: argparse.Namespace, release: str) -> list[str]:
     """systemd-run with everything that the unit needs."""
     argv = [
-        "systemd-run", "--quiet", "--wait", "--collect",
+        "systemd-run", "--quiet", "--collect",
         f"--unit={attempt.UNIT.removesuffix('.service')}",
         f"--description=Change to kernel {release}",
     ]  # fmt: skip
@@ -164,39 +169,70 @@ def stop_unit() -> None:
 
 def _follow(args: argparse.Namespace, plan: Plan) -> int:
     _RUN.mkdir(parents=True, exist_ok=True)
-    log = _RUN / "systemd-run.log"
-    log.unlink(missing_ok=True)
     attempt.OUTCOME.unlink(missing_ok=True)
+    boot = attempt.boot_id()
+    known = History().ids()
     follower = attempt.Follower(since_ns=time.time_ns())
     display = display_for(in_json=args.json)
     try:
         with _stopping_the_unit():
-            process = start(unit_argv(args, plan.kernel.release), output=str(log))
-            code = _watch(process, follower, display.show)
+            _start(unit_argv(args, plan.kernel.release))
+            _watch(follower, display.show)
     finally:
         display.close()
+    if attempt.boot_id() != boot:
+        return _arrived(known, in_json=args.json)
     report = attempt.read_outcome()
     if report is None:
-        text = log.read_text(errors="replace").strip()
-        if "already" in text:
-            raise BusyError(
-                "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
-            )
         raise RekernelError(
-            f"the upgrade's unit ended with {code} and left no report: {text or 'no output'}",
-            f"journalctl -u {attempt.UNIT}",
+            "the upgrade's unit ended and left no report", f"journalctl -u {attempt.UNIT}"
         )
     return conclude(report, in_json=args.json)
 
 
-def _watch(process: subprocess.Popen[bytes], follower: attempt.Follower, show: Any) -> int:
+def _start(argv: Sequence[str]) -> None:
+    try:
+        run_command(argv)
+    except CommandFailedError as error:
+        if "already" in error.output:
+            raise BusyError(
+                "another upgrade is under way", "see `rekernel status`, stop it: `rekernel abort`"
+            ) from None
+        raise
+
+
+def _watch(follower: attempt.Follower, show: Callable[[Event], object]) -> None:
+    """Until the unit is gone, or this login is on the new kernel.
+
+    The login may be carried along, so nothing here has anything open for longer than it reads it.
+    """
     while True:
-        ended = process.poll()
+        runs = attempt.unit_runs()
         for event in follower.poll():
             show(event)
-        if ended is not None:
-            return ended
+        if not runs:
+            return
         time.sleep(0.05)
+
+
+def _arrived(known: Sequence[str], *, in_json: bool) -> int:
+    """On the new kernel, as this login was carried along: show the report once there is one."""
+    deadline = time.monotonic() + _REPORT_S
+    while True:
+        for report in History().reports():
+            if report["id"] not in known:
+                if in_json:
+                    print_json(report)
+                else:
+                    print()
+                    print(render(report, paint_for_stdout()), end="")
+                return int(report["exit_code"])
+        if time.monotonic() > deadline:
+            raise RekernelError(
+                f"this is the new kernel, but there is no report after {_REPORT_S:.0f} s",
+                "journalctl -u rekernel-finish",
+            )
+        time.sleep(0.2)
 
 
 def conclude(report: dict[str, Any], *, in_json: bool) -> int:

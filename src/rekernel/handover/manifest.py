@@ -57,7 +57,7 @@ class Mount:
     source: str
     flags: int
     data: str = ""
-    # Store blob with a tar of its contents, "" for none.
+    # Store blob with a tar of its contents, "" for none; not there if it had none in the end.
     contents: str = ""
     # Only for the restore: gone again before init starts.
     transient: bool = False
@@ -141,6 +141,20 @@ class DatagramLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Cgroup:
+    """A control group of a carried unit, or one below it."""
+
+    # Below /sys/fs/cgroup.
+    path: str
+    uid: int = 0
+    gid: int = 0
+    # Controllers for the groups below it, as cgroup.subtree_control has them.
+    passed_on: str = ""
+    # File -> what is to be written there.
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Unkept:
     """What criu does not keep of a tree; only where it is not as usual."""
 
@@ -167,6 +181,10 @@ class Tree:
     # PID -> cgroup path below /sys/fs/cgroup, for every process.
     cgroups: dict[str, str]
     unkept: Unkept = field(default_factory=Unkept)
+    # Names of trees that must be there before: their terminals are open in this one.
+    after: tuple[str, ...] = ()
+    # Numbers of the terminals that criu makes again in it, ascending.
+    terminals: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +222,16 @@ class Manifest:
     prefetch: tuple[str, ...]
     # Path -> text of small files to write below /run.
     files: dict[str, str]
+    # Made with mode 0600.
+    fifos: tuple[str, ...]
     network: Network
     hostname: str
     sysctls: dict[str, str]
     trees: tuple[Tree, ...]
-    # cgroup directories to make (with their parents), below /sys/fs/cgroup.
-    cgroups: tuple[str, ...]
+    # To be made, each before those below it.
+    cgroups: tuple[Cgroup, ...]
+    # Seconds in which everything must be restored, or it is given up.
+    patience_s: int
     # PIDs in use by what is carried: the agent forks above them.
     highest_pid: int
     # Text for systemd's --deserialize: what comes first ({stdout}, {native} and {syslog} stand for

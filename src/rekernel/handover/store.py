@@ -134,13 +134,21 @@ class StoreReader:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
-    def read(self, name: str) -> bytes:
-        """The blob, checked. Raises StoreError if it is missing or damaged."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """Where the blob lies, not whether it is intact. Raises StoreError if it is missing."""
         entry = self._entries.get(name)
         if entry is None:
             raise StoreError(f"the handover store has no {name}")
         if entry.offset + entry.length > len(self._area):
             raise StoreError(f"{name} lies outside of the handover store")
+        return entry
+
+    def read(self, name: str) -> bytes:
+        """The blob, checked. Raises StoreError if it is missing or damaged."""
+        entry = self.entry(name)
         data = self._area[entry.offset : entry.offset + entry.length]
         if zlib.crc32(data) != entry.crc32:
             raise StoreError(f"{name} in the handover store is damaged (checksum)")

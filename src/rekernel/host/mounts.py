@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,17 +143,21 @@ def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
     ]
 
 
-def plan(mounts: Sequence[MountInfo]) -> tuple[list[Mount], list[TmpfsPlan]]:
+def plan(
+    mounts: Sequence[MountInfo], of_logins: Collection[str] = ()
+) -> tuple[list[Mount], list[TmpfsPlan]]:
     """What the agent mounts, and which tmpfs contents it needs for that.
 
-    /run/user/UID and credentials belong to sessions and to init, which mount them again.
+    Credentials and /run/user/UID belong to init and to the user managers that it starts, which
+    mount them again; but for those of ``of_logins``, carried ones.
     """
     todo: list[Mount] = []
     contents: list[TmpfsPlan] = []
     for mount in mounts:
         moved_by_agent = mount.target in ("/", "/proc", "/sys", "/dev")
-        by_init = mount.fstype in _BY_INIT or mount.target.startswith(
-            ("/run/user/", "/run/credentials/")
+        by_init = mount.fstype in _BY_INIT or (
+            mount.target.startswith(("/run/user/", "/run/credentials/"))
+            and mount.target not in of_logins
         )
         if moved_by_agent or by_init or mount.fstype not in (*_API_TYPES, "tmpfs"):
             continue
@@ -169,6 +175,9 @@ def plan(mounts: Sequence[MountInfo]) -> tuple[list[Mount], list[TmpfsPlan]]:
                 if other.target.startswith(f"{mount.target}/")
             )
             exclude = _run_exclusions() if mount.target == "/run" else ()
+            if mount.target in of_logins:
+                # The user manager starts afresh.
+                exclude = ("systemd",)
             contents.append(TmpfsPlan(mount.target, (*exclude, *inner)))
         todo.append(
             Mount(
@@ -192,6 +201,23 @@ def _run_exclusions() -> tuple[str, ...]:
         if name not in RUN_SYSTEMD_CARRIED
     ]
     return (*RUN_OF_PLUMBING, *systemd)
+
+
+def stays_behind(path: str) -> bool:
+    """Whether a file of /run is not there on the next kernel, or is another one."""
+    if not path.startswith("/run/"):
+        return False
+    name = path.removeprefix("/run/")
+    inner = name.removeprefix("systemd/")
+    if inner != name:
+        # Of logins; the agent makes them again.
+        return not _within(inner, (*RUN_SYSTEMD_CARRIED, "sessions"))
+    # A mount of its own below it is judged as such.
+    return _within(name, [item for item in RUN_OF_PLUMBING if item != "user"])
+
+
+def _within(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}/") for part in parts)
 
 
 def mount_points(mounts: Sequence[MountInfo]) -> list[str]:
@@ -253,6 +279,17 @@ def _data_bytes(path: str, size: int) -> int:
     finally:
         os.close(fd)
     return total
+
+
+def is_bare(tmpfs: TmpfsPlan) -> bool:
+    """Whether nothing in it would get into an archive."""
+    for entry in _entries(tmpfs.target):
+        with suppress(FileNotFoundError):
+            if entry.name not in tmpfs.exclude and not stat.S_ISSOCK(
+                entry.stat(follow_symlinks=False).st_mode
+            ):
+                return False
+    return True
 
 
 def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:

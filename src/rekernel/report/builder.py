@@ -11,6 +11,7 @@ from typing import Any
 
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
+from rekernel.systemd.units import is_login
 
 SCHEMA = 1
 _PAGE = 4096
@@ -67,21 +68,24 @@ def _phases(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _unit(
-    before: Mapping[str, Any], after: UnitAfter | None, tree: Mapping[str, Any] | None
+    before: Mapping[str, Any], after: UnitAfter | None, trees: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     carried = before["verdict"] == "carried"
-    failure = str(tree["failure"]) if tree else ""
-    if carried and tree is None:
+    failed = [tree for tree in trees if tree["failure"]]
+    failure = str(failed[0]["failure"]) if failed else ""
+    if carried and not trees:
         failure = "it was not handed over"
-    kept = (
+    # Who has logged in may have ended anything since, or have left.
+    ends_at_will = carried and not failure and is_login(before["unit"])
+    kept = ends_at_will or (
         carried
         and not failure
         and after is not None
         and after.active
         and after.main_pid == before["main_pid"]
         and after.cgroup == before["cgroup"]
-        # Where systemd knows no main process, its first one must be there at least.
-        and (before["main_pid"] != 0 or (tree or {}).get("root_pid") in after.processes)
+        # Where systemd knows no main process, and of what it does not know: the top ones.
+        and all(tree["root_pid"] in after.processes for tree in trees)
     )
     if carried and not kept and not failure:
         failure = _difference(before, after)
@@ -98,7 +102,7 @@ def _unit(
         "control_group_after": after.cgroup if after else "",
         "kept": kept,
         "failure": failure,
-        "log": str(tree["log"]) if tree and tree["failure"] else "",
+        "log": str(failed[0]["log"]) if failed else "",
     }
 
 
@@ -152,9 +156,13 @@ def carried_over(
     """
     old = agent.get("report", {})
     failed = "resumed_ns" not in agent
-    trees = {item["unit"]: item for item in agent.get("trees", [])}
+    trees = agent.get("trees", [])
     units = [
-        _unit(item, after.units.get(item["unit"]), trees.get(item["unit"]))
+        _unit(
+            item,
+            after.units.get(item["unit"]),
+            [tree for tree in trees if tree["unit"] == item["unit"]],
+        )
         for item in old.get("units", [])
     ]
     lost = [item for item in units if item["verdict"] == "carried" and not item["kept"]]

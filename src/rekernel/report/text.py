@@ -18,6 +18,8 @@ from rekernel.report.layout import (
 
 _PAGE = 4096
 _DIFFERENCES = 12
+# More processes than this with the same difference share a line.
+_ALIKE = 3
 
 _OUTCOMES = {
     "done": "done",
@@ -82,9 +84,15 @@ def render(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
 
 
 def _pids(unit: Mapping[str, Any], paint: Paint) -> tuple[str, str]:
-    before, after = unit["main_pid_before"], unit["main_pid_after"]
     same = set(unit["processes_before"]) & set(unit["processes_after"])
+    # A login has no main process: the first of those that there were.
+    first = min(unit["processes_before"], default=0)
+    before = unit["main_pid_before"] or first
+    after = unit["main_pid_after"] or (first if first in same else 0)
     count = f"{len(same)}/{len(unit['processes_before'])}"
+    if unit["kept"] and not after:
+        # A login: whoever came back has left since.
+        return f"{before}, ended since", count
     if unit["kept"]:
         return paint.good(f"{before} = {after} ✓"), count
     return paint.bad(f"{before} → {after or '-'} ✗"), count
@@ -129,10 +137,26 @@ def _processes(report: Mapping[str, Any], paint: Paint) -> list[str]:
     head = paint.bold(f"{plural(compared, 'process')} compared with before")
     if not differences:
         return [f"{head} {paint.good('✓')}   same rights, limits, priorities and files"]
-    shown = [f"  {line}" for line in differences[:_DIFFERENCES]]
-    if len(differences) > _DIFFERENCES:
-        shown.append(paint.dim(f"  and {len(differences) - _DIFFERENCES} more: see --json"))
+    lines = _alike(differences)
+    shown = [f"  {line}" for line in lines[:_DIFFERENCES]]
+    if len(lines) > _DIFFERENCES:
+        shown.append(paint.dim(f"  and {len(lines) - _DIFFERENCES} more: see --json"))
     return [f"{head}; what differs now (a program may have changed it by itself):", *shown]
+
+
+def _alike(differences: Sequence[str]) -> list[str]:
+    """One line for many processes of which the same is different: "process PID (NAME): WHAT"."""
+    same: dict[tuple[str, str], list[str]] = {}
+    for line in differences:
+        _, _, what = line.partition(": ")
+        same.setdefault((what.partition(" was ")[0], what.rpartition(" is ")[2]), []).append(line)
+    found = []
+    for (what, now), lines in same.items():
+        if len(lines) <= _ALIKE:
+            found += lines
+        else:
+            found.append(f"{len(lines)} processes: {what} is {now} now, see --json")
+    return found
 
 
 def _blackout(report: Mapping[str, Any], paint: Paint) -> list[str]:
@@ -190,6 +214,10 @@ def _others(report: Mapping[str, Any], paint: Paint) -> list[str]:
             for unit in restarted
         ]
         lines += [paint.bold(f"{plural(len(restarted), 'unit')} restarted"), *table(rows)]
+    ended = [unit for unit in report["units"] if unit["verdict"] == "ends"]
+    if ended:
+        rows = [[unit["unit"], unit["reason"]] for unit in ended]
+        lines += [paint.bold(f"{plural(len(ended), 'login')} ended"), *table(rows)]
     plumbing = [unit["unit"] for unit in report["units"] if unit["verdict"] == "plumbing"]
     if plumbing:
         names = ", ".join(name.removesuffix(".service") for name in plumbing)

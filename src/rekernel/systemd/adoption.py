@@ -63,9 +63,11 @@ def _escape(text: str) -> str:
 
 
 def section(unit: Unit) -> str:
-    """The section of one running unit."""
+    """The section of one running unit, or of a slice."""
     properties = unit.properties
     lines = [unit.name]
+    if properties.get("FragmentPath", "").startswith("/run/systemd/transient/"):
+        lines.append("transient=yes")
     for key, name in (
         ("state-change-timestamp", "StateChangeTimestamp"),
         ("inactive-exit-timestamp", "InactiveExitTimestamp"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,17 @@ _PROPERTIES = (
 )  # fmt: skip
 
 
+_LOGIN = re.compile(r"session-[^/]+\.scope$")
+
+
+def is_login(unit: str) -> bool:
+    """Whether a unit is what somebody runs who has logged in (pam_systemd(8))."""
+    return bool(_LOGIN.match(unit))
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A service unit with running processes."""
+    """A service, or the scope of a login, with running processes."""
 
     name: str
     active: str
@@ -29,6 +38,11 @@ class Unit:
     cgroup: str
     description: str
     properties: dict[str, str]
+
+    @property
+    def is_login(self) -> bool:
+        """As :func:`is_login`."""
+        return is_login(self.name)
 
     @property
     def private_users(self) -> bool:
@@ -72,11 +86,21 @@ def show(names: Sequence[str]) -> list[Unit]:
 
 def running_services() -> list[Unit]:
     """Every service that is active in any way."""
+    return show(_active("service"))
+
+
+def running_units() -> list[Unit]:
+    """Every service that is active in any way, and every login."""
+    names = _active("service,scope")
+    return show([name for name in names if name.endswith(".service") or is_login(name)])
+
+
+def _active(types: str) -> list[str]:
     text = run(
-        ["systemctl", "list-units", "--type=service", "--no-legend", "--plain", "--full",
+        ["systemctl", "list-units", f"--type={types}", "--no-legend", "--plain", "--full",
          "--state=active,activating,deactivating,reloading,refreshing"]
     )  # fmt: skip
-    return show([line.split()[0] for line in text.splitlines() if line.strip()])
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
 def processes_of(cgroup: str) -> dict[int, str]:

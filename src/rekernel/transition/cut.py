@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 from rekernel import syscalls
 from rekernel.errors import RekernelError
@@ -24,6 +25,10 @@ from rekernel.run import start
 from rekernel.transition.staging import SCRATCH
 from rekernel.transition.undo import UndoList
 from rekernel.transition.undo import freeze as begin_to_freeze
+
+# What the agent may take at least, in seconds, and bytes it restores in one if it is very slow.
+_PATIENCE_S = 120
+_SLOWEST = 16 << 20
 
 
 def freeze(cgroups: Sequence[str], timeout: float = 20.0) -> None:
@@ -173,9 +178,12 @@ def add_images(writer: StoreWriter, images: Path) -> int:
 
 
 def add_tmpfs(writer: StoreWriter, plans: Sequence[mounts.TmpfsPlan]) -> int:
-    """Put the contents of the tmpfs mounts into the store; returns their bytes."""
+    """Put the contents of the tmpfs mounts that have any into the store; returns their bytes."""
     total = 0
     for index, plan in enumerate(plans):
+        # Of each login one, and mostly nothing in it. Others may have got another owner.
+        if plan.target.startswith("/run/user/") and mounts.is_bare(plan):
+            continue
         path = SCRATCH / f"tmpfs-{index}.tar"
         mounts.archive_tmpfs(plan, path)
         data = path.read_bytes()
@@ -232,6 +240,15 @@ def memory_facts(where: Layout | None, record: PageRecord | None, stray_offset: 
         stray_offset=stray_offset,
         stray_bytes=record.stray_pages * mmap.PAGESIZE,
     )
+
+
+def patience(report: Mapping[str, Any]) -> int:
+    """Seconds after which a restore is stuck, by what the manifest's report says of its size."""
+    if report["backend"] == "region":
+        size = report["image_bytes"] + report["tmpfs_bytes"] + report["stray_pages"] * 4096
+    else:
+        size = report["resident_bytes"]
+    return _PATIENCE_S + int(size) // _SLOWEST
 
 
 def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> None:

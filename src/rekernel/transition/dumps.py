@@ -17,11 +17,14 @@ from rekernel.checkpoint.options import TreeOptions, dump_argv
 from rekernel.errors import RekernelError
 from rekernel.run import start
 from rekernel.stuck import where_they_wait
-from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup
+from rekernel.transition.seizing import Seizing
+from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
 # Seconds without a byte more in the images and logs of those that are not held yet.
 PATIENCE_S = 20.0
+# How often to look whether criu has stopped all that is in a control group.
+_SEIZING_S = 0.002
 
 
 class DumpFailedError(RekernelError):
@@ -76,6 +79,8 @@ class Dumps:
         self._running: list[_Running] = []
         self._connections: list[socket.socket] = []
         self._listener: socket.socket | None = None
+        # Control groups that stand still until criu has stopped all that is in them.
+        self._frozen: dict[str, Seizing] = {}
 
     def start(self, jobs: Sequence[DumpJob], pids: Sequence[int], parent: Path) -> None:
         """Start them all. ``pids``: of all trees; ``parent``: see :func:`dump_argv`."""
@@ -85,6 +90,12 @@ class Dumps:
         self._listener.listen(1024)
         self._undo.push("end-repair", " ".join(map(str, pids)))
         self._undo.push("wait-dumps", own_cgroup())
+        roots: dict[str, list[int]] = {}
+        for job in jobs:
+            roots.setdefault(job.options.cgroup, []).append(job.options.root_pid)
+        # Before it waits for them: criu's parasites must run to leave.
+        self._undo.push("thaw", *sorted(roots))
+        self._frozen = {cgroup: Seizing(pids) for cgroup, pids in roots.items()}
         for job in jobs:
             # Of an attempt before.
             shutil.rmtree(job.images, ignore_errors=True)
@@ -114,7 +125,8 @@ class Dumps:
                         if written == (now := self._written()):
                             raise self._stuck()
                         written, deadline = now, time.monotonic() + PATIENCE_S
-                    for key, _ in selector.select(0.1):
+                    self._thaw_what_is_seized()
+                    for key, _ in selector.select(_SEIZING_S if self._frozen else 0.1):
                         if key.data is not None:
                             raise self._failure(key.data)
                         connection, _ = self._listener.accept()
@@ -129,12 +141,18 @@ class Dumps:
                     if key.data is not None:
                         os.close(key.fd)
 
+    def _thaw_what_is_seized(self) -> None:
+        for cgroup, seizing in list(self._frozen.items()):
+            if seizing.done():
+                thaw(cgroup)
+                del self._frozen[cgroup]
+
     def freeze(self, pids: Sequence[int]) -> None:
-        """Freeze the held trees again, which criu has thawed for its own work.
+        """Freeze the held trees again, which ran for criu's work in them.
 
         Should a criu be killed, its tree stands still until its connections are as they were.
         """
-        cgroups = [item.job.options.cgroup for item in self._running]
+        cgroups = list(dict.fromkeys(item.job.options.cgroup for item in self._running))
         if cgroups:
             self._undo.push("thaw", *cgroups)
         self._undo.push("end-repair", " ".join(map(str, pids)))
@@ -196,6 +214,7 @@ class Dumps:
 
         What is frozen waits for what undoes the rest.
         """
+        self._frozen = {}
         for connection in self._connections:
             connection.close()
         if self._listener is not None:

@@ -12,7 +12,8 @@ from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
 from rekernel.host import mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan
-from rekernel.systemd import adoption
+from rekernel.systemd import adoption, logins
+from rekernel.systemd.units import show
 from rekernel.transition.staging import mapped_files
 from rekernel.transition.trees import CarriedTree
 
@@ -26,6 +27,7 @@ class HostFacts:
     contents: tuple[TmpfsPlan, ...]
     directories: tuple[str, ...]
     files: dict[str, str]
+    fifos: tuple[str, ...]
     prefetch: tuple[str, ...]
     network: Network
     hostname: str
@@ -42,8 +44,11 @@ def swaps() -> list[str]:
 
 def observe(trees: Sequence[CarriedTree]) -> HostFacts:
     """Read it all. Raises RekernelError, or OSError if a process ended meanwhile."""
+    units = list({tree.verdict.unit.name: tree.verdict.unit for tree in trees}.values())
+    of_logins = [unit for unit in units if unit.is_login]
+    left = logins.leave(of_logins)
     table = mounts.observe()
-    todo, contents = mounts.plan(table)
+    todo, contents = mounts.plan(table, left.directories)
     private_tmps = {}
     directories: set[str] = set()
     for tree in trees:
@@ -58,13 +63,14 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
         mounts=(*todo, bind),
         contents=tuple(contents),
         directories=tuple(sorted(directories)),
-        files={adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps)},
+        files={adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps), **left.files},
+        fifos=left.fifos,
         prefetch=tuple(mapped_files([pid for tree in trees for pid in tree.pids])),
         network=network.describe(network.observe()),
         hostname=os.uname().nodename,
         sysctls=sysctls.values(),
         systemd_header=adoption.header(private_tmps),
         systemd_units={
-            tree.verdict.unit.name: adoption.section(tree.verdict.unit) for tree in trees
+            unit.name: adoption.section(unit) for unit in (*show(logins.slices(of_logins)), *units)
         },
     )

@@ -3,112 +3,270 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import externals, links, unkept
 from rekernel.checkpoint.amend import Sockets
-from rekernel.checkpoint.options import TreeOptions, holds_namespace, restore_argv, roots_of
+from rekernel.checkpoint.options import (
+    TreeOptions,
+    holds_namespace,
+    led_elsewhere,
+    restore_argv,
+    trees_of,
+)
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
+from rekernel.host.mounts import stays_behind
 from rekernel.systemd import adoption
 from rekernel.systemd.units import processes_of
+
+# criu/tty.c, pty_open_ptmx_index(): how many it opens to find a number.
+_TERMINALS_TRIED = 32
 
 
 @dataclass(frozen=True, slots=True)
 class CarriedTree:
-    """A unit to carry with what its dump and its restore need."""
+    """A process tree of a unit to carry with what its dump and its restore need."""
 
+    # Of the whole unit, which may have more trees.
     verdict: UnitVerdict
+    # PID -> control group.
+    processes: dict[int, str]
     options: TreeOptions
     inherited: tuple[externals.External, ...]
     journal_header: str
     # Known once it is frozen.
     unkept: Unkept = field(default_factory=Unkept)
+    # Names of the trees whose terminals it has open.
+    lenders: tuple[str, ...] = ()
+    # Numbers of the terminals that it gets back by itself.
+    terminals: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """Names its directories and its blobs."""
-        return self.verdict.unit.name.removesuffix(".service").replace("/", "-").replace("\\", "-")
+        unit = self.verdict.unit.name.removesuffix(".service").replace("/", "-").replace("\\", "-")
+        return unit if len(self.verdict.roots) == 1 else f"{unit}-{self.options.root_pid}"
 
     @property
     def pids(self) -> list[int]:
         """Its processes."""
-        return sorted(self.verdict.processes)
+        return sorted(self.processes)
 
 
 def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
-    """How these units are carried. Raises OSError if one ended meanwhile."""
+    """How these units are carried.
+
+    Raises OSError if one ended meanwhile, RekernelError for a terminal that cannot come back.
+    """
+    now = [processes_of(item.unit.cgroup) for item in units]
+    parent = parents()
     found = []
-    for item in units:
-        inherited = externals.files(list(item.processes))
-        options = TreeOptions(
-            root_pid=item.root_pid,
-            cgroup=item.unit.cgroup,
-            private_mounts=holds_namespace(item.root_pid, "mnt"),
-            lazy=lazy,
-            externals=tuple(external.dump for external in inherited),
-        )
-        header = adoption.journal_header(item.unit)
-        found.append(CarriedTree(item, options, tuple(inherited), header))
+    for item, processes in zip(units, now, strict=True):
+        # There may be other trees than when it was judged, and their names depend on how many.
+        roots = trees_of(processes, parent)
+        verdict = dataclasses.replace(item, processes=processes, roots=tuple(roots))
+        found += [_describe(verdict, root, pids, lazy=lazy) for root, pids in roots.items()]
+    _assert_terminals(found)
     return found
 
 
-def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[UnitVerdict]]:
-    """Those whose top process still runs, and the units of those where it ended: restarted."""
-    there = []
-    ended = []
+def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: bool) -> CarriedTree:
+    inherited = externals.files(pids)
+    options = TreeOptions(
+        root_pid=root,
+        cgroup=verdict.unit.cgroup,
+        private_mounts=holds_namespace(root, "mnt"),
+        lazy=lazy,
+        led_elsewhere=led_elsewhere(root),
+        externals=tuple(external.dump for external in inherited),
+    )
+    return CarriedTree(
+        verdict,
+        {pid: verdict.processes[pid] for pid in pids},
+        options,
+        tuple(inherited),
+        adoption.journal_header(verdict.unit),
+        terminals=externals.owned_terminals(_opened(pids)),
+    )
+
+
+def _opened(pids: Iterable[int]) -> list[externals.Descriptor]:
+    found = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += externals.descriptors(pid)
+    return found
+
+
+def _by_unit(trees: Sequence[CarriedTree]) -> list[list[CarriedTree]]:
+    found: dict[str, list[CarriedTree]] = {}
     for tree in trees:
-        if tree.options.root_pid in processes_of(tree.verdict.unit.cgroup):
-            there.append(tree)
+        found.setdefault(tree.verdict.unit.name, []).append(tree)
+    return list(found.values())
+
+
+def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[UnitVerdict]]:
+    """Those of units whose top processes still run, and the units where one ended.
+
+    Of a login anything may have ended, as long as something is left.
+    """
+    there: list[CarriedTree] = []
+    ended = []
+    for group in _by_unit(trees):
+        verdict = group[0].verdict
+        processes = processes_of(verdict.unit.cgroup)
+        left = [tree for tree in group if tree.options.root_pid in processes]
+        if left == group or (verdict.unit.is_login and processes):
+            # Whose top processes are all new ones: as_frozen looks again.
+            there += left or group
         else:
             reason = "it ended when the units that restart were stopped"
-            ended.append(
-                dataclasses.replace(tree.verdict, verdict=Verdict.RESTARTED, reason=reason)
-            )
+            fate = Verdict.RESTARTED
+            if verdict.unit.is_login:
+                reason, fate = "logged out meanwhile", Verdict.ENDS
+            ended.append(dataclasses.replace(verdict, verdict=fate, reason=reason))
     return there, ended
 
 
 def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
     """The same trees with the processes that they have now, frozen: they may have forked since.
 
-    Raises RekernelError if a tree is no longer the one that was planned for.
+    Who has logged in starts and ends what they like. Raises RekernelError if a service no longer
+    has the trees that were planned for, or a login none.
     """
     parent = parents()
     found = []
-    for tree in trees:
-        unit = tree.verdict.unit
+    for group in _by_unit(trees):
+        unit = group[0].verdict.unit
         processes = processes_of(unit.cgroup)
-        if roots_of(list(processes), parent) != [tree.options.root_pid] or any(
-            path != unit.cgroup for path in processes.values()
-        ):
+        now = trees_of(processes, parent)
+        known = {tree.options.root_pid: tree for tree in group}
+        if not now or (now.keys() != known.keys() and not unit.is_login):
             raise RekernelError(
                 f"{unit.name} changed while the upgrade was prepared", "try again in a moment"
             )
-        verdict = dataclasses.replace(tree.verdict, processes=processes)
-        found.append(dataclasses.replace(tree, verdict=verdict, unkept=unkept.observe(processes)))
+        if now.keys() != known.keys():
+            _assert_separate(unit.name, now)
+        verdict = dataclasses.replace(group[0].verdict, processes=processes, roots=tuple(now))
+        lazy = group[0].options.lazy
+        for root, pids in now.items():
+            tree = known.get(root) or _describe(verdict, root, pids, lazy=lazy)
+            own = {pid: processes[pid] for pid in pids}
+            found.append(
+                dataclasses.replace(
+                    tree, verdict=verdict, processes=own, unkept=unkept.observe(own)
+                )
+            )
     return found
 
 
+def _assert_separate(unit: str, trees: Mapping[int, Sequence[int]]) -> None:
+    """Raises RekernelError: trees that were begun after all was judged may share what is torn."""
+    everyone = [pid for pids in trees.values() for pid in pids]
+    for item in sharing.find(trees, everyone, lending=trees.keys()).shared.values():
+        raise RekernelError(
+            f"{unit} has begun something meanwhile: process {item.pid} shares {item.what} with "
+            f"process {item.other}",
+            "try again when that is done",
+        )
+
+
 def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken]:
-    """The same frozen trees with the unix sockets that lead out of each, and these.
+    """The same frozen trees with what leads out of each: terminals, unix sockets; and these.
 
     Raises links.UnsettledError if an instant more is needed, RekernelError for what cannot be
     carried.
     """
-    taken = links.take(
-        [links.Member(tree.verdict.unit.name, tree.pids, tree.journal_header) for tree in trees]
-    )
+    trees = _with_terminals(trees)
+    taken = links.take([links.Member(tree.name, tree.pids, tree.journal_header) for tree in trees])
+    return [_with(tree, more) for tree, more in zip(trees, taken.externals, strict=True)], taken
+
+
+def _with(tree: CarriedTree, more: Sequence[externals.External]) -> CarriedTree:
+    dumped = (*tree.options.externals, *(external.dump for external in more))
+    options = dataclasses.replace(tree.options, externals=dumped)
+    return dataclasses.replace(tree, options=options, inherited=(*tree.inherited, *more))
+
+
+def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
+    """Logins may have terminals of each other open, as the server of tmux has."""
+    opened = {
+        tree.name: [item for pid in tree.pids for item in externals.descriptors(pid)]
+        for tree in trees
+        if tree.verdict.unit.is_login
+    }
+    masters = {item.master_of: name for name, items in opened.items() for item in items}
     found = []
-    for tree, more in zip(trees, taken.externals, strict=True):
-        dumped = (*tree.options.externals, *(external.dump for external in more))
-        options = dataclasses.replace(tree.options, externals=dumped)
-        inherited = (*tree.inherited, *more)
-        found.append(dataclasses.replace(tree, options=options, inherited=inherited))
-    return found, taken
+    for tree in trees:
+        items = opened.get(tree.name, [])
+        _assert_nothing_left_behind(items)
+        borrowed, numbers = externals.terminals(items)
+        if not masters.keys() >= set(numbers):
+            raise links.UnsettledError(
+                f"{tree.verdict.unit.name} has a terminal open whose owner is not carried",
+                "try again in a moment",
+            )
+        lenders = dict.fromkeys(masters[number] for number in numbers)
+        with_lenders = dataclasses.replace(_with(tree, borrowed), lenders=tuple(lenders))
+        if items:
+            owned = externals.owned_terminals(items)
+            with_lenders = dataclasses.replace(with_lenders, terminals=owned)
+        found.append(with_lenders)
+    # Logins may have got others since they were described.
+    _assert_order(found)
+    _assert_terminals(found)
+    return found
+
+
+def _assert_order(trees: Sequence[CarriedTree]) -> None:
+    """Raises RekernelError: each needs a terminal of the other, so none can be the first."""
+    try:
+        TopologicalSorter({tree.name: tree.lenders for tree in trees}).prepare()
+    except CycleError as error:
+        raise RekernelError(
+            f"each has a terminal of the next one open: {', '.join(error.args[1])}",
+            "detach a tmux that is attached within itself",
+        ) from None
+
+
+def _assert_terminals(trees: Sequence[CarriedTree]) -> None:
+    """Raises RekernelError: one needs a number that it cannot get again."""
+    owners: dict[int, str] = {}
+    for tree in trees:
+        for number in tree.terminals:
+            if number in owners:
+                raise RekernelError(
+                    f"{tree.name} has a terminal open that is gone, and whose number "
+                    f"{owners[number]} has got",
+                    "end what is left there: `rekernel check` names it",
+                )
+            owners[number] = tree.name
+    free = next(number for number in itertools.count() if number not in owners)
+    for number, name in owners.items():
+        if number - free >= _TERMINALS_TRIED:
+            raise RekernelError(
+                f"{name} has terminal {number}, which criu does not find: {free} is free",
+                "log out there and in again, so that it gets a lower number",
+            )
+
+
+def _assert_nothing_left_behind(opened: Sequence[externals.Descriptor]) -> None:
+    """Raises links.UnsettledError: `rekernel upgrade` reads its events every now and then."""
+    for item in opened:
+        if stays_behind(item.link):
+            raise links.UnsettledError(
+                f"process {item.pid} has {item.link} open, which stays with this kernel",
+                "end it, or log out there",
+            )
 
 
 def as_dumped(trees: Sequence[CarriedTree], sockets: Sockets) -> list[CarriedTree]:
@@ -143,8 +301,10 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         images=images,
         argv=tuple(restore_argv(tree.options)),
         inherited=tuple(item.inherited for item in tree.inherited if item.inherited is not None),
-        cgroups={str(pid): path for pid, path in tree.verdict.processes.items()},
+        cgroups={str(pid): path for pid, path in tree.processes.items()},
         unkept=tree.unkept,
+        after=tree.lenders,
+        terminals=tree.terminals,
     )
 
 

@@ -21,6 +21,7 @@ from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
+from rekernel.host import cgroups
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
@@ -132,7 +133,8 @@ class Upgrade:
             with self._events.phase("describe host again"):
                 for item in ended:
                     self._note(f"{item.unit.name}: {item.reason}")
-                    self._stop(item.unit.name)
+                    if item.verdict is Verdict.RESTARTED:
+                        self._stop(item.unit.name)
                 host = host_facts.observe(carried)
             pids = [pid for tree in carried for pid in tree.pids]
         # As late as it costs no blackout.
@@ -245,7 +247,7 @@ class Upgrade:
 
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
         """All trees at one instant, with what they are at that instant."""
-        cgroups = [tree.verdict.unit.cgroup for tree in carried]
+        cgroups = list(dict.fromkeys(tree.verdict.unit.cgroup for tree in carried))
         deadline = time.monotonic() + _SETTLE_S
         if cgroups:
             self._undo.push("thaw", *cgroups)
@@ -375,13 +377,17 @@ class Upgrade:
             directories=host.directories,
             prefetch=host.prefetch,
             files=host.files,
+            fifos=host.fifos,
             network=host.network,
             hostname=host.hostname,
             sysctls=host.sysctls,
             trees=restored,
             cgroups=tuple(
-                dict.fromkeys(path for tree in restored for path in tree.cgroups.values())
+                group
+                for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in carried)
+                for group in cgroups.observe(unit)
             ),
+            patience_s=cut.patience(report),
             highest_pid=max((int(pid) for tree in restored for pid in tree.cgroups), default=300),
             systemd_header=host.systemd_header,
             systemd_units=host.systemd_units,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from rekernel.agent import memory, processes
 from rekernel.agent.memory import RegionError
 from rekernel.handover.config import AgentConfig, RootConfig
 from rekernel.handover.manifest import Extent, Memory
+from rekernel.handover.store import Entry
 from rekernel.memory import dax
 
 CONFIG = AgentConfig(
@@ -78,7 +81,8 @@ def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch
         stray_offset=0x800,
         stray_bytes=0x200,
     )
-    memory.start_pager(facts, REGION, "/dev/dax0.1", "/run/map", ["/a.sock", "/b.sock"])
+    pagemap = Entry("pagemap", 0x3000, 999, 0)
+    memory.start_pager(facts, REGION, "/dev/dax0.1", pagemap, ["/a.sock", "/b.sock"])
     (argv,) = started
     frames = [argv[at + 1] for at, word in enumerate(argv) if word == "--frames"]
     assert frames == [
@@ -88,7 +92,7 @@ def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch
     ]
     listeners = [argv[at + 1] for at, word in enumerate(argv) if word == "--listen"]
     assert listeners == ["/a.sock", "/b.sock"]
-    assert argv[argv.index("--map") + 1] == "/run/map"
+    assert argv[argv.index("--map") + 1] == "/dev/dax0.1:12288:999"
     assert mapped == [[*facts.occupied]]
 
 
@@ -97,8 +101,31 @@ def test_nothing_free_needs_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.free_parts_to_ram(Memory("region", None, (), (), None), REGION)
 
 
-def test_a_pager_that_does_not_start(tmp_path: Path) -> None:
+@pytest.fixture
+def program() -> Iterator[int]:
+    """PID of a program that runs until it is killed."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_a_pager_that_does_not_listen(
+    program: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_PAGER_LOG", tmp_path / "log")
     (tmp_path / "one").write_text("")
-    memory.wait_for_sockets([str(tmp_path / "one")], timeout=0)
-    with pytest.raises(RegionError, match=r"the pager did not start; see /run/rekernel/pager\.log"):
-        memory.wait_for_sockets([str(tmp_path / "one"), str(tmp_path / "two")], timeout=0)
+    memory.wait_for_pager(program, [str(tmp_path / "one")], timeout=0)
+    with pytest.raises(RegionError, match=r"the pager did not start: .*No such file.*/log"):
+        memory.wait_for_pager(program, [str(tmp_path / "one"), str(tmp_path / "two")], timeout=0)
+    (tmp_path / "log").write_text("\n")
+    with pytest.raises(RegionError, match=r"the pager did not start: nothing in .*/log"):
+        memory.wait_for_pager(program, [str(tmp_path / "two")], timeout=0)
+
+
+def test_a_pager_that_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(memory, "_PAGER_LOG", log)
+    pid = processes.start(["sh", "-c", "echo one; echo the map is damaged"], log=str(log))
+    with pytest.raises(RegionError, match=r"the pager did not start: the map is damaged"):
+        memory.wait_for_pager(pid, [str(tmp_path / "socket")], timeout=60)

@@ -14,7 +14,7 @@ from rekernel.agent import processes
 from rekernel.agent.processes import ProgramFailedError
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.binary() | st.integers(0, 300_000).map(lambda size: bytes(range(256)) * (size // 256)))
 def test_feed(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     log = tmp_path_factory.mktemp("feed") / "log"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import signal
 import socket
@@ -18,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
-from rekernel.agent import restore
+from rekernel.agent import cgroups, restore
 from rekernel.agent.links import Links
-from rekernel.handover.manifest import Inherited, Tree, Unkept
+from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
 
 from .conftest import Said
 
@@ -59,6 +60,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(restore, "WORK", tmp_path / "work")
     monkeypatch.setattr(restore, "_HOOK_SOCKET", str(tmp_path / "hook.sock"))
     monkeypatch.setattr(restore, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
     (tmp_path / "cgroup").mkdir()
     return tmp_path
 
@@ -77,7 +79,7 @@ def tree(
     pid: int | None = None,
     inherited: Sequence[Inherited] = (),
 ) -> Tree:
-    restore.make_cgroups([f"/system.slice/{name}.service"])
+    cgroups.make([Cgroup(f"/system.slice/{name}.service")])
     # No process has such a PID.
     pids = {str(pid or 1 << 30): f"/system.slice/{name}.service"}
     made = Tree(name, f"{name}.service", 7, f"images/{name}", tuple(argv), tuple(inherited), pids)
@@ -86,7 +88,7 @@ def tree(
 
 
 def test_all_are_held_until_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("a", hook()), tree("b", hook())], stage, NO_LINKS)
+    found = restore.restore_all([tree("a", hook()), tree("b", hook())], stage, NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["a", "b"]
     assert found.failed == []
     logs = [restore.work_directory(item.tree) / "output.log" for item in found.trees]
@@ -104,13 +106,13 @@ def test_the_cause_is_what_criu_said_first(stage: Path, said: Said) -> None:
     )
     bad = tree("bad", ["sh", "-c", "exit 1"])
     (restore.work_directory(bad) / "restore.log").write_text(log)
-    (failed,) = restore.restore_all([bad], stage, NO_LINKS).failed
+    (failed,) = restore.restore_all([bad], stage, NO_LINKS, 120).failed
     assert failed.failure == "Can't open file var/lib/x: No such file"
 
 
 def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Popen[bytes]) -> None:
     bad = tree("bad", ["sh", "-c", "echo why; exit 7"], task.pid)
-    found = restore.restore_all([bad, tree("good", hook())], stage, NO_LINKS)
+    found = restore.restore_all([bad, tree("good", hook())], stage, NO_LINKS, 120)
     assert [(item.tree.name, item.failure) for item in found.failed] == [
         ("bad", "criu ended with 7")
     ]
@@ -128,7 +130,9 @@ def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Po
 
 def test_one_that_dies_while_it_is_held(stage: Path, said: Said) -> None:
     slow = ["sh", "-c", f"sleep 0.5; exec {sys.executable} -c '{_HOOK}' wait 0"]
-    found = restore.restore_all([tree("bad", hook(9, "die")), tree("good", slow)], stage, NO_LINKS)
+    found = restore.restore_all(
+        [tree("bad", hook(9, "die")), tree("good", slow)], stage, NO_LINKS, 120
+    )
     assert [item.tree.name for item in found.held] == ["good"]
     assert [item.failure for item in found.failed] == ["criu ended with 9"]
     restore.commit(found)
@@ -136,7 +140,7 @@ def test_one_that_dies_while_it_is_held(stage: Path, said: Said) -> None:
 
 
 def test_one_that_dies_just_before_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("bad", hook()), tree("good", hook())], stage, NO_LINKS)
+    found = restore.restore_all([tree("bad", hook()), tree("good", hook())], stage, NO_LINKS, 120)
     bad, good = found.trees
     os.kill(bad.pid, signal.SIGKILL)
     os.waitid(os.P_PID, bad.pid, os.WEXITED | os.WNOWAIT)
@@ -146,7 +150,7 @@ def test_one_that_dies_just_before_the_commit(stage: Path) -> None:
 
 
 def test_one_that_fails_at_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("bad", hook(4))], stage, NO_LINKS)
+    found = restore.restore_all([tree("bad", hook(4))], stage, NO_LINKS, 120)
     restore.commit(found)
     assert [item.failure for item in found.failed] == ["criu ended with 4 after the commit"]
 
@@ -161,7 +165,9 @@ def test_one_that_takes_too_long(stage: Path, said: Said) -> None:
 
 
 def test_connections_of_strangers_change_nothing(stage: Path) -> None:
-    found = restore.restore_all([tree("a", [sys.executable, "-c", _STRANGER])], stage, NO_LINKS)
+    found = restore.restore_all(
+        [tree("a", [sys.executable, "-c", _STRANGER])], stage, NO_LINKS, 120
+    )
     assert [item.failure for item in found.failed] == ["criu ended with 0"]
 
 
@@ -179,7 +185,7 @@ def test_directories_and_descriptors(stage: Path) -> None:
     argv = [sys.executable, str(stage / "script"), "{images}", "{work}"]
     (stage / "script").write_text(script)
     made = tree("a", argv, inherited=[inherited])
-    restore.restore_all([made], stage / "store", NO_LINKS)
+    restore.restore_all([made], stage / "store", NO_LINKS, 120)
     words = (stage / "work/a.said").read_text().split()
     assert words[:3] == [str(stage / "store/images/a"), str(stage / "work/a"), "--inherit-fd"]
     assert words[3].startswith("fd[")
@@ -192,7 +198,7 @@ def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     unkept = Unkept(io_priorities={str(sleeper.pid): 2 << 13 | 7, str(2**22 + 1): 2 << 13})
     made = dataclasses.replace(tree("a", hook()), unkept=unkept)
-    found = restore.restore_all([made], stage, NO_LINKS)
+    found = restore.restore_all([made], stage, NO_LINKS, 120)
     assert syscalls.ioprio_get(sleeper.pid) == 2 << 13 | 7
     assert any("is without its I/O priority" in line for line in said.lines)
     restore.commit(found)
@@ -201,22 +207,11 @@ def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
 
 
 def test_each_starts_in_its_own_control_group(stage: Path) -> None:
-    restore.restore_all([tree("a", ["false"])], stage, NO_LINKS)
+    restore.restore_all([tree("a", ["false"])], stage, NO_LINKS, 120)
     # The agent went in to start it, and out again.
     inside = stage / "cgroup/system.slice/a.service/cgroup.procs"
     assert inside.read_text() == str(os.getpid())
     assert (stage / "cgroup/cgroup.procs").read_text() == str(os.getpid())
-
-
-def test_control_groups(stage: Path) -> None:
-    restore.make_cgroups(["/system.slice/a.service/inner", "/user.slice"])
-    assert (stage / "cgroup/system.slice/a.service/inner").is_dir()
-    assert (stage / "cgroup/user.slice").is_dir()
-    for parent in ("", "system.slice", "system.slice/a.service"):
-        control = stage / "cgroup" / parent / "cgroup.subtree_control"
-        assert control.read_text() == "+memory +pids"
-    # No processes may be in a group that passes controllers on.
-    assert not (stage / "cgroup/user.slice/cgroup.subtree_control").exists()
 
 
 def test_a_connection_to_the_journal(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,3 +228,132 @@ def test_a_connection_to_the_journal(stage: Path, monkeypatch: pytest.MonkeyPatc
         journal, _ = listener.accept()
         with journal, journal.makefile() as file:
             assert file.read() == "redis\nredis.service\na line\n"
+
+
+def test_a_unit_is_restored_as_a_whole(stage: Path, said: Said) -> None:
+    bad = dataclasses.replace(tree("bad", ["sh", "-c", "exit 7"]), unit="pair.service")
+    good = dataclasses.replace(tree("good", hook()), unit="pair.service", root_pid=8)
+    found = restore.restore_all([bad, good, tree("other", hook())], stage, NO_LINKS, 120)
+    assert {item.tree.name: item.failure for item in found.failed} == {
+        "bad": "criu ended with 7",
+        "good": "it goes with process tree 7",
+    }
+    # Nothing of it runs beside the fresh start.
+    for name in ("bad", "good"):
+        killed = stage / f"cgroup/system.slice/{name}.service/cgroup.kill"
+        assert killed.read_text() == "1"
+    assert [item.tree.name for item in found.held] == ["other"]
+    restore.commit(found)
+    assert (stage / "work/good/output.log").read_text() == ""
+    assert (stage / "work/other/output.log").read_text() == "committed\n"
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_a_fifo_that_nobody_else_has_open(tmp_path: Path, flags: int) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    given = Inherited("file", "fd[{fd}]:x", path=str(tmp_path / "fifo"), flags=flags)
+    number = restore._open_inherited(given, NO_LINKS)
+    assert fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == flags
+    os.close(number)
+
+
+def missing_once(made: Tree, number: int) -> Tree:
+    """The same tree, whose first attempt ends as criu's does when it misses its terminal."""
+    work = restore.work_directory(made)
+    error = f"Error (criu/tty.c:500): tty: Unable to open dev/ptmx with specified index {number}"
+    (work / "first.log").write_text(f"(00.1)   4711: {error}\n")
+    script = (
+        f"echo {made.name} >> {restore.WORK}/order; cd {work};"
+        ' if [ -e first.log ]; then mv first.log restore.log; exit 1; fi; exec "$@"'
+    )
+    return dataclasses.replace(made, argv=("sh", "-c", script, "sh", *made.argv))
+
+
+def test_a_terminal_that_was_missed(stage: Path) -> None:
+    trees = [missing_once(tree("b", hook()), 9), missing_once(tree("a", hook()), 4)]
+    found = restore.restore_all([*trees, tree("c", hook())], stage, NO_LINKS, 120)
+    assert found.failed == []
+    assert [item.tree.name for item in found.held] == ["c", "a", "b"]
+    # One after the other, the lowest number first.
+    assert (stage / "work/order").read_text().split()[2:] == ["a", "b"]
+    restore.commit(found)
+
+
+def test_terminals_in_order(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    log = f'echo "$0" >> {restore.WORK}/order; exec "$@"'
+    trees = [
+        dataclasses.replace(
+            made, argv=("sh", "-c", log, name, *made.argv), terminals=(number,) if number else ()
+        )
+        for name, number in (("b", 9), ("a", 4), ("c", 11), ("none", None))
+        for made in [tree(name, hook())]
+    ]
+    found = restore.restore_all(trees, stage, NO_LINKS, 120)
+    assert found.failed == []
+    order = (stage / "work/order").read_text().split()
+    assert [name for name in order if name != "none"] == ["a", "b", "c"]
+    restore.commit(found)
+
+
+def test_turns_that_never_came(stage: Path, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    trees = [
+        dataclasses.replace(tree(name, ["sleep", "60"]), terminals=(number,) if number else ())
+        for name, number in (("b", 2), ("a", 1))
+    ]
+    found = restore.restore_all(trees, stage, NO_LINKS, timeout=0.2)
+    assert {item.tree.name: item.failure for item in found.failed} == {
+        "a": "not restored within 0 s",
+        "b": "it was not its turn yet",
+    }
+
+
+def test_one_that_does_not_start_keeps_nobody_back(
+    stage: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    bad = dataclasses.replace(tree("bad", ["no-such-program"]), terminals=(1,))
+    good = dataclasses.replace(tree("good", hook()), terminals=(2,))
+    found = restore.restore_all([bad, good], stage, NO_LINKS, 120)
+    assert [item.tree.name for item in found.held] == ["good"]
+    assert [item.tree.name for item in found.failed] == ["bad"]
+    restore.commit(found)
+
+
+def test_second_attempts_find_their_pids_free() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.kill()
+        restore._reap([process.pid, 1 << 30])
+        assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_a_second_attempt_leaves_others_of_the_unit_alone(stage: Path) -> None:
+    other = tree("other", hook())
+    missed = missing_once(tree("missed", hook()), 4)
+    missed = dataclasses.replace(
+        missed, cgroups=dict.fromkeys(missed.cgroups, "/system.slice/other.service")
+    )
+    found = restore.restore_all([other, missed], stage, NO_LINKS, 120)
+    assert {item.tree.name for item in found.held} == {"other", "missed"}
+    assert not (stage / "cgroup/system.slice/other.service/cgroup.kill").exists()
+    restore.commit(found)
+
+
+def test_a_terminal_that_is_missed_twice(stage: Path, said: Said) -> None:
+    made = missing_once(tree("a", ["sh", "-c", "exit 1"]), 4)
+    (failed,) = restore.restore_all([made], stage, NO_LINKS, 120).failed
+    assert "specified index 4" in failed.failure
+
+
+def test_one_after_the_other(stage: Path, said: Said) -> None:
+    lender, other = tree("lender", hook()), tree("other", ["sh", "-c", "exit 7"])
+    borrower = dataclasses.replace(tree("borrower", hook()), after=("lender",))
+    lost = dataclasses.replace(tree("lost", hook()), after=("lender", "other"))
+    found = restore.restore_all([borrower, lost, lender, other], stage, NO_LINKS, 120)
+    assert [item.tree.name for item in found.held] == ["lender", "borrower"]
+    assert {item.tree.name: item.failure for item in found.failed} == {
+        "other": "criu ended with 7",
+        "lost": "it goes with lender, other",
+    }
+    restore.commit(found)

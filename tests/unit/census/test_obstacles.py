@@ -46,6 +46,8 @@ def what(item: Descriptor) -> str:
         ("anon_inode:[fanotify]", "a fanotify group"),
         ("anon_inode:sync_file", "a sync_file"),
         ("anon_inode:[eventfd]", ""),
+        ("/dev/pts/123456 (deleted)", ""),
+        ("/run/utmp", "/run/utmp, which stays with this kernel,"),
         ("anon_inode:[eventpoll]", ""),
         ("anon_inode:inotify", ""),
         ("anon_inode:[pidfd]", ""),
@@ -187,3 +189,31 @@ def test_a_traced_process() -> None:
     assert found == Obstacle(
         f"process {child.pid} is traced by process {os.getpid()}", "end that debugger"
     )
+
+
+def test_handles_of_processes() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    handle = os.pidfd_open(child.pid)
+    try:
+        found = obstacles.find([os.getpid()])
+        assert found is not None
+        assert f"a handle (pidfd) of process {child.pid}, which is not of its unit" in found.what
+        assert obstacles.find([os.getpid(), child.pid]) is None
+        child.kill()
+        child.wait()
+        assert obstacles.find([os.getpid()]) is None
+    finally:
+        child.kill()
+        child.wait()
+        os.close(handle)
+
+
+def test_a_terminal_that_is_gone_and_whose_number_is_not() -> None:
+    master, slave = os.openpty()
+    name = os.ttyname(slave)
+    words = (
+        f"terminal {name.rpartition('/')[2]}, which is gone and whose number somebody else has got,"
+    )
+    assert what(descriptor(f"{name} (deleted)")) == words
+    os.close(master)
+    os.close(slave)

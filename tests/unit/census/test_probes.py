@@ -35,7 +35,7 @@ def host(tmp_path: Path, files: dict[str, str], backend: str = "auto") -> Contex
 
 def unit(name: str, verdict: Verdict, *pids: int) -> UnitVerdict:
     facts = Unit(name, "active", "running", "simple", pids[0], f"/system.slice/{name}", "", {})
-    return UnitVerdict(facts, verdict, "", "", dict.fromkeys(pids, facts.cgroup), pids[0])
+    return UnitVerdict(facts, verdict, "", "", dict.fromkeys(pids, facts.cgroup), pids[:1])
 
 
 def cmdline(*words: str) -> dict[str, str]:

@@ -85,11 +85,11 @@ def test_each_has_one_fate() -> None:
         (501, Fate.CARRIED, "redis.service"),
         (600, Fate.BLOCKS, "vm.service"),
         (701, Fate.PLUMBING, "user@1000.service"),
-        (702, Fate.RESTARTED, "session-3.scope"),
+        (702, Fate.ENDS, "session-3.scope"),
         (800, Fate.RESTARTED, "new.service"),
-        (801, Fate.RESTARTED, "libpod-3f.scope"),
-        (802, Fate.RESTARTED, "/"),
-        (803, Fate.RESTARTED, "/"),
+        (801, Fate.ENDS, "libpod-3f.scope"),
+        (802, Fate.ENDS, "/"),
+        (803, Fate.ENDS, "/"),
     ]
     assert all(item.reason for item in found if item.fate is not Fate.CARRIED)
     assert sum(totals(found).values()) == len(found)

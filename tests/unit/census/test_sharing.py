@@ -49,15 +49,35 @@ def test_descriptors(hold: Hold, make: Callable[[], tuple[int, int]], words: str
     ours, theirs = make()
     first, second = hold(ours), hold(theirs)
     trees = {"a": [first], "b": [second]}
-    assert sharing.find(trees, [first, second]) == {
+    assert sharing.find(trees, [first, second]).shared == {
         "a": sharing.Shared(words, first, second),
         "b": sharing.Shared(words, second, first),
     }
     # With somebody who is in no tree it is the same; within one tree it is nobody's business.
-    assert sharing.find({"a": [first]}, [first, second])["a"].other == second
-    assert sharing.find({"a": [first, second]}, [first, second]) == {}
+    assert sharing.find({"a": [first]}, [first, second]).shared["a"].other == second
+    assert sharing.find({"a": [first, second]}, [first, second]).shared == {}
+    inode = os.fstat(ours).st_ino
+    harmless = sharing.find(trees, [first, second], [inode])
+    assert (harmless.shared == {}) is (words == "a socket")
     os.close(ours)
     os.close(theirs)
+
+
+def test_terminals_that_are_lent(hold: Hold) -> None:
+    master, slave = pty.openpty()
+    first, second, third = hold(master), hold(slave), hold(slave)
+    everyone = [first, second, third]
+    trees = {"a": [first], "b": [second], "c": [third]}
+    found = sharing.find(trees, everyone, lending=["a", "b", "c"])
+    assert (found.shared, found.borrowed) == ({}, {"b": {"a"}, "c": {"a"}})
+    # Not among those: its own, then, no longer counts as lent to anybody.
+    found = sharing.find(trees, everyone, lending=["a", "b"])
+    assert (set(found.shared), found.borrowed) == ({"a", "b", "c"}, {})
+    del trees["a"]
+    found = sharing.find(trees, everyone, lending=["b", "c"])
+    assert (set(found.shared), found.borrowed) == ({"b", "c"}, {})
+    os.close(master)
+    os.close(slave)
 
 
 def test_memory_that_was_inherited() -> None:

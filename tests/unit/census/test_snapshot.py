@@ -53,7 +53,7 @@ def do(process: subprocess.Popen[str], line: str) -> None:
         ("os.sched_setaffinity(0, {0})", "CPU affinity was"),
         ("os.setpgid(0, 0)", "process group was"),
         ("open('/proc/self/oom_score_adj', 'w').write('500')", "out-of-memory score was"),
-        ("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", "ignored signals was"),
+        ("import signal; signal.signal(signal.SIGUSR2, signal.SIG_IGN)", "ignored signals was"),
         ("open('/proc/self/coredump_filter', 'w').write('0x3f')", "core dump filter was"),
         ("open('/proc/self/timerslack_ns', 'w').write('70000')", "and is 70000"),
         ("os.prctl = None; os.close(2)", "descriptor 2 was"),

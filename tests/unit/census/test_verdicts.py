@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from rekernel.census import obstacles, verdicts
+from rekernel.census import obstacles, sharing, verdicts
 from rekernel.census.obstacles import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
-from rekernel.systemd import unitfiles
+from rekernel.systemd import logins, unitfiles
+from rekernel.systemd.logins import Login
 from rekernel.systemd.units import Unit
 
 PARENTS = {10: 1, 11: 10, 20: 1}
@@ -19,9 +20,9 @@ PARENTS = {10: 1, 11: 10, 20: 1}
 @pytest.fixture(autouse=True)
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "_nested_namespaces", lambda pids: "")
-    monkeypatch.setattr(verdicts, "_session", lambda pid: pid)
     monkeypatch.setattr(obstacles, "find", lambda pids: None)
     monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: dict.fromkeys((10, 11), cgroup))
+    monkeypatch.setattr(logins, "observe", dict)
 
 
 def unit(name: str = "app.service", sub: str = "running", **properties: str) -> Unit:
@@ -35,7 +36,7 @@ def verdict(item: Unit, wish: str = "") -> verdicts.UnitVerdict:
 
 def test_carried() -> None:
     found = verdict(unit())
-    assert (found.verdict, found.reason, found.root_pid) == (Verdict.CARRIED, "", 10)
+    assert (found.verdict, found.reason, found.roots) == (Verdict.CARRIED, "", (10,))
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,9 @@ def test_transient_units_are_carried_as_soon_as_their_files_are(
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("processes_of", lambda cgroup: {10: cgroup, 20: cgroup}, "2 separate trees"),
-        ("processes_of", lambda cgroup: {10: cgroup, 11: f"{cgroup}/x"}, "control groups below"),
+        ("_setting", lambda group, name: "1" if name == "cgroup.freeze" else "", "is frozen"),
+        ("_setting", lambda group, name: "threaded", "app.service is a control group of threads"),
         ("_nested_namespaces", lambda pids: "process 10 is in a PID namespace", "PID namespace"),
-        ("_session", lambda pid: 9, "process 10 belongs to the session of process 9"),
     ],
 )
 def test_restarted_for_what_its_processes_have(
@@ -81,6 +81,36 @@ def test_restarted_for_what_its_processes_have(
     assert words in found.reason
     for wish in ("carry", "block"):
         assert verdict(unit(), wish).verdict is Verdict.BLOCKS
+
+
+def test_several_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        verdicts, "processes_of", lambda cgroup: dict.fromkeys((10, 11, 20), cgroup)
+    )
+    found = verdict(unit())
+    assert (found.verdict, found.roots) == (Verdict.CARRIED, (10, 20))
+    # What two of them share is torn apart no less.
+    asked = []
+
+    def find(trees: Any, *rest: Any) -> sharing.Sharing[Any]:
+        asked.append(trees)
+        return sharing.Sharing({("app.service", 20): sharing.Shared("a pipe", 20, 11)}, {})
+
+    monkeypatch.setattr(sharing, "find", find)
+    monkeypatch.setattr(verdicts, "_group_of", lambda pid: "/user.slice/user@7.service/a.scope")
+    found = verdict(unit())
+    assert found.verdict is Verdict.RESTARTED
+    assert found.reason == "process 20 shares a pipe with process 11 outside of its tree (a.scope)"
+    assert "systemd --user" in found.remedy
+    assert asked == [{("app.service", 10): [10, 11], ("app.service", 20): [20]}]
+
+
+def test_control_groups_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: {10: cgroup, 11: f"{cgroup}/x"})
+    assert verdict(unit()).verdict is Verdict.CARRIED
+    frozen = "/system.slice/app.service/x"
+    monkeypatch.setattr(verdicts, "_setting", lambda group, name: "1" if group == frozen else "0")
+    assert verdict(unit()).reason == f"{frozen} is frozen"
 
 
 def test_policy() -> None:
@@ -116,3 +146,69 @@ def test_restarted_for_what_criu_cannot_dump(monkeypatch: pytest.MonkeyPatch) ->
         Verdict.RESTARTED, obstacle.what, obstacle.remedy,
     )  # fmt: skip
     assert verdict(unit(), "carry").verdict is Verdict.BLOCKS
+
+
+TRANSIENT = {"FragmentPath": "/run/systemd/transient/session-3.scope"}
+
+
+def login(service: str = "sshd", terminal: str = "pts/0") -> dict[str, Login]:
+    return {"session-3.scope": Login("session-3.scope", 1000, "ann", service, terminal, "::1")}
+
+
+@pytest.mark.parametrize("sub", ["running", "abandoned"])
+def test_login(monkeypatch: pytest.MonkeyPatch, sub: str) -> None:
+    monkeypatch.setattr(logins, "observe", login)
+    found = verdict(unit("session-3.scope", sub, **TRANSIENT))
+    assert (found.verdict, found.reason) == (Verdict.CARRIED, "ann on pts/0 from ::1")
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({}, "systemd-logind does not know this login"),
+        (login("login", "tty1"), "ann on tty1 from ::1: only logins over ssh"),
+    ],
+)
+def test_login_that_ends(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, Login], words: str
+) -> None:
+    monkeypatch.setattr(logins, "observe", lambda: known)
+    item = unit("session-3.scope", **TRANSIENT)
+    found = verdict(item)
+    assert found.verdict is Verdict.ENDS
+    assert words in found.reason
+    assert verdict(item, "carry").verdict is Verdict.BLOCKS
+
+
+def test_login_with_something_that_cannot_be_carried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logins, "observe", login)
+    monkeypatch.setattr(obstacles, "find", lambda pids: Obstacle("process 11 has x open"))
+    found = verdict(unit("session-3.scope", **TRANSIENT))
+    assert found.verdict is Verdict.ENDS
+    assert found.reason == "ann on pts/0 from ::1: process 11 has x open"
+
+
+def test_login_that_policy_does_not_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logins, "observe", login)
+    found = verdict(unit("session-3.scope", **TRANSIENT), "restart")
+    assert (found.verdict, found.reason) == (Verdict.ENDS, "policy says so")
+
+
+def test_login_with_a_terminal_of_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        f"session-{number}.scope": Login(f"session-{number}.scope", 1000, "ann", "sshd", "", "")
+        for number in (1, 2, 3)
+    }
+    monkeypatch.setattr(logins, "observe", lambda: known)
+    members = {f"/system.slice/{name}": {10 + index: ""} for index, name in enumerate(known)}
+    monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: members[cgroup])
+    names = list(known)
+    borrowed = {(names[1], 11): {(names[0], 10)}, (names[2], 12): {(names[1], 11)}}
+    monkeypatch.setattr(sharing, "find", lambda *args: sharing.Sharing({}, borrowed))
+    units = [unit(name, **TRANSIENT) for name in names]
+    parents = {10: 1, 11: 1, 12: 1}
+    assert {item.verdict for item in judge(units, Policy(), parents)} == {Verdict.CARRIED}
+    # Whose terminal is gone goes as well, and so on.
+    found = judge(units, Policy(((names[0], "restart"),)), parents)
+    assert {item.verdict for item in found} == {Verdict.ENDS}
+    assert "has a terminal of session-2.scope open" in found[2].reason

@@ -15,7 +15,7 @@ from holding import Hold, holding
 
 from rekernel.agent import links as agent_links
 from rekernel.agent.links import Links, connect_datagrams
-from rekernel.checkpoint import links
+from rekernel.checkpoint import links, unixsockets
 from rekernel.checkpoint.externals import External
 from rekernel.checkpoint.links import Member, Taken, UnsettledError, take
 from rekernel.errors import RekernelError
@@ -262,15 +262,19 @@ def test_what_cannot_be_taken(hold: Hold) -> None:
 def test_the_journal(monkeypatch: pytest.MonkeyPatch, hold: Hold, tmp_path: Path) -> None:
     path = str(tmp_path / "stdout")
     monkeypatch.setattr(links, "JOURNAL_STDOUT", path)
+    monkeypatch.setattr(unixsockets, "JOURNAL_STDOUT", path)
     with socket.socket(socket.AF_UNIX) as journal, socket.socket(socket.AF_UNIX) as client:
         journal.bind(path)
         journal.listen(1)
         client.connect(path)
         with journal.accept()[0]:
-            taken = take([member("a", hold(client))])
-    (external,) = taken.externals[0]
-    assert external.inherited is not None
-    assert (external.inherited.kind, external.inherited.header) == ("journal", "header of a\n")
+            # Two trees of a unit have the same one: each gets one of its own.
+            taken = take([member("a", hold(client)), member("b", hold(client))])
+    for name, externals in zip("ab", taken.externals, strict=True):
+        (external,) = externals
+        assert external.inherited is not None
+        assert external.inherited.kind == "journal"
+        assert external.inherited.header == f"header of {name}\n"
 
 
 def test_a_lost_queue_does_not_lose_the_connection(said: list[str]) -> None:

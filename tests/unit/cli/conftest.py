@@ -18,7 +18,7 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    for module in ("finish", "history", "plan", "report", "status", "in_unit"):
+    for module in ("finish", "history", "plan", "report", "status", "in_unit", "upgrade"):
         monkeypatch.setattr(f"rekernel.cli.{module}.History", lambda: History(tmp_path / "history"))
     monkeypatch.setattr(history, "_RUN", run)
     monkeypatch.setattr(finish, "RUN", run)

@@ -163,7 +163,7 @@ def test_unit_command() -> None:
     argv = upgrade.unit_argv(args, "7.3.4")
     split = argv.index("--")
     for word in (
-        "--wait", "--collect", "--unit=rekernel-upgrade", "--property=KillMode=process",
+        "--collect", "--unit=rekernel-upgrade", "--property=KillMode=process",
         "--property=TimeoutStopSec=120", "--property=OOMScoreAdjust=-1000",
     ):  # fmt: skip
         assert word in argv[:split]
@@ -241,8 +241,60 @@ def test_units_that_never_began(
     run_unit(monkeypatch, "import sys; sys.exit('Failed to connect to bus')")
     assert cli.main(["upgrade", "--yes"]) == 1
     captured = capsys.readouterr()
-    assert "ended with 1 and left no report: Failed to connect to bus" in captured.err
+    assert "failed (1): Failed to connect to bus" in captured.err
+    run_unit(monkeypatch, "")
+    assert cli.main(["upgrade", "--yes"]) == 1
+    captured = capsys.readouterr()
+    assert "the upgrade's unit ended and left no report" in captured.err
     assert "journalctl -u rekernel-upgrade.service" in captured.err
+
+
+def test_following_until_the_unit_is_gone(
+    unit_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cgroup = unit_directory / "cgroup"
+    cgroup.mkdir()
+    monkeypatch.setattr(attempt, "_CGROUP", cgroup)
+    ending = "time.sleep(0.3)\n" + script_for(unit_directory, UNDONE)
+    ending = f"import os, time\n{ending}time.sleep(0.3); os.rmdir({str(cgroup)!r})\n"
+    run_unit(
+        monkeypatch, f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {ending!r}])"
+    )
+    assert cli.main(["upgrade", "--yes"]) == 5
+    assert "sync: 500 ms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_a_login_that_was_carried_along(
+    unit_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+) -> None:
+    boots = iter(["old"])
+    monkeypatch.setattr(attempt, "boot_id", lambda: next(boots, "new"))
+    History(tmp_path / "history").record({"schema": 1, "id": "20261122-000000"}, tmp_path)
+    made = tmp_path / "history/20261123-000000"
+    report = json.dumps({"schema": 1, "id": made.name, "exit_code": code})
+    run_unit(
+        monkeypatch,
+        f"import pathlib; made = pathlib.Path({str(made)!r}); made.mkdir();"
+        f"(made / 'report.json').write_text({report!r})",
+    )
+    assert cli.main(["upgrade", "--yes", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["id"] == made.name
+
+
+def test_no_report_on_the_new_kernel(
+    unit_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boots = iter(["old"])
+    monkeypatch.setattr(attempt, "boot_id", lambda: next(boots, "new"))
+    monkeypatch.setattr(upgrade, "_REPORT_S", 0.3)
+    run_unit(monkeypatch, "")
+    assert cli.main(["upgrade", "--yes"]) == 1
+    assert "there is no report after 0 s" in capsys.readouterr().err
 
 
 def test_what_could_not_be_undone_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,17 +447,16 @@ def test_check_document_and_text() -> None:
     assert not check.is_ready(findings, units)
     assert check.is_ready(findings[1:], units)
     assert not check.is_ready(findings[1:], [unit(*BLOCKING)])
-    found = check.document(findings, units, ["session-1.scope"], False)
+    found = check.document(findings, units, False)
     assert found["ready"] is False
     assert found["probes"][0] == {
         "name": "swap", "status": "fail", "reason": "in use: /dev/vda2", "remedy": "swapoff -a",
     }  # fmt: skip
-    text = check.render(findings, units, ["session-1.scope"], False, PLAIN)
+    text = check.render(findings, units, False, PLAIN)
     assert "fail  swap" in text
     assert "in use: /dev/vda2 → swapoff -a" in text
-    assert "1 login would end" in text
     assert text.endswith("This host is not ready: swap")
-    assert "This host is ready" in check.render(findings[1:], [], [], True, PLAIN)
+    assert "This host is ready" in check.render(findings[1:], [], True, PLAIN)
 
 
 @pytest.mark.parametrize(("probe", "code"), [(Status.WARN, 0), (Status.FAIL, 3)])
@@ -416,8 +467,7 @@ def test_check_exit_code(
     probe: Status,
     code: int,
 ) -> None:
-    monkeypatch.setattr(check, "running_services", list)
-    monkeypatch.setattr(check, "sessions", list)
+    monkeypatch.setattr(check, "running_units", list)
     monkeypatch.setattr(check, "probe_all", lambda *args: [Finding("x", probe, "y")])
     assert cli.main(["check", "--json"]) == code
     assert json.loads(capsys.readouterr().out)["ready"] is (code == 0)
@@ -428,9 +478,8 @@ def test_check_of_all_processes(
 ) -> None:
     own = unit("own.service", Verdict.CARRIED, "why")
     own = dataclasses.replace(own, processes={os.getpid(): "/system.slice/own.service"})
-    monkeypatch.setattr(check, "running_services", list)
+    monkeypatch.setattr(check, "running_units", list)
     monkeypatch.setattr(check, "judge", lambda *args: [own])
-    monkeypatch.setattr(check, "sessions", list)
     monkeypatch.setattr(check, "probe_all", lambda *args: [])
     assert cli.main(["check", "--all"]) == 0
     text = capsys.readouterr().out

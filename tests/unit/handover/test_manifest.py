@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rekernel.handover.config import AgentConfig, RootConfig, dump_config, load_config
 from rekernel.handover.manifest import (
     SCHEMA,
+    Cgroup,
     Clock,
     Extent,
     Inherited,
@@ -54,6 +55,7 @@ manifests = st.builds(
     directories=words,
     prefetch=words,
     files=texts,
+    fifos=words,
     network=st.builds(Network, links=lists_of(Link)),
     sysctls=texts,
     trees=lists_of(
@@ -64,7 +66,7 @@ manifests = st.builds(
             Inherited, path=st.text(), flags=st.integers(0, 1 << 31), header=st.text()
         ),
     ),
-    cgroups=words,
+    cgroups=lists_of(Cgroup, passed_on=st.text(), settings=texts),
     systemd_units=texts,
     init=words,
     phases=lists_of(Phase, side=st.text()),
@@ -113,13 +115,15 @@ SAMPLE = Manifest(
     directories=("/run/x",),
     prefetch=(),
     files={"/run/y": "z"},
+    fifos=("/run/z",),
     network=Network("", "", "", (Link("eth0", "52:54:00:00:00:01"),), ""),
     hostname="h",
     sysctls={"vm/max_map_count": "1"},
     trees=(
         Tree("t", "t.service", 7, "images/t", ("criu",), (Inherited("file", "a"),), {"7": "/"}),
     ),
-    cgroups=("/a",),
+    cgroups=(Cgroup("/a", 7, 8, "memory", {"pids.max": "9"}), Cgroup("/a/b")),
+    patience_s=120,
     highest_pid=7,
     systemd_header="",
     systemd_units={"t.service": ""},

@@ -108,6 +108,36 @@ def test_the_plan_for_a_real_table(recorded: Recorded, monkeypatch: pytest.Monke
     assert next(item for item in contents if item.target == "/tmp").exclude == ()
 
 
+def test_runtime_directories_of_logins(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "{} 1 0:{} / {} rw,nosuid,nodev - tmpfs tmpfs rw,size=9k,mode=700,uid={}"
+    table = mounts.parse_mountinfo(
+        "".join(f"{line.format(uid, uid, f'/run/user/{uid}', uid)}\n" for uid in (1000, 1001))
+    )
+    todo, contents = mounts.plan(table, ["/run/user/1001"])
+    assert [(item.target, item.data) for item in todo] == [
+        ("/run/user/1001", "size=9k,mode=700,uid=1001")
+    ]
+    assert contents == [mounts.TmpfsPlan("/run/user/1001", ("systemd",))]
+
+
+@pytest.mark.parametrize(
+    ("path", "stays"),
+    [
+        ("/run/utmp", True),
+        ("/run/rekernel/events.jsonl", True),
+        ("/run/systemd/inhibit/1.ref", True),
+        ("/run/systemd/sessions/3.ref", False),
+        ("/run/systemd/propagate/x", False),
+        ("/run/user/1000/x", False),
+        ("/run/rekernels", False),
+        ("/run/screen/S-ann/1.x", False),
+        ("/var/run", False),
+    ],
+)
+def test_what_stays_with_this_kernel(path: str, stays: bool) -> None:
+    assert mounts.stays_behind(path) is stays
+
+
 @on_each_kernel
 def test_mount_points_of_a_sandbox(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
@@ -195,6 +225,18 @@ def test_tmpfs_contents_in_an_archive(tmp_path: Path, monkeypatch: pytest.Monkey
     assert files == {"./keep/lock/x", "./keep/fifo", "./abc/x", "./b"}
     assert "./systemd" in names
     assert not names & {"./lock", "./a*", "./[b]", "./systemd/notify"}
+
+
+def test_a_tmpfs_with_nothing_to_carry(tmp_path: Path) -> None:
+    plan = TmpfsPlan(str(tmp_path), ("systemd",))
+    assert mounts.is_bare(plan)
+    (tmp_path / "systemd/inner").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "bus"))
+    assert mounts.is_bare(plan)
+    (tmp_path / "link").symlink_to("nowhere")
+    assert not mounts.is_bare(plan)
+    assert mounts.is_bare(TmpfsPlan(str(tmp_path / "none"), ()))
 
 
 def test_bytes_of_a_tmpfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def unpack(archive: CpioArchive, target: Path) -> str:
     return done.stderr.decode()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(files)
 def test_round_trip(contents: dict[str, tuple[bytes, int]]) -> None:
     archive = CpioArchive()

@@ -22,7 +22,7 @@ OLD, NEW = (Kernel(name, Path(f"/boot/vmlinuz-{name}"), Path("/x")) for name in 
 
 def unit(name: str, verdict: Verdict, *pids: int) -> UnitVerdict:
     facts = Unit(name, "active", "running", "simple", pids[0], f"/system.slice/{name}", "", {})
-    return UnitVerdict(facts, verdict, "", "", dict.fromkeys(pids, facts.cgroup), pids[0])
+    return UnitVerdict(facts, verdict, "", "", dict.fromkeys(pids, facts.cgroup), pids[:1])
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "region",
         SimpleNamespace(current=lambda: facts["region"], ram_ranges=lambda where: []),
     )
-    monkeypatch.setattr(plan, "running_services", lambda: facts["services"])
+    monkeypatch.setattr(plan, "running_units", lambda: facts["services"])
 
     def judge(services: list[Unit], policy: Policy, parents: dict[int, int]) -> list[UnitVerdict]:
         facts["judged"] = services
@@ -66,7 +66,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return found
 
     monkeypatch.setattr(plan, "judge", judge)
-    monkeypatch.setattr(plan, "sessions", list)
     monkeypatch.setattr(plan, "survey", lambda pids, regions: None)
     return facts
 
@@ -115,11 +114,11 @@ def test_the_upgrade_does_not_plan_itself(machine: dict[str, Any]) -> None:
 
 
 def test_warnings() -> None:
-    units = [unit("a.service", Verdict.CARRIED, 400, 5000)]
-    found = plan.warnings_for(units, ["session-1.scope", "session-2.scope"])
+    units = [unit("a.service", Verdict.CARRIED, 400, 5000), unit("b.scope", Verdict.ENDS, 5001)]
+    found = plan.warnings_for(units)
     assert "process 400" in found[0]
-    assert found[1] == "2 logins end: sessions are not carried yet"
-    assert "no unit would be carried" in plan.warnings_for([], [])[0]
+    assert found[1].startswith("b.scope ends: ")
+    assert "no unit would be carried" in plan.warnings_for([])[0]
 
 
 def test_resident_bytes_of_nothing() -> None:

@@ -103,6 +103,18 @@ def test_a_unit_that_is_another_one_afterwards(
     assert words in by_name(report, "nginx.service")["failure"]
 
 
+def test_a_login_may_have_ended_since(agent: dict[str, Any]) -> None:
+    unit = next(item for item in agent["report"]["units"] if item["unit"] == "nginx.service")
+    unit["unit"] = agent["trees"][0]["unit"] = "session-3.scope"
+    report = builder.carried_over(agent, after(agent))
+    assert by_name(report, "session-3.scope")["kept"]
+    assert report["outcome"] == "done"
+    gone = replace(after(agent), units={})
+    assert "5013, ended since" in text.render(builder.carried_over(agent, gone))
+    agent["trees"][0]["failure"] = "criu ended with 1"
+    assert builder.carried_over(agent, after(agent))["exit_code"] == 4
+
+
 def test_a_unit_without_main_process(agent: dict[str, Any]) -> None:
     unit = next(item for item in agent["report"]["units"] if item["unit"] == "nginx.service")
     unit["main_pid"] = 0
@@ -190,7 +202,7 @@ def test_processes_compared(agent: dict[str, Any]) -> None:
     assert "compared" not in text.render(builder.carried_over(agent, seen))
     same = builder.carried_over(agent, replace(seen, compared=3))
     assert "3 processes compared with before ✓" in text.render(same)
-    lines = [f"process {pid} (<x>): nice value was 0 and is 5" for pid in range(20)]
+    lines = [f"process {pid} (<x>): nice value was 0 and is {pid}" for pid in range(20)]
     report = builder.carried_over(agent, replace(seen, compared=20, differences=lines))
     rendered = text.render(report)
     assert lines[0] in rendered
@@ -199,6 +211,16 @@ def test_processes_compared(agent: dict[str, Any]) -> None:
     assert "process 19 (&lt;x&gt;)" in html.render(report)
     # What happened is told, whether somebody meant it to happen is not known.
     assert report["outcome"] == "done"
+
+
+def test_what_is_different_with_many_processes_takes_one_line(agent: dict[str, Any]) -> None:
+    lines = [f"process {pid} (sh): terminal was {pid} and is 0" for pid in range(20)]
+    lines.append("process 99 (sh): descriptor 3 was /a and is closed")
+    seen = replace(after(agent), compared=20, differences=lines)
+    rendered = text.render(builder.carried_over(agent, seen))
+    assert "\n  20 processes: terminal is 0 now, see --json\n" in rendered
+    assert lines[-1] in rendered
+    assert "(sh): terminal was 7" not in rendered
 
 
 def test_text_while_pages_are_on_their_way(agent: dict[str, Any]) -> None:

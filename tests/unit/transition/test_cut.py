@@ -6,6 +6,7 @@ import dataclasses
 import json
 import mmap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from handover.test_manifest import SAMPLE
@@ -169,3 +170,23 @@ def test_a_store_in_a_file(tmp_path: Path) -> None:
     area = mmap.mmap(-1, len(content))
     area.write(content)
     assert load(StoreReader(area).read(MANIFEST_BLOB)) == SAMPLE
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ({"backend": "region", "image_bytes": 0, "tmpfs_bytes": 0, "stray_pages": 0}, 120),
+        (
+            {
+                "backend": "region",
+                "image_bytes": 8 << 20,
+                "tmpfs_bytes": 4 << 20,
+                "stray_pages": 1024,
+            },
+            121,
+        ),
+        ({"backend": "image", "image_bytes": 0, "resident_bytes": 100 << 30}, 120 + 6400),
+    ],
+)
+def test_what_takes_long_gets_long(report: dict[str, Any], expected: int) -> None:
+    assert cut.patience({"resident_bytes": 1 << 40, **report}) == expected

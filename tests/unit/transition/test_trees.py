@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from pathlib import Path
+
 import pytest
 
+from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.checkpoint import externals, links
 from rekernel.checkpoint.amend import Sockets
-from rekernel.checkpoint.externals import External
+from rekernel.checkpoint.externals import Descriptor, External
+from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.checkpoint.options import TreeOptions
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Inherited, Unkept
@@ -17,9 +24,10 @@ from rekernel.transition.trees import CarriedTree
 
 def tree(*inherited: External) -> CarriedTree:
     unit = Unit("a.service", "active", "running", "simple", 7, "/system.slice/a.service", "", {})
-    verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={7: unit.cgroup}, root_pid=7)
+    verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={7: unit.cgroup}, roots=(7,))
     return CarriedTree(
         verdict,
+        verdict.processes,
         TreeOptions(7, unit.cgroup, False, True),
         inherited,
         "header\n",
@@ -63,3 +71,115 @@ def test_who_ended_with_what_it_used(monkeypatch: pytest.MonkeyPatch) -> None:
             (Verdict.RESTARTED, "a.service")
         ]
         assert "ended when" in ended[0].reason
+
+
+def test_more_trees_than_when_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = tree().verdict
+    monkeypatch.setattr(trees, "processes_of", lambda path: dict.fromkeys((7, 8, 9), path))
+    monkeypatch.setattr(trees, "parents", lambda: {7: 1, 8: 7, 9: 1})
+    monkeypatch.setattr(trees, "holds_namespace", lambda pid, name: False)
+    monkeypatch.setattr(trees, "led_elsewhere", lambda pid: False)
+    monkeypatch.setattr(externals, "files", lambda pids: [])
+    found = trees.describe([verdict], lazy=True)
+    # Each has directories of its own.
+    assert [(item.name, item.pids) for item in found] == [("a-7", [7, 8]), ("a-9", [9])]
+
+
+def test_a_login_that_has_something_open_that_stays_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pid = os.getpid()
+    unit = Unit("session-1.scope", "active", "running", "", 0, "/x", "", {})
+    verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={pid: "/x"}, roots=(pid,))
+    options = TreeOptions(pid, "/x", False, True)
+    carried = [CarriedTree(verdict, verdict.processes, options, (), "")]
+    monkeypatch.setattr(trees, "processes_of", lambda path: {pid: "/x"})
+    carried = trees.as_frozen(carried)
+    assert carried[0].pids == [pid]
+    monkeypatch.setattr(trees, "stays_behind", lambda path: path.startswith(str(tmp_path)))
+    with (
+        (tmp_path / "events").open("w"),
+        pytest.raises(UnsettledError, match=rf"process {pid} has .*/events open"),
+    ):
+        trees.linked(carried)
+
+
+def test_who_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "processes_of", lambda path: {})
+    carried = tree()
+    unit = dataclasses.replace(carried.verdict.unit, name="session-1.scope")
+    verdict = dataclasses.replace(carried.verdict, unit=unit)
+    _, (ended,) = trees.remaining([dataclasses.replace(carried, verdict=verdict)])
+    assert (ended.verdict, ended.reason) == (Verdict.ENDS, "logged out meanwhile")
+
+
+def test_what_ends_in_a_login_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "processes_of", lambda path: {7: "/x"})
+    shell, job = login("1", 7), login("1", 8)
+    assert trees.remaining([shell, job]) == ([shell], [])
+    # All that was known is gone, but something goes on.
+    assert trees.remaining([job]) == ([job], [])
+
+
+def test_terminals_that_need_each_other() -> None:
+    def borrower(name: str, of: str) -> CarriedTree:
+        return dataclasses.replace(login(name, 7), lenders=(f"session-{of}.scope",))
+
+    trees._assert_order([borrower("1", "2"), login("2", 8)])
+    with pytest.raises(RekernelError, match="each has a terminal of the next one open"):
+        trees._assert_order([borrower("1", "2"), borrower("2", "1")])
+    same = [dataclasses.replace(login(name, 7), terminals=(3, 4)) for name in ("1", "2")]
+    with pytest.raises(RekernelError, match=r"whose number session-1\.scope has got"):
+        trees._assert_terminals(same)
+    trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(0, 32))])
+    with pytest.raises(RekernelError, match="has terminal 33, which criu does not find: 1 is free"):
+        trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(0, 33))])
+
+
+def login(name: str, pid: int) -> CarriedTree:
+    unit = Unit(f"session-{name}.scope", "active", "running", "", 0, "/x", "", {})
+    verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={pid: "/x"}, roots=(pid,))
+    return CarriedTree(verdict, verdict.processes, TreeOptions(pid, "/x", False, True), (), "")
+
+
+def test_terminals_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    slave = Descriptor(8, 3, "/dev/pts/4", 1, os.O_RDWR | os.O_NONBLOCK, 1, 0, 26, 0x8804)
+    opened = {
+        7: [Descriptor(7, 9, "/dev/ptmx", 1, os.O_RDWR, 1, master_of="4")],
+        8: [slave, dataclasses.replace(slave, number=5)],
+    }
+    monkeypatch.setattr(externals, "descriptors", lambda pid: opened[pid])
+    monkeypatch.setattr(links, "take", lambda members: Taken((), (), frozenset(), ((), ()), {}))
+    (owner, server), _ = trees.linked([login("1", 7), login("2", 8)])
+    assert not owner.lenders and not owner.inherited and not owner.options.externals
+    assert server.options.externals == ("tty[8804:1a]",)
+    made = trees.for_manifest(server, "images/x")
+    assert made.after == ("session-1.scope",)
+    (given,) = made.inherited
+    assert (given.kind, given.path, given.argument) == (
+        "file", "/dev/pts/4", "fd[{fd}]:tty[8804:1a]",
+    )  # fmt: skip
+    assert given.flags == os.O_RDWR | os.O_NONBLOCK
+    opened[7] = []
+    with pytest.raises(UnsettledError, match=r"session-2\.scope has a terminal open whose owner"):
+        trees.linked([login("1", 7), login("2", 8)])
+
+
+def test_logins_start_and_end_what_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "holds_namespace", lambda pid, name: False)
+    common: dict[int, sharing.Shared] = {}
+    monkeypatch.setattr(sharing, "find", lambda *rest, lending: sharing.Sharing(dict(common), {}))
+    processes = [os.getpid(), os.getppid()]
+    monkeypatch.setattr(trees, "parents", lambda: dict.fromkeys(processes, 1))
+    monkeypatch.setattr(trees, "processes_of", lambda path: dict.fromkeys(processes, "/x"))
+    before = [login("1", os.getpid()), login("1", 999999)]
+    found = trees.as_frozen(before)
+    assert {tree.options.root_pid for tree in found} == set(processes)
+    # Several now: each has a name of its own.
+    assert len({tree.name for tree in found}) == 2
+    common[7] = sharing.Shared("a pipe", 7, 8)
+    with pytest.raises(RekernelError, match="begun something meanwhile: process 7 shares a pipe"):
+        trees.as_frozen(before)
+    processes.clear()
+    with pytest.raises(RekernelError, match=r"session-1\.scope changed"):
+        trees.as_frozen(before)

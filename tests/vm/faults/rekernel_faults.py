@@ -93,6 +93,11 @@ def _unlink(spec: dict[str, Any]) -> None:
     os.unlink(spec["path"])
 
 
+def _compact(spec: dict[str, Any]) -> None:
+    """Let the kernel put pages of everybody elsewhere."""
+    Path("/proc/sys/vm/compact_memory").write_text("1")
+
+
 def _corrupt(spec: dict[str, Any]) -> None:
     """One bit of the sealed store's index, right before the jump."""
     from rekernel.memory import region
@@ -116,6 +121,7 @@ _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "wait": _wait,
     "fill": _fill,
     "unlink": _unlink,
+    "compact": _compact,
     "corrupt": _corrupt,
 }
 

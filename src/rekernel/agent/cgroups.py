@@ -1,0 +1,64 @@
+"""Control groups, made before the processes that go into them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rekernel.agent.console import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rekernel.handover.manifest import Cgroup
+
+ROOT = Path("/sys/fs/cgroup")
+
+# What systemd uses everywhere.
+_USUAL = ("memory", "pids")
+# What whom a group is delegated to may write, beside making groups below it (systemd.exec(5),
+# Documentation/admin-guide/cgroup-v2.rst).
+_DELEGATED = ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+
+
+def make(groups: Sequence[Cgroup]) -> None:
+    """These, each listed before those below it, and the groups above all of them."""
+    listed = {item.path for item in groups}
+    above = {str(parent) for item in groups for parent in Path(item.path).parents} - listed
+    wanted = {name for item in groups for name in item.passed_on.split()}
+    for path in sorted(above, key=len):
+        directory = ROOT / path.lstrip("/")
+        directory.mkdir(exist_ok=True)
+        _pass_on(directory, sorted(wanted.union(_USUAL)))
+    for item in groups:
+        directory = ROOT / item.path.lstrip("/")
+        directory.mkdir(exist_ok=True)
+        _pass_on(directory, item.passed_on.split())
+        for name, value in item.settings.items():
+            # One line at a time, as of several disks.
+            for line in value.splitlines():
+                _write(directory / name, line)
+        if item.uid or item.gid:
+            _give(directory, item.uid, item.gid)
+
+
+def _pass_on(directory: Path, controllers: Iterable[str]) -> None:
+    # One by one: together all would fail with one that this kernel does not have.
+    for name in controllers:
+        _write(directory / "cgroup.subtree_control", f"+{name}")
+
+
+def _give(directory: Path, uid: int, gid: int) -> None:
+    for name in _DELEGATED:
+        try:
+            os.chown(directory / name, uid, gid)
+        except OSError as error:
+            say(f"{directory / name} could not be given to user {uid}: {error.strerror}")
+
+
+def _write(path: Path, value: str) -> None:
+    try:
+        path.write_text(value)
+    except OSError as error:
+        say(f"{path}: {value} could not be set: {error.strerror}")
