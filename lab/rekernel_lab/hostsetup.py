@@ -14,6 +14,7 @@ from rekernel_lab.run import run
 PACKAGES = {
     "qemu-system-x86": "the virtual machines",
     "qemu-utils": "disk images",
+    "cpio": "looking into initrds",
     "mmdebstrap": "root file systems",
     "debian-archive-keyring": "the keys of the archives",
     "e2fsprogs": "disk images without mounting",
