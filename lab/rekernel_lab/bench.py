@@ -31,7 +31,7 @@ Benchmark = Callable[[Request], int]
 REGISTRY: dict[str, Benchmark] = {}
 
 # Imported when a benchmark is asked for; they register themselves.
-_MODULES = ("bench_blackout",)
+_MODULES = ("bench_blackout", "bench_scale")
 
 
 def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:

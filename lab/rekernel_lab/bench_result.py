@@ -142,7 +142,8 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first.ljust(widths[0]), *padded]).rstrip()
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [_row(row, widths) for row in rows]
 
@@ -165,25 +166,29 @@ def table(found: Found) -> str:
              _seconds(one.client_gap_s), _share(one))
         )  # fmt: skip
     floors = ", ".join(_seconds(one) for one in found.floor_s)
-    lines += [*_grid(rows), "", f"floor: reboot(2) to /init: {floors} s", ""]
-    lines += ["blackout by phase in the middle round, s", *_phase_lines(found), ""]
-    ratios = [
+    lines += [*grid(rows), "", f"floor: reboot(2) to /init: {floors} s", ""]
+    columns = {f"{one.method} {one.size_mib}": one.phases for one in found.typical() if one.phases}
+    lines += ["blackout by phase in the middle round, s", *phase_lines(columns), ""]
+    return "\n".join([*lines, *ratio_lines(found.ratios())])
+
+
+def ratio_lines(ratios: Sequence[Ratio]) -> list[str]:
+    """Each with what it should be, and whether it is."""
+    rows = [
         (
             ratio.name,
             f"{ratio.value:.3f}",
             f"{'>=' if ratio.at_least else '<='} {ratio.limit:g}",
             "reached" if ratio.reached else "NOT REACHED",
         )
-        for ratio in found.ratios()
+        for ratio in ratios
     ]
-    return "\n".join([*lines, *(_grid(ratios) if ratios else [])])
+    return grid(rows) if rows else []
 
 
-def _phase_lines(found: Found) -> list[str]:
-    columns = [one for one in found.typical() if one.phases]
-    if not columns:
-        return []
-    names = list(dict.fromkeys(name for one in columns for name in one.phases))
-    head = ("", *(f"{one.method} {one.size_mib}" for one in columns))
-    rows = [(name, *(_seconds(one.phases.get(name)) for one in columns)) for name in names]
-    return _grid([head, *rows])
+def phase_lines(columns: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Phases of several blackouts beside each other: name of each -> phase -> seconds."""
+    names = list(dict.fromkeys(name for phases in columns.values() for name in phases))
+    head = ("", *columns)
+    rows = [(name, *(_seconds(one.get(name)) for one in columns.values())) for name in names]
+    return grid([head, *rows]) if columns else []

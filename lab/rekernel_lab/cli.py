@@ -235,14 +235,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("benchmark", metavar="NAME")
     verb.add_argument("--kernel", default="7", metavar="PREFIX")
     verb.add_argument(
-        "--sizes", type=_numbers, default=(), metavar="MIB,MIB", help="sizes of the data"
+        "--sizes", type=_numbers, default=(), metavar="MIB,MIB", help="sizes of the data (blackout)"
     )
     verb.add_argument(
         "--rounds",
         type=int,
         default=2,
         metavar="N",
-        help="carry in place so many times on the way up, and again on the way down",
+        help="how often: up and down the sizes (blackout), or the loads in turn (scale)",
     )
     verb.set_defaults(function=_bench)
 

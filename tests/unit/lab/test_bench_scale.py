@@ -1,0 +1,30 @@
+"""What the benchmark of scale makes of its measurements."""
+
+from __future__ import annotations
+
+import json
+
+from rekernel_lab.bench_scale import ALONE, LOADS, MORE, Found, Load, Measurement, table
+
+
+def measured(load: Load, blackout: float) -> Measurement:
+    return Measurement(load, blackout, {"dump": 1.0, "restore": blackout - 1}, 1 << 20, 0)
+
+
+def test_ratio_and_table() -> None:
+    found = Found({"cpus": 2})
+    assert found.ratios() == []
+    found.measurements += [measured(ALONE, 8.0), measured(ALONE, 10.0), measured(MORE, 18.0)]
+    (ratio,) = found.ratios()
+    assert (ratio.value, ratio.reached) == (2.0, False)
+    lines = table(found).splitlines()
+    assert any(line.split() == ["101", "processes", "18.00", "2.00", "18.00"] for line in lines)
+    assert any("NOT REACHED" in line for line in lines)
+    assert json.loads(json.dumps(found.to_json()))["measurements"][2]["load"]["processes"] == 101
+
+
+def test_instances_tell_what_they_carry() -> None:
+    assert ALONE.unit_names() == ["load@0-1-0.service"]
+    names = [name for load in LOADS for name in load.unit_names() if load.connections]
+    assert set(names) == {"load@0-1-7000.service"}
+    assert len({load.name for load in LOADS}) == len(LOADS)
