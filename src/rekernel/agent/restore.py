@@ -17,6 +17,7 @@ from pathlib import Path
 from rekernel.agent import processes
 from rekernel.agent.console import say
 from rekernel.agent.links import Links
+from rekernel.agent.terminals import REACH, Numbers
 from rekernel.agent.unkept import set_again
 from rekernel.handover.manifest import Inherited, Tree
 from rekernel.stuck import where_they_wait
@@ -160,7 +161,10 @@ def restore_all(trees: Sequence[Tree], image_root: Path, links: Links, timeout: 
     listener.listen(len(trees) + 8)
     restores = Restores()
     queue = _Queue(trees)
-    _restore_in_turns(queue, restores, listener, image_root, links, timeout)
+    try:
+        _restore_in_turns(queue, restores, listener, image_root, links, timeout)
+    finally:
+        queue.numbers.close()
     listener.close()
     for tree in queue.not_started():
         why = f"it goes with {', '.join(tree.after)}" if tree.after else "it was not its turn yet"
@@ -221,11 +225,15 @@ class _Queue:
 
     criu gives a terminal its old number by opening new ones until it has that. While others do the
     same it may find the number taken for an instant, or too far away, and gives up. So those with
-    terminals start in the order of their numbers, and no more of them at once than can run.
+    terminals start in the order of their numbers, and no more of them at once than can run or lie
+    within its reach; what none of these wants is not free (agent/terminals.py).
     """
 
     def __init__(self, trees: Sequence[Tree]) -> None:
         self._left = sorted(trees, key=lambda tree: tree.terminals[:1])
+        self.numbers = Numbers(number for tree in trees for number in tree.terminals)
+        # Whether numbers are free again that nobody who is under way wants.
+        self._loose = False
         self._at_once = os.cpu_count() or 1
         # The number of the terminal that it missed, and the tree.
         self._again: list[tuple[int, Tree]] = []
@@ -234,15 +242,19 @@ class _Queue:
     def next(self, restores: Restores) -> list[Tree]:
         """What is to be started now."""
         held = {item.tree.name for item in restores.held}
-        under_way = sum(bool(item.tree.terminals) for item in restores.waiting)
+        under_way = [item.tree.terminals for item in restores.waiting if item.tree.terminals]
+        if not under_way:
+            self.numbers.take()
+            self._loose = False
         found = []
         for tree in self._left:
             if not held.issuperset(tree.after):
                 continue
             if tree.terminals:
-                if under_way >= self._at_once:
+                if self._loose or not self._fits(tree, under_way):
                     continue
-                under_way += 1
+                under_way.append(tree.terminals)
+                self.numbers.release(tree.terminals)
             found.append(tree)
         self._left = [tree for tree in self._left if tree not in found]
         if not found and not restores.waiting:
@@ -250,8 +262,15 @@ class _Queue:
             for item in sorted(self._again, key=lambda item: item[0]):
                 if held.issuperset(item[1].after):
                     self._again.remove(item)
+                    self.numbers.release(item[1].terminals)
                     return [item[1]]
         return found
+
+    def _fits(self, tree: Tree, under_way: Sequence[Sequence[int]]) -> bool:
+        numbers = [number for each in (*under_way, tree.terminals) for number in each]
+        alone = not under_way
+        near = max(numbers) - min(numbers) < REACH
+        return alone or (near and len(under_way) < self._at_once)
 
     def not_started(self) -> list[Tree]:
         """Those that wait still."""
@@ -259,6 +278,7 @@ class _Queue:
 
     def again(self, item: Restore) -> bool:
         """Whether a tree that has failed gets a second attempt."""
+        self._loose = self._loose or bool(item.tree.terminals)
         number = _TERMINAL_MISSED.search(item.failure)
         if number is None or item.hook is not None or item.tree.name in self._tried:
             return False

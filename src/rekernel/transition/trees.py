@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from rekernel.agent.terminals import REACH
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -27,9 +27,6 @@ from rekernel.handover.manifest import Tree, Unkept
 from rekernel.host.mounts import stays_behind
 from rekernel.systemd import adoption
 from rekernel.systemd.units import processes_of
-
-# criu/tty.c, pty_open_ptmx_index(): how many it opens to find a number.
-_TERMINALS_TRIED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +247,11 @@ def _assert_terminals(trees: Sequence[CarriedTree]) -> None:
                     "end what is left there: `rekernel check` names it",
                 )
             owners[number] = tree.name
-    free = next(number for number in itertools.count() if number not in owners)
-    for number, name in owners.items():
-        if number - free >= _TERMINALS_TRIED:
+        if tree.terminals and tree.terminals[-1] - tree.terminals[0] >= REACH:
             raise RekernelError(
-                f"{name} has terminal {number}, which criu does not find: {free} is free",
-                "log out there and in again, so that it gets a lower number",
+                f"{tree.name} has terminals {tree.terminals[0]} and {tree.terminals[-1]}, which "
+                "are too far from each other for criu",
+                "close one of them (a window of tmux or screen), or log in again",
             )
 
 

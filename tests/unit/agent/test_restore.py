@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
-from rekernel.agent import cgroups, restore
+from rekernel.agent import cgroups, restore, terminals
 from rekernel.agent.links import Links
 from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
 
@@ -293,6 +293,40 @@ def test_terminals_in_order(stage: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.failed == []
     order = (stage / "work/order").read_text().split()
     assert [name for name in order if name != "none"] == ["a", "b", "c"]
+    restore.commit(found)
+
+
+# A new terminal has the number that is wanted, whoever else is to get a lower one later.
+_NUMBER = """
+import fcntl, struct, sys
+with open("/dev/ptmx", "rb") as master:
+    (number,) = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))
+sys.exit(number != int(sys.argv[1]))
+"""
+
+
+def test_terminals_far_from_each_other(stage: Path) -> None:
+    fd = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+    free = terminals.number_of(fd)
+    os.close(fd)
+    found = restore.restore_all(
+        [
+            dataclasses.replace(
+                made,
+                argv=("sh", "-c", f"{sys.executable} -c '{_NUMBER}' {number} && exec \"$@\"", "sh",
+                      *made.argv),
+                terminals=(number,),
+                after=after,
+            )
+            for name, number, after in (
+                # A window of tmux, which needs the terminal of the login.
+                ("server", free + 1, ("login",)), ("login", free + 50, ()), ("far", free + 90, ()),
+            )
+            for made in [tree(name, hook())]
+        ],
+        stage, NO_LINKS, 120,
+    )  # fmt: skip
+    assert found.failed == []
     restore.commit(found)
 
 

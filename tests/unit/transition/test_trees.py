@@ -131,9 +131,9 @@ def test_terminals_that_need_each_other() -> None:
     same = [dataclasses.replace(login(name, 7), terminals=(3, 4)) for name in ("1", "2")]
     with pytest.raises(RekernelError, match=r"whose number session-1\.scope has got"):
         trees._assert_terminals(same)
-    trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(0, 32))])
-    with pytest.raises(RekernelError, match="has terminal 33, which criu does not find: 1 is free"):
-        trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(0, 33))])
+    trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(60, 91))])
+    with pytest.raises(RekernelError, match="has terminals 60 and 92, which are too far"):
+        trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(60, 92))])
 
 
 def login(name: str, pid: int) -> CarriedTree:
