@@ -58,7 +58,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """Proportional set sizes of processes in bytes: all, and by kind (proc(5), smaps_rollup)."""
+    """Proportional set sizes of processes in bytes: all, and by kind (proc(5), smaps_rollup).
+
+    With what is swapped out: it comes back before the freeze.
+    """
 
     total: int
     anonymous: int
@@ -66,8 +69,8 @@ class Resident:
 
 
 def resident(pids: Sequence[int]) -> Resident:
-    """What these processes have in memory; one that is gone counts nothing."""
-    found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0}
+    """What these processes have in memory or swap; one that is gone counts nothing."""
+    found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0, "SwapPss:": 0}
     for pid in pids:
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -77,7 +80,8 @@ def resident(pids: Sequence[int]) -> Resident:
             name, *value = line.split()
             if name in found:
                 found[name] += int(value[0]) * 1024
-    return Resident(*found.values())
+    total, anonymous, shared, swapped = found.values()
+    return Resident(total + swapped, anonymous + swapped, shared)
 
 
 def warnings_for(units: Sequence[UnitVerdict]) -> list[str]:
@@ -117,7 +121,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     if problems:
         raise BlockedError(
             f"cannot be set up again before the restore: {', '.join(problems)}",
-            "only a plain root disk and plain network interfaces are supported so far",
+            "`rekernel check` says more: take it down or unmount it for the upgrade",
         )
     where = region.current()
     if memory == "region" and where is None:

@@ -100,6 +100,13 @@ class Guest:
         namespace = self.session.machine.state.namespace
         return namespace.connect((GUEST_ADDRESS, port), 120)
 
+    def swap_on(self, size_mib: int, priority: int) -> None:
+        """Use a swap file that nobody but us knows of."""
+        self.text(
+            f"dd if=/dev/zero of=/swap bs=1M count={size_mib} status=none && chmod 600 /swap &&"
+            f" mkswap --quiet /swap && swapon --priority {priority} /swap"
+        )
+
     def install_faults(self) -> None:
         """Let :meth:`fault` work."""
         push = self.session.machine.guest.push

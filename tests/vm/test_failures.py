@@ -24,6 +24,7 @@ CARRIED = ("demo.service", "nginx.service", "redis-server.service")
 PHASES = (
     "plan",
     "load kernel",
+    "swap off",
     "describe host",
     "stop what restarts",
     "sync",
@@ -96,6 +97,7 @@ def lab() -> Iterator[Lab]:
         prepared = guest.session.script("guest-prepare")
         assert prepared.exit_code == 0, prepared.log.read_text()
         guest.install_faults()
+        guest.swap_on(64, priority=7)
         with guest.client() as client, guest.connect(6379) as redis:
             guest.record_state(*CARRIED)
             yield Lab(guest, client, redis, redis.makefile("rb"), etc_before=etc)

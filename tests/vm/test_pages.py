@@ -52,6 +52,15 @@ def check(carried: Carried, label: str) -> None:
     carried.client.check_alive()
 
 
+def swap_out(guest: Guest) -> None:
+    """Part of the service's memory is on a disk."""
+    guest.swap_on(256, priority=7)
+    # It tells that it could not get as much as it was asked for; some of it will do.
+    guest.run("echo 100M > /sys/fs/cgroup/system.slice/pages.service/memory.reclaim")
+    swapped = guest.text("cat /sys/fs/cgroup/system.slice/pages.service/memory.swap.current")
+    assert int(swapped) > 20 << 20
+
+
 def test_chain_in_one_boot(carried: Carried) -> None:
     guest = carried.guest
     pid = guest.main_pid("pages.service")
@@ -59,6 +68,8 @@ def test_chain_in_one_boot(carried: Carried) -> None:
         if number == 2:
             # After the page map was recorded.
             guest.fault("freeze file systems", "compact")
+        if number == 3:
+            swap_out(guest)
         outcome = guest.upgrade(prefix)
         assert outcome.passed, guest.explain(outcome)
         if number == 2:
@@ -73,6 +84,7 @@ def test_chain_in_one_boot(carried: Carried) -> None:
         assert region["drain_bytes"] == 0
         assert region["ram_bytes"] + region["store_bytes"] == region["size"]
     assert guest.main_pid("pages.service") == pid
+    assert guest.text("swapon --show=NAME,PRIO --noheadings").split() == ["/swap", "7"]
 
 
 def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:

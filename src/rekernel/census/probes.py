@@ -20,6 +20,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import RekernelError
 from rekernel.host import mounts, network
+from rekernel.host import swap as swap_areas
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
 from rekernel.plan import LOWEST_SAFE_PID, resident
@@ -268,11 +269,16 @@ def canary(context: Context) -> Answer:
 
 
 def swap(context: Context) -> Answer:
-    """Pages that are swapped out lie on a disk, not in the region."""
-    names = [line.split()[0] for line in context.read("proc/swaps").splitlines()[1:]]
-    if names:
-        return _fail(f"in use: {', '.join(names)}", "swapoff -a, and take it out of /etc/fstab")
-    return _ok("off")
+    """Pages that are swapped out lie on a disk, not in the region: they must fit into memory."""
+    areas = swap_areas.observe(context.root / "proc")
+    if not areas:
+        return _ok("off")
+    missing = swap_areas.shortage(areas, context.root / "proc")
+    if missing:
+        return _fail(missing, "free memory: swap is off during an upgrade")
+    used = sum(area.used_bytes for area in areas) // _MIB
+    names = ", ".join(area.name for area in areas)
+    return _ok(f"{names}: off during an upgrade, {used} MiB come back into memory before it")
 
 
 def merging(context: Context) -> Answer:
@@ -308,9 +314,7 @@ def links(context: Context) -> Answer:
     """Every network interface can be made again before the restore."""
     problems = network.unsupported(network.observe())
     if problems:
-        return _fail(
-            f"not supported yet: {', '.join(problems)}", "only plain interfaces are carried so far"
-        )
+        return _fail(f"not supported yet: {', '.join(problems)}", "take them down for the upgrade")
     return _ok("all can be set up again")
 
 

@@ -19,6 +19,7 @@ from rekernel.census import attempt, brownout, pager
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.cli.in_unit import new_id
 from rekernel.errors import RekernelError
+from rekernel.host import swap
 from rekernel.memory import region
 from rekernel.report import after, builder
 from rekernel.report.history import History
@@ -92,10 +93,10 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
     _wait_for_units(agent)
+    notes = _turn_swap_on(agent)
     seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
-    history.record(builder.carried_over(agent, seen, drain=drain), RUN)
-    notes: list[str] = []
+    history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
     drained_ns = _follow_drain(notes)
     if drained_ns:
         problem = _settle()
@@ -122,6 +123,17 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
     failed = [item["unit"] for item in agent.get("trees", []) if item["failure"]]
     for unit in [*after.names(agent, "restarted"), *failed]:
         run_command(["systemctl", "start", "--no-block", "--", unit], check=False)
+
+
+def _turn_swap_on(agent: dict[str, Any]) -> list[str]:
+    """What was in use and systemd has not turned on; returns what could not be, in words."""
+    notes = []
+    for name, priority in agent["report"].get("swaps", []):
+        try:
+            swap.turn_on(name, priority)
+        except RekernelError as error:
+            notes.append(f"swap on {name} was not turned on again: {error.message}")
+    return notes
 
 
 def _wait_for_units(agent: dict[str, Any]) -> None:

@@ -66,18 +66,19 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
             MountInfo(
                 mount_id=int(fields[0]),
                 device=fields[2],
-                root=_unescape(fields[3]),
-                target=_unescape(fields[4]),
+                root=unescape(fields[3]),
+                target=unescape(fields[4]),
                 options=tuple(fields[5].split(",")),
                 fstype=fstype,
-                source=_unescape(source),
+                source=unescape(source),
                 super_options=tuple(super_options.split(",")),
             )
         )
     return found
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
+    """A path as /proc writes it, with \\040 for a space."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 

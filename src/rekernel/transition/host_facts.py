@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
@@ -35,11 +34,6 @@ class HostFacts:
     # Text for systemd's --deserialize.
     systemd_header: str
     systemd_units: dict[str, str]
-
-
-def swaps() -> list[str]:
-    """Swap areas in use."""
-    return [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
 
 
 def observe(trees: Sequence[CarriedTree]) -> HostFacts:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rekernel import syscalls
@@ -14,10 +15,11 @@ from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
 from rekernel.host import mounts
+from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
 from rekernel.memory.region import Layout
-from rekernel.run import run
+from rekernel.run import run, start
 from rekernel.transition.undo import UndoList
 
 SCRATCH = Path("/run/rekernel/upgrade")
@@ -133,7 +135,7 @@ class TscCalibration:
         return cycles * 1_000_000_000 // elapsed
 
 
-def tune_kernel(undo: UndoList, swaps: Sequence[str]) -> None:
+def tune_kernel(undo: UndoList) -> None:
     """Stop what moves or hides pages, as a record of page frames must stay true; and hurry."""
     for path, value in (
         ("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
@@ -147,8 +149,35 @@ def tune_kernel(undo: UndoList, swaps: Sequence[str]) -> None:
         ("/sys/kernel/rcu_expedited", "1"),
     ):
         _set(undo, Path(path), value)
-    for name in swaps:
-        raise BlockedError(f"swap is in use on {name}", f"swapoff {name} first")
+
+
+def swap_off(areas: Sequence[SwapArea], undo: UndoList, check: Callable[[], None]) -> None:
+    """Bring all that is swapped out back into memory, which may take minutes.
+
+    ``check`` raises if the attempt shall end. Raises BlockedError, RekernelError.
+    """
+    missing = shortage(areas)
+    if missing:
+        raise BlockedError(missing, "free memory first: the freeze finds no page on a disk")
+    log = SCRATCH / "swapoff.log"
+    log.unlink(missing_ok=True)
+    # The last one to go is the first to come back.
+    for area in areas:
+        undo.push("swap-on", json.dumps([area.name, area.priority]))
+        process = start(["swapoff", "--", area.name], output=str(log))
+        try:
+            while process.poll() is None:
+                check()
+                time.sleep(0.05)
+        finally:
+            # The kernel gives up at a signal; everything is in use as before then.
+            process.terminate()
+            process.wait()
+        if process.returncode:
+            raise RekernelError(
+                f"swap on {area.name} cannot be turned off: {log.read_text().strip()}",
+                "free memory, or turn it off by hand",
+            )
 
 
 def allow_reservations(undo: UndoList) -> None:

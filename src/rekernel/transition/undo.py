@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.checkpoint import repair
-from rekernel.host import network
+from rekernel.host import network, swap
 from rekernel.run import run
 
 STATE = Path("/run/rekernel/undo.json")
@@ -153,6 +153,11 @@ def _remove(directory: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def _swap_on(value: str) -> None:
+    name, priority = json.loads(value)
+    swap.turn_on(name, priority)
+
+
 _ACTIONS: dict[str, Callable[[str], object]] = {
     "thaw": thaw,
     "thaw-filesystem": _thaw_filesystem,
@@ -164,5 +169,6 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "online": _online,
     "write": _write,
     "remove": _remove,
+    "swap-on": _swap_on,
     "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
 }

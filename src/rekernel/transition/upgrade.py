@@ -21,7 +21,7 @@ from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
-from rekernel.host import cgroups
+from rekernel.host import cgroups, swap
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
@@ -107,15 +107,19 @@ class Upgrade:
             cmdline = staging.new_cmdline(Path("/proc/cmdline").read_text())
             staging.load_kernel(plan.kernel, plan.where, store_file, cmdline, self._undo)
         self._check()
+        areas = swap.observe()
+        if areas:
+            with self._events.phase("swap off"):
+                staging.swap_off(areas, self._undo, self._check)
         with self._events.phase("describe host"):
             staging.probe_kernel()
-            staging.tune_kernel(self._undo, host_facts.swaps())
+            staging.tune_kernel(self._undo)
             carried = trees.describe(plan.having(Verdict.CARRIED), lazy=plan.where is not None)
             host = host_facts.observe(carried)
         self._check()
         pids = [pid for tree in carried for pid in tree.pids]
         leaving.pretend(PARENT, pids)
-        strays = self._gather(pids)
+        strays = self._gather(pids, swapped=bool(areas))
         self._assert_room(host, images, store_file, strays)
         self._check()
         with self._events.phase("stop what restarts"):
@@ -188,6 +192,7 @@ class Upgrade:
                 "stray_pages": record.stray_pages if record else 0,
                 "resident_bytes": plan.resident_bytes,
                 "connections": connections,
+                "swaps": [[area.name, area.priority] for area in areas],
                 "notes": self._notes,
                 "units": [
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
@@ -263,10 +268,15 @@ class Upgrade:
                 thaw(cgroup)
             time.sleep(0.02)
 
-    def _gather(self, pids: list[int]) -> int:
-        """Move strays into the region; returns the bytes that are left. Raises BlockedError."""
+    def _gather(self, pids: list[int], *, swapped: bool) -> int:
+        """Move strays into the region; returns the bytes that are left. Raises BlockedError.
+
+        ``swapped``: there may be more of them than were planned, read in from swap.
+        """
         plan = self._plan
-        if plan.where is None or plan.pages is None or not plan.pages.stray_bytes:
+        if plan.where is None or plan.pages is None:
+            return 0
+        if not plan.pages.stray_bytes and not swapped:
             return 0
         with self._events.phase("gather strays"):
             region = ram_ranges(plan.where)

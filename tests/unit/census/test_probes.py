@@ -151,10 +151,16 @@ def test_kexec_not_in_this_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_swap(tmp_path: Path) -> None:
     head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
     assert probes.swap(host(tmp_path, {"proc/swaps": head}))[0] is Status.OK
-    used = f"{head}/dev/vda2                 partition\t524284\t\t0\t\t-2\n"
-    status, reason, remedy = probes.swap(host(tmp_path, {"proc/swaps": used}))
-    assert (status, reason) == (Status.FAIL, "in use: /dev/vda2")
-    assert "swapoff" in remedy
+    used = f"{head}/dev/vda2                 partition\t524284\t\t204800\t\t-2\n"
+    files = {"proc/swaps": used, "proc/meminfo": "MemTotal: 900000 kB\nMemAvailable: 300000 kB\n"}
+    status, reason, _ = probes.swap(host(tmp_path, files))
+    assert status is Status.OK
+    assert reason.startswith("/dev/vda2: off during an upgrade, 200 MiB come back")
+    files["proc/meminfo"] = "MemAvailable: 102400 kB\n"
+    status, reason, remedy = probes.swap(host(tmp_path, files))
+    assert status is Status.FAIL
+    assert reason == "200 MiB are swapped out, 100 MiB of memory are available"
+    assert "free memory" in remedy
 
 
 def test_merged_pages(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def observe(units: list[str]) -> dict[str, Any]:
             if " /run/user/" not in line and " /run/credentials/" not in line
         ),
         "settings": {path: Path(path).read_text() for path in _SETTINGS if Path(path).exists()},
+        "swap": _run("swapon", "--show=NAME,PRIO", "--noheadings"),
         "undo list": Path("/run/rekernel/undo.json").exists(),
         "upgrade unit": _run(
             "systemctl", "show", "rekernel-upgrade.service", "--property=ActiveState"
