@@ -15,7 +15,7 @@ from rekernel.agent.console import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
     from rekernel.handover.manifest import Mount
@@ -59,32 +59,18 @@ def expedite_rcu(on: bool) -> None:
         say(f"RCU is not expedited: {error.strerror}")
 
 
-def _module_parameters() -> dict[str, str]:
-    """Module -> its parameters on the kernel command line, which modprobe would pass on."""
-    found: dict[str, str] = {}
-    with open("/proc/cmdline") as file:
-        words = file.read().split()
-    for word in words:
-        module, dot, parameter = word.partition(".")
-        if dot and "=" in parameter and "=" not in module:
-            name = module.replace("-", "_")
-            found[name] = f"{found.get(name, '')} {parameter}".lstrip()
-    return found
-
-
-def load_modules(waves: Sequence[Sequence[str]]) -> list[str]:
+def load_modules(waves: Sequence[Sequence[str]], parameters: Mapping[str, str]) -> list[str]:
     """Load modules; those of one wave need none of the same wave, so they load in parallel.
 
+    ``parameters``: path -> what modprobe would give the module.
     Returns what failed, in words; a missing module shows itself soon enough where it matters.
     """
     failed: list[str] = []
-    parameters = _module_parameters()
 
     def load(path: str) -> None:
         file = os.path.basename(path)
-        name = file.partition(".")[0].replace("-", "_")
         try:
-            syscalls.finit_module(path, parameters.get(name, ""))
+            syscalls.finit_module(path, parameters.get(path, ""))
         except OSError as error:
             failed.append(f"{file}: {error.strerror}")
 

@@ -72,7 +72,7 @@ class _Preparation(threading.Thread):
             self._probe = str(error)
 
     def _mount_root(self) -> None:
-        for failure in boot.load_modules(self._raw["modules"]):
+        for failure in boot.load_modules(self._raw["modules"], self._raw["parameters"]):
             say(f"module {failure}")
         boot.switch_root(**self._raw["root"])
         self.root_stands = True

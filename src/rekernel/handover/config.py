@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rekernel.handover.manifest import Extent, build
@@ -39,6 +39,8 @@ class AgentConfig:
     criu_probe: tuple[str, ...]
     # Programs that the restore starts, with their libraries: read ahead while other work runs.
     prefetch: tuple[str, ...] = ()
+    # Of modules: path in the initrd -> text.
+    parameters: dict[str, str] = field(default_factory=dict)
 
 
 def dump_config(config: AgentConfig) -> dict[str, Any]:

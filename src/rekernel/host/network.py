@@ -1,6 +1,6 @@
 """The network as it stands, written out as input for ``ip -batch`` and ``nft -f``.
 
-Facts come from iproute2's and nft's JSON. What is not a plain link with addresses, routes and
+Facts come from iproute2's and nft's JSON. What is not a link with addresses, routes and
 neighbours is named by :func:`unsupported`, never left out silently.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.handover.manifest import Link, Network
+from rekernel.host import virtual_links
 from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"
@@ -80,6 +81,12 @@ class NetworkFacts:
     others: tuple[str, ...] = ()
 
 
+def kinds() -> list[str]:
+    """Of all interfaces that the kernel makes on top of others."""
+    shown = run_json(["ip", "-json", "-details", "link", "show"])
+    return sorted({kind for link in shown if (kind := virtual_links.kind_of(link))})
+
+
 def observe() -> NetworkFacts:
     """Read everything that :func:`describe` needs. Changes nothing."""
     return NetworkFacts(
@@ -121,9 +128,8 @@ def unsupported(facts: NetworkFacts) -> list[str]:
     """Interfaces (with their kind) and routes that :func:`describe` cannot make again."""
     found = []
     for link in facts.links:
-        kind = link.get("linkinfo", {}).get("info_kind")
-        if kind and link["ifname"] != "lo":
-            found.append(f"{link['ifname']} ({kind})")
+        if virtual_links.kind_of(link) and (why := virtual_links.unsupported(link)):
+            found.append(f"{link['ifname']} ({why})")
     for route in facts.routes:
         if not _made_by_kernel(route) and ("nexthops" in route or "encap" in route):
             found.append(f"route to {route['dst']} (several next hops or an encapsulation)")
@@ -140,21 +146,29 @@ def unsupported(facts: NetworkFacts) -> list[str]:
 
 def describe(facts: NetworkFacts) -> Network:
     """The settings as scripts. Loopback comes first, then links, addresses, routes."""
-    lines = []
-    links = []
+    devices = [link for link in facts.links if not virtual_links.kind_of(link)]
+    made = virtual_links.ordered(
+        link for link in facts.links if virtual_links.kind_of(link) in virtual_links.KINDS
+    )
+    # By the address that a device has by itself: a bond gives it another one.
+    links = [
+        Link(link["ifname"], link.get("permaddr", link["address"]))
+        for link in devices
+        if link["ifname"] != "lo"
+    ]
+    lines = [line for link in made for line in virtual_links.making(link)]
+    for link in (*devices, *made):
+        lines += virtual_links.joining(link, facts.links)
     # A disabled queue or flag follows from "up"; MTU does not.
-    for link in facts.links:
-        name = link["ifname"]
-        if link.get("linkinfo", {}).get("info_kind"):
-            continue
-        if name != "lo":
-            links.append(Link(name, link["address"]))
-        words = [f"link set dev {name} mtu {link['mtu']}"]
+    for link in (*devices, *made):
+        words = [f"link set dev {link['ifname']} mtu {link['mtu']}"]
+        if "permaddr" in link and "master" not in link:
+            words.append(f"address {link['address']}")
         # Before it is up: an address would be there already.
         if link.get("inet6_addr_gen_mode", "eui64") != "eui64":
             words.append(f"addrgenmode {link['inet6_addr_gen_mode']}")
         lines.append(" ".join([*words, "up" if "UP" in link["flags"] else "down"]))
-    known = {link.name for link in links} | {"lo"}
+    known = {link["ifname"] for link in (*devices, *made)}
     for entry in facts.addresses:
         if entry["ifname"] in known:
             lines += [

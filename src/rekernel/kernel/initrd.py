@@ -139,6 +139,11 @@ def _module_name(path: Path) -> str:
     return re.sub(r"\.ko(\.\w+)?$", ".ko", path.name)
 
 
+def module_parameters(modules: ModuleSet) -> dict[str, str]:
+    """The same for their parameters."""
+    return {f"{_MODULES}/{_module_name(path)}": text for path, text in modules.parameters.items()}
+
+
 def module_waves(modules: ModuleSet) -> tuple[tuple[str, ...], ...]:
     """Where :func:`build` puts the modules, for the agent's configuration."""
     return tuple(

@@ -6,7 +6,7 @@ import lzma
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rekernel.errors import BlockedError
@@ -23,6 +23,8 @@ class ModuleSet:
     """Module files in waves: each needs only modules of earlier ones."""
 
     waves: tuple[tuple[Path, ...], ...]
+    # File -> parameters, of modprobe.d(5) and the kernel command line.
+    parameters: dict[Path, str] = field(default_factory=dict)
 
     @property
     def files(self) -> list[Path]:
@@ -42,8 +44,13 @@ def _device_aliases(device: Path) -> list[str]:
     return aliases
 
 
-def needed_aliases(root_device: str, fstypes: Sequence[str]) -> list[str]:
-    """What must be loaded to reach the root file system, the network, and all that is mounted."""
+def needed_aliases(
+    root_device: str, fstypes: Sequence[str], link_kinds: Sequence[str]
+) -> list[str]:
+    """What must be loaded to reach the root file system, the network, and all that is mounted.
+
+    ``link_kinds``: "vlan", "bridge", …: of the interfaces that stand on others.
+    """
     aliases: list[str] = []
     number = os.stat(root_device).st_rdev
     block = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
@@ -52,6 +59,7 @@ def needed_aliases(root_device: str, fstypes: Sequence[str]) -> list[str]:
         if (link / "device").exists():
             aliases += _device_aliases(link / "device")
     aliases += [f"fs-{fstype}" for fstype in fstypes]
+    aliases += [f"rtnl-link-{kind}" for kind in link_kinds]
     aliases += ALWAYS
     return list(dict.fromkeys(aliases))
 
@@ -66,6 +74,7 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
         raise BlockedError(f"kernel {release} has no module index", f"run depmod {release}")
     depends = _dependencies(release)
     chosen: dict[str, None] = {}
+    parameters: dict[Path, str] = {}
     for alias in aliases:
         try:
             text = run(["modprobe", "-S", release, "--show-depends", "--", alias])
@@ -74,8 +83,11 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
         for line in text.splitlines():
             word, _, rest = line.partition(" ")
             if word == "insmod":
-                path = Path(os.path.realpath(rest.split()[0]))
+                name, _, options = rest.strip().partition(" ")
+                path = Path(os.path.realpath(name))
                 chosen.setdefault(str(path))
+                if options:
+                    parameters[path] = options
     rank: dict[str, int] = {}
 
     def rank_of(name: str) -> int:
@@ -90,7 +102,7 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
     waves: dict[int, list[Path]] = {}
     for name in chosen:
         waves.setdefault(rank_of(name), []).append(Path(name))
-    return ModuleSet(tuple(tuple(waves[level]) for level in sorted(waves)))
+    return ModuleSet(tuple(tuple(waves[level]) for level in sorted(waves)), parameters)
 
 
 def _dependencies(release: str) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import mounts
+from rekernel.host import mounts, network
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -72,12 +72,14 @@ def load_kernel(
     """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
     table = mounts.observe()
     root, device = mounts.root_config(table)
-    aliases = modules.needed_aliases(device, sorted({mount.fstype for mount in table}))
+    fstypes = sorted({mount.fstype for mount in table})
+    aliases = modules.needed_aliases(device, fstypes, network.kinds())
     chosen = modules.resolve(kernel.release, aliases)
     config = AgentConfig(
         machine_id=machine_id(),
         root=root,
         modules=initrd.module_waves(chosen),
+        parameters=initrd.module_parameters(chosen),
         region=Extent(where.whole.start, where.whole.end) if where else None,
         store=Extent(where.store.start, where.store.end) if where else None,
         store_file=str(store_file or ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from recorded import Recorded, on_each_kernel
 
 from rekernel.agent import boot
 from rekernel.agent.boot import RootNotFoundError
@@ -52,28 +50,9 @@ def test_no_root_file_system() -> None:
         boot.find_root(uuid, timeout=0)
 
 
-def parameters(cmdline: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    monkeypatch.setattr("builtins.open", lambda path: io.StringIO(cmdline))
-    found = boot._module_parameters()
-    monkeypatch.undo()
-    return found
-
-
-@on_each_kernel
-def test_parameters_of_modules(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    cmdline = recorded.text("cmdline")
-    assert parameters(cmdline, monkeypatch) == {"dax_hmem": "region_idle=1"}
-    more = "nvme-core.a=1 root=LABEL=a.b=c nvme_core.b=x.y single.flag snd.=1"
-    assert parameters(f"{cmdline} {more}", monkeypatch) == {
-        "dax_hmem": "region_idle=1",
-        "nvme_core": "a=1 b=x.y",
-        "snd": "=1",
-    }
-
-
 def test_modules_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "b.ko").write_bytes(b"no module")
-    failed = boot.load_modules([[str(tmp_path / "a.ko"), str(tmp_path / "b.ko")], []])
+    failed = boot.load_modules([[str(tmp_path / "a.ko"), str(tmp_path / "b.ko")], []], {})
     assert len(failed) == 2
     assert "a.ko: No such file or directory" in failed
     # Operation not permitted, or Exec format error: this kernel's word.

@@ -41,14 +41,12 @@ def test_a_plain_server(recorded: Recorded) -> None:
 def test_a_busy_router(recorded: Recorded) -> None:
     facts = recorded.network("net-busy")
     assert network.unsupported(facts) == [
-        "rkdummy (dummy)",
-        "rkvlan (vlan)",
         "route to 10.69.0.0/16 (several next hops or an encapsulation)",
     ]
     described = network.describe(facts)
     assert [link.name for link in described.links] == ["enp0s2"]
     lines = described.batch.splitlines()
-    assert not [line for line in lines if "rkdummy" in line or "rkvlan" in line or ".69." in line]
+    assert not [line for line in lines if ".69." in line]
     assert {
         "address replace 192.0.2.1 peer 192.0.2.2/32 dev enp0s2",
         "address replace 198.51.100.7/24 dev enp0s2 label enp0s2:1",
@@ -97,7 +95,10 @@ sys.path[:0] = sys.argv[1].split(":")
 from recorded import Recorded
 from rekernel.host import network
 from rekernel.run import run
-described = network.describe(Recorded(Path(sys.argv[2])).network(sys.argv[3]))
+facts = Recorded(Path(sys.argv[2])).network(sys.argv[3])
+# What needs a module, which not every machine that tests has, the VM tests set up.
+facts.links[:] = [link for link in facts.links if "linkinfo" not in link]
+described = network.describe(facts)
 run(["ip", "link", "add", "enp0s2", "address", described.links[0].mac,
      "type", "veth", "peer", "name", "far"])
 run(["ip", "link", "set", "far", "up"])

@@ -69,6 +69,8 @@ def test_a_virtual_machine(recorded: Recorded, tree: Path, monkeypatch: pytest.M
             assert needs <= done, path.name
         done |= {*wave}
     assert initrd.module_waves(found)[2] == ("/modules/virtio_net.ko",)
+    # From the kernel command line of that machine.
+    assert initrd.module_parameters(found) == {"/modules/dax_hmem.ko": "region_idle=1"}
 
 
 @on_each_kernel
