@@ -127,7 +127,9 @@ def test_phases_are_all_known(lab: Lab) -> None:
     # The events of the attempt before this one, which went through all of them.
     lines = lab.guest.text("cat /run/rekernel/events.jsonl").splitlines()
     events = [json.loads(line) for line in lines]
-    assert tuple(event["name"] for event in events if event["kind"] == "begin") == (*PHASES, "undo")
+    names = [event["name"] for event in events if event["kind"] == "begin"]
+    # Only where there are some.
+    assert [name for name in names if name != "gather strays"] == [*PHASES, "undo"]
 
 
 @pytest.mark.parametrize("phase", PHASES[:-1])

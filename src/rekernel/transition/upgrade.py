@@ -119,7 +119,8 @@ class Upgrade:
         self._check()
         pids = [pid for tree in carried for pid in tree.pids]
         leaving.pretend(PARENT, pids)
-        strays = self._gather(pids, swapped=bool(areas))
+        swapped = any(area.used_bytes for area in areas)
+        strays = self._gather(pids, swapped=swapped)
         self._assert_room(host, images, store_file, strays)
         self._check()
         with self._events.phase("stop what restarts"):
