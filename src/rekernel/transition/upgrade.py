@@ -102,6 +102,8 @@ class Upgrade:
         if blocking:
             names = ", ".join(f"{item.unit.name} ({item.reason})" for item in blocking)
             raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
+        if not plan.having(Verdict.CARRIED):
+            raise BlockedError("nothing would be carried", "reboot, or see `rekernel check`")
         images, store_file = self._make_room()
         with self._events.phase("load kernel"):
             cmdline = staging.new_cmdline(Path("/proc/cmdline").read_text())
