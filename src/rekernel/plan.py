@@ -95,7 +95,7 @@ def warnings_for(units: Sequence[UnitVerdict]) -> list[str]:
             "`rekernel setup` keeps services above those"
         )
     if not carried:
-        found.append("no unit would be carried: this is hardly more than a fast reboot")
+        found.append("nothing would be carried: an upgrade is refused, a reboot does the same")
     found += [
         f"{item.unit.name} ends: {item.reason}" for item in units if item.verdict is Verdict.ENDS
     ]

@@ -118,7 +118,7 @@ def test_warnings() -> None:
     found = plan.warnings_for(units)
     assert "process 400" in found[0]
     assert found[1].startswith("b.scope ends: ")
-    assert "no unit would be carried" in plan.warnings_for([])[0]
+    assert "nothing would be carried" in plan.warnings_for([])[0]
 
 
 def test_resident_bytes_of_nothing() -> None:
