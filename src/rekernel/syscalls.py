@@ -60,6 +60,7 @@ MADV_COLLAPSE = 25
 # arch/x86/entry/syscalls/syscall_64.tbl
 _NR_IOPRIO_SET = 251
 _NR_IOPRIO_GET = 252
+_NR_OPEN_BY_HANDLE_AT = 304
 _NR_FINIT_MODULE = 313
 _NR_KEXEC_FILE_LOAD = 320
 _NR_PIDFD_GETFD = 438
@@ -167,6 +168,16 @@ def take_descriptor(pid: int, number: int) -> int:
         return pidfd_getfd(pidfd, number)
     finally:
         os.close(pidfd)
+
+
+def open_by_handle(directory: int, kind: int, handle: bytes) -> int:
+    """open_by_handle_at(2), for its path only. ``directory``: an open one of the file system.
+
+    Raises OSError (ESTALE: no such file any more).
+    """
+    packed = struct.pack("Ii", len(handle), kind) + handle
+    flags = os.O_PATH | os.O_CLOEXEC
+    return _check(_syscall(_NR_OPEN_BY_HANDLE_AT, directory, packed, flags), "file handle")
 
 
 def ioprio_get(thread: int) -> int:

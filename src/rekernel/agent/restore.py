@@ -101,7 +101,18 @@ def _open_inherited(item: Inherited, links: Links) -> int:
         # As systemd leaves it to a service: it only ever writes.
         stream.shutdown(socket.SHUT_RD)
         return stream.detach()
-    return _open_file(item.path, item.flags | os.O_NOCTTY | os.O_CLOEXEC)
+    fd = _open_file(item.path, item.flags | os.O_NOCTTY | os.O_CLOEXEC)
+    if item.header:
+        _tell(fd, item)
+    return fd
+
+
+def _tell(fd: int, item: Inherited) -> None:
+    try:
+        os.write(fd, item.header.encode())
+    except OSError as error:
+        # Without it the process lacks a warning; it is not worth more.
+        say(f"{item.path} cannot be told what to watch for: {error.strerror}")
 
 
 def _open_file(path: str, flags: int) -> int:
@@ -408,3 +419,6 @@ def commit(restores: Restores) -> None:
         assert item.hook is not None
         item.hook.close()
         os.close(item.pidfd)
+        if item.tree.signal and not item.failure:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(item.tree.root_pid, item.tree.signal)

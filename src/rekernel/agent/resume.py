@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import syscalls
-from rekernel.agent import boot, cgroups, links, memory, network, processes, restore, watchdog
+from rekernel.agent import (
+    boot,
+    cgroups,
+    links,
+    memory,
+    network,
+    processes,
+    restore,
+    watchdog,
+    watched,
+)
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, say
 from rekernel.handover.config import AgentConfig, load_config
@@ -249,7 +259,7 @@ def _apply_settings(manifest: Manifest) -> None:
 
 
 def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:
-    with memory.without_limit_of_reservations():
+    with memory.without_limit_of_reservations(), watched.leading_to(manifest.watched):
         if manifest.memory.backend == "region":
             images = restore.WORK
             restores = restore.restore_all(manifest.trees, images, between, manifest.patience_s)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
+from rekernel.checkpoint import handles, pressure, watches
 from rekernel.checkpoint.externals import HUNG, Descriptor, descriptors, socket_of
 from rekernel.host.mounts import stays_behind
 
@@ -91,7 +92,8 @@ def find(pids: Sequence[int]) -> Obstacle | None:
 def _of_descriptors(pid: int, own: Collection[int]) -> Iterator[Obstacle]:
     queues = _device_of("/dev/mqueue")
     for item in descriptors(pid):
-        what = of_descriptor(item, queues, socket_of) or _of_pidfd(item, own)
+        what = of_descriptor(item, queues, socket_of)
+        what = what or _of_handle(item, own) or _of_pressure(item) or _of_watches(item)
         if what is not None:
             remedy = what.remedy
             if _RING in item.link and _needs_no_ring(pid):
@@ -132,15 +134,35 @@ def of_descriptor(
     return None
 
 
-def _of_pidfd(item: Descriptor, own: Collection[int]) -> Obstacle | None:
-    """A handle of a process: of one in the same unit, or that is gone (-1), it is made again."""
-    if item.link != "anon_inode:[pidfd]":
-        return None
+def _of_handle(item: Descriptor, own: Collection[int]) -> Obstacle | None:
+    """A pidfd: one of the same unit, of init, or of who is gone (-1) is made again."""
+    of = None
     with suppress(OSError):
-        info = Path(f"/proc/{item.pid}/fdinfo/{item.number}").read_text()
-        target = re.search(r"^Pid:\s*(-?\d+)", info, re.MULTILINE)
-        if target and int(target[1]) >= 0 and int(target[1]) not in own:
-            return Obstacle(f"a handle (pidfd) of process {target[1]}, which is not of its unit,")
+        of = handles.target(item)
+    if of is None or of < 0 or of in own:
+        return None
+    if of == handles.INIT and handles.can_be_replaced(item):
+        return None
+    return Obstacle(f"a handle (pidfd) of process {of}, which is not of its unit,")
+
+
+def _of_pressure(item: Descriptor) -> Obstacle | None:
+    if (
+        not pressure.is_watch(item.link, item.flags)
+        or pressure.told(item.pid, item.number) is not None
+    ):
+        return None
+    return Obstacle(f"{item.link}, which nobody tells what it watches for,")
+
+
+def _of_watches(item: Descriptor) -> Obstacle | None:
+    if item.link != watches.LINK:
+        return None
+    for path in watches.observe(item.pid, item.number):
+        if not path:
+            return Obstacle("a watch (inotify) of a deleted file")
+        if stays_behind(path) and not os.path.isdir(path):
+            return Obstacle(f"a watch (inotify) of {path}, which stays with this kernel,")
     return None
 
 

@@ -21,12 +21,13 @@ from rekernel.checkpoint.unixsockets import (
     holders,
     journal_streams,
     leading_out,
+    sent_to_init,
 )
 from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
 from rekernel.policy import Policy
 from rekernel.systemd import logins, unitfiles
 from rekernel.systemd.logins import Login
-from rekernel.systemd.units import Unit, processes_of
+from rekernel.systemd.units import Unit, members
 
 
 class Verdict(StrEnum):
@@ -54,13 +55,22 @@ class UnitVerdict:
     roots: tuple[int, ...] = ()
 
 
-def plumbing_reason(name: str) -> str | None:
-    """Why this unit boots afresh, or None if it does not."""
+def plumbing_reason(name: str, of: str = "units") -> str | None:
+    """Why this unit boots afresh, or None if it does not; ``of``: section of the table."""
     text = resources.files("rekernel.census").joinpath("plumbing.toml").read_text()
-    for pattern, reason in tomllib.loads(text)["units"].items():
+    for pattern, reason in tomllib.loads(text)[of].items():
         if fnmatch.fnmatch(name, pattern):
             return str(reason)
     return None
+
+
+def _runs_nothing(manager: Unit, groups: Iterable[str]) -> bool:
+    """Whether a user's manager could as well start afresh. ``groups``: of all processes."""
+    below = f"{manager.cgroup}/"
+    names = {path.rpartition("/")[2] for path in groups if path.startswith(below)}
+    return all(
+        name == "init.scope" or plumbing_reason(name, "user-units") is not None for name in names
+    )
 
 
 def _nested_namespaces(pids: Sequence[int]) -> str:
@@ -103,6 +113,14 @@ def _of_login(
     if login.service != "sshd":
         return Verdict.ENDS, f"{login.words}: only logins over ssh are carried yet", "use ssh"
     return verdict, login.words, ""
+
+
+def _of_manager(unit: Unit, verdict: Verdict, why: str) -> tuple[Verdict, str]:
+    """The same for a user's manager: to stop it would take the user's logins their /run/user/."""
+    words = f"{logins.user_of(unit.name)}'s own services"
+    if verdict is Verdict.CARRIED:
+        return verdict, words
+    return Verdict.ENDS, f"{words}: {why}"
 
 
 def _judge(
@@ -151,10 +169,7 @@ def _judge(
             Verdict.RESTARTED,
             f"process {shared.pid} shares {shared.what} with process {shared.other} outside of "
             f"its tree ({place})",
-            # The windows of a tmux that finds the user's bus, for one.
-            "what `systemd --user` runs is not carried yet"
-            if "/user@" in group
-            else "criu dumps one tree at a time: what they share would be torn apart",
+            "criu dumps one tree at a time: what they share would be torn apart",
         )
     return Verdict.CARRIED, "", ""
 
@@ -173,21 +188,25 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     A unit that policy says must be carried and cannot be blocks the upgrade.
     """
     found = []
-    members = {unit.name: processes_of(unit.cgroup) if unit.cgroup else {} for unit in units}
-    trees = {name: trees_of(processes, parents) for name, processes in members.items()}
+    processes_by_unit = members(units, parents)
+    groups = {path for pids in processes_by_unit.values() for path in pids.values()}
+    trees = {name: trees_of(processes, parents) for name, processes in processes_by_unit.items()}
     each = {(name, root): pids for name, own in trees.items() for root, pids in own.items()}
     sockets = unixsockets.observe()
     known = logins.observe()
     are_logins = {unit.name for unit in units if unit.is_login}
     lending = [(name, root) for name, root in each if name in are_logins]
-    common = sharing.find(each, parents, journal_streams(sockets), lending)
+    harmless = {*journal_streams(sockets), *sent_to_init(sockets)}
+    common = sharing.find(each, parents, harmless, lending)
     # The last one of a unit is as good as the first.
     shared = {name: item for (name, _), item in common.shared.items()}
     for unit in sorted(units, key=lambda item: item.name):
-        processes = members[unit.name]
+        processes = processes_by_unit[unit.name]
         if not processes:
             continue
         reason = plumbing_reason(unit.name)
+        if unit.is_manager and _runs_nothing(unit, groups):
+            reason = "it runs nothing of the user's but itself"
         # Whoever runs the machine comes before whoever wrote the unit.
         wish = policy.wish(unit.name) or unitfiles.wish(unit)
         roots = tuple(trees[unit.name])
@@ -196,27 +215,45 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             continue
         if wish == "restart":
             text = "policy says so" if policy.wish(unit.name) else "its unit file says so"
-            verdict = Verdict.ENDS if unit.is_login else Verdict.RESTARTED
+            verdict = Verdict.ENDS if unit.is_login or unit.is_manager else Verdict.RESTARTED
             found.append(UnitVerdict(unit, verdict, text, "", processes, roots))
             continue
         verdict, why, remedy = _judge(unit, processes, shared.get(unit.name))
         if unit.is_login:
             verdict, why, remedy = _of_login(known.get(unit.name), verdict, why, remedy)
+        elif unit.is_manager:
+            verdict, why = _of_manager(unit, verdict, why)
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
         found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots))
     lenders: dict[str, set[str]] = {}
     for (name, _), others in common.borrowed.items():
         lenders.setdefault(name, set()).update(other for other, _ in others)
+    for name, managers in _managers_of(found).items():
+        lenders.setdefault(name, set()).update(managers)
     return _with_broken_connections(_with_lenders(found, lenders), sockets)
+
+
+def _managers_of(units: Sequence[UnitVerdict]) -> dict[str, set[str]]:
+    """Who has processes in the control groups of a user's manager, and of which."""
+    managers = [item.unit for item in units if item.unit.is_manager]
+    return {
+        item.unit.name: {
+            unit.name
+            for unit in managers
+            if any(path.startswith(f"{unit.cgroup}/") for path in item.processes.values())
+        }
+        for item in units
+        if not item.unit.is_manager
+    }
 
 
 def _with_lenders(
     units: Sequence[UnitVerdict], lenders: Mapping[str, Iterable[str]]
 ) -> list[UnitVerdict]:
-    """A login whose terminal is that of another one goes where that goes.
+    """A login goes where the one goes whose terminal it has, or the manager that runs part of it.
 
-    ``lenders``: unit -> the units whose terminals it has open.
+    ``lenders``: unit -> the units that it cannot go along without.
     """
     found = {item.unit.name: item for item in units}
     changed = True
@@ -226,7 +263,7 @@ def _with_lenders(
             item = found[name]
             lost = [other for other in others if found[other].verdict is not Verdict.CARRIED]
             if item.verdict is Verdict.CARRIED and lost:
-                reason = f"{item.reason}: it has a terminal of {lost[0]} open, which is not carried"
+                reason = f"{item.reason}: part of it is in {lost[0]}, which is not carried"
                 found[name] = dataclasses.replace(item, verdict=Verdict.ENDS, reason=reason)
                 changed = True
     return list(found.values())
@@ -240,6 +277,7 @@ def _with_broken_connections(
     owner = {inode: item for item, inodes in zip(units, own, strict=True) for inode in inodes}
     found = []
     for item, inodes in zip(units, own, strict=True):
+        unit = item.unit
         broken: dict[str, None] = {}
         for near, far in leading_out(inodes, sockets):
             other = owner.get(near.peer)
@@ -247,7 +285,7 @@ def _with_broken_connections(
                 continue
             if other is None or other.verdict is not Verdict.CARRIED:
                 broken[other.unit.name if other else (far and far.name) or "a process"] = None
-        if item.verdict is Verdict.CARRIED and broken and not item.unit.is_login:
+        if item.verdict is Verdict.CARRIED and broken and not (unit.is_login or unit.is_manager):
             reason = f"its connection to {', '.join(broken)} ends, as when that starts again"
             item = dataclasses.replace(item, reason=reason)
         found.append(item)

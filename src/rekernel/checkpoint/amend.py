@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rekernel.checkpoint import timers, unixentries
+from rekernel.checkpoint import executables, handles, timers, unixentries, watches
 from rekernel.checkpoint.images import entries, fields
 from rekernel.checkpoint.unixentries import UnixEntry
 
 # Fields of file_entry (criu's images/fdinfo.proto).
-_TIMER, _UNIX = 12, 16
+_TIMER, _INOTIFY, _UNIX, _PIDFD = 12, 13, 16, 22
 
 
 @dataclass(frozen=True, slots=True)
-class Sockets:
-    """Inodes of the trees' own unix sockets: without a peer; with a descriptor in their queue."""
+class Wanted:
+    """``disconnected``: inodes of sockets that shall have no peer. ``stand_ins``: inodes of handles
+    that shall be of init.
+    """
+
+    disconnected: Collection[int] = ()
+    stand_ins: Collection[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Amended:
+    """Inodes of the trees' own unix sockets: without a peer; with a descriptor in their queue.
+
+    ``watched``: name below manifest.WATCHED -> file that it shall lead to.
+    """
 
     unconnected: frozenset[int]
     with_descriptors: frozenset[int]
+    watched: dict[str, str] = field(default_factory=dict)
 
 
-def amend(data: bytearray, disconnected: Collection[int]) -> tuple[int, list[UnixEntry]]:
+def amend(
+    data: bytearray, wanted: Wanted, watched: dict[str, str] | None
+) -> tuple[int, list[UnixEntry]]:
     """Mend a files.img in place: how many entries that were, and its sockets as they were.
 
-    ``disconnected``: inodes of sockets that shall have no peer. Raises ImageError.
+    ``watched`` is added to; None for a tree with a mount namespace of its own, in which criu finds
+    what is watched. Raises ImageError, RekernelError.
     """
     changed = 0
     sockets = []
@@ -33,24 +50,31 @@ def amend(data: bytearray, disconnected: Collection[int]) -> tuple[int, list[Uni
         for number, _, inner, after in fields(data, start, end):
             if number == _TIMER:
                 changed += timers.rearm(data, inner, after)
+            elif number == _PIDFD:
+                changed += handles.name_init(data, inner, after, wanted.stand_ins)
+            elif number == _INOTIFY and watched is not None:
+                changed += watches.give_paths(data, inner, after, watched)
             elif number == _UNIX:
                 entry = unixentries.parse(data, inner, after)
                 if entry.external:
                     continue
                 sockets.append(entry)
-                if entry.inode in disconnected:
+                if entry.inode in wanted.disconnected:
                     unixentries.disconnect(data, entry)
                     changed += 1
     return changed, sockets
 
 
-def amend_images(images: Path, disconnected: Collection[int]) -> Sockets:
-    """All trees below a directory. Raises ImageError, OSError."""
+def amend_images(images: Path, wanted: Wanted) -> Amended:
+    """All trees below a directory. Raises ImageError, RekernelError, OSError."""
     unconnected: set[int] = set()
     with_descriptors: set[int] = set()
+    watched: dict[str, str] = {}
     for path in images.glob("*/files.img"):
         data = bytearray(path.read_bytes())
-        changed, sockets = amend(data, disconnected)
+        own_mounts = any(path.parent.glob("mountpoints-*.img"))
+        changed, sockets = amend(data, wanted, None if own_mounts else watched)
+        changed += executables.separate(data, path.parent)
         if changed:
             path.write_bytes(data)
         unconnected |= {item.inode for item in sockets if not item.peer}
@@ -58,4 +82,4 @@ def amend_images(images: Path, disconnected: Collection[int]) -> Sockets:
         if queues.exists():
             numbers = set(unixentries.with_descriptors(bytearray(queues.read_bytes())))
             with_descriptors |= {item.inode for item in sockets if item.number in numbers}
-    return Sockets(frozenset(unconnected), frozenset(with_descriptors))
+    return Amended(frozenset(unconnected), frozenset(with_descriptors), watched)

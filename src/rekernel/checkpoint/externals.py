@@ -6,10 +6,12 @@ import os
 import re
 import socket
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.checkpoint import pressure
 from rekernel.handover.manifest import Inherited
 from rekernel.host.mounts import observe
 
@@ -20,8 +22,8 @@ HUNG = re.compile(r"/dev/pts/(\d+) \(deleted\)$")
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """``dump``: value for criu dump --external; ``inherited``: what restore gives back for it, if
-    anything.
+    """``dump``: value for criu dump --external, "" for what criu opens by itself if it is given
+    nothing; ``inherited``: what restore gives back for it, if anything.
     """
 
     dump: str
@@ -82,7 +84,8 @@ def socket_of(pid: int, number: int) -> socket.socket:
 
 
 def files(pids: Sequence[int]) -> list[External]:
-    """The files of a tree that were opened in another mount namespace than its own, each once.
+    """The files of a tree that criu could not open as they were, each once: opened in another mount
+    namespace than its own, or told something since.
 
     A process that is gone has none.
     """
@@ -94,27 +97,34 @@ def files(pids: Sequence[int]) -> list[External]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         for item in opened:
-            if (
+            if pressure.is_watch(item.link, item.flags):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    _add_told(found, item)
+            elif (
                 item.link.startswith("/")
                 and item.mount_id not in own_mounts
                 # Nothing that could be opened again: a memfd, which criu takes along by itself.
                 and not item.link.endswith(" (deleted)")
             ):
                 # Opened by the init system before it entered the unit's mount namespace.
-                key = f"file[{item.mount_id:x}:{item.inode:x}]"
-                found.setdefault(
-                    key,
-                    External(
-                        key,
-                        Inherited(
-                            "file",
-                            f"fd[{{fd}}]:{key}",
-                            path=item.link,
-                            flags=item.flags & (os.O_ACCMODE | os.O_APPEND),
-                        ),
-                    ),
-                )
+                _add_file(found, item)
     return list(found.values())
+
+
+def _add_file(found: dict[str, External], item: Descriptor) -> None:
+    key = f"file[{item.mount_id:x}:{item.inode:x}]"
+    flags = item.flags & (os.O_ACCMODE | os.O_APPEND)
+    given = Inherited("file", f"fd[{{fd}}]:{key}", path=item.link, flags=flags)
+    found.setdefault(key, External(key, given))
+
+
+def _add_told(found: dict[str, External], item: Descriptor) -> None:
+    told = (pressure.told(item.pid, item.number) or b"").decode()
+    # By its path: of an external file criu would take the path and open it once more.
+    argument = f"fd[{{fd}}]:{item.link.lstrip('/')}"
+    flags = item.flags & (os.O_ACCMODE | os.O_NONBLOCK)
+    given = Inherited("file", argument, path=item.link, flags=flags, header=told)
+    found.setdefault(item.link, External("", given))
 
 
 def owned_terminals(opened: Collection[Descriptor]) -> tuple[int, ...]:

@@ -70,6 +70,11 @@ def entries(data: bytearray) -> Iterator[tuple[int, int]]:
         yield start, at
 
 
-def set_to_zero(data: bytearray, start: int, end: int) -> None:
-    """Make the varint at data[start:end] a zero of the same length."""
-    data[start:end] = b"\x80" * (end - start - 1) + b"\0"
+def set_varint(data: bytearray, start: int, end: int, value: int) -> None:
+    """Make the varint at data[start:end] another number, in as many bytes. Raises ImageError."""
+    if value >> 7 * (end - start):
+        raise ImageError(f"{value} does not fit into {end - start} bytes")
+    for at in range(start, end):
+        more = 0x80 if at < end - 1 else 0
+        data[at] = value & 0x7F | more
+        value >>= 7

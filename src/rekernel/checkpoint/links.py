@@ -24,11 +24,13 @@ from rekernel.checkpoint.unixsockets import (
     journal_streams,
     leading_out,
     observe,
+    sent_to_init,
     unaccepted,
 )
 from rekernel.errors import RekernelError
 from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink
+from rekernel.systemd import journal
 
 # include/uapi/asm-generic/socket.h; sizes are doubled when set.
 _SO_PASSCRED, _SO_RCVTIMEO, _SO_SNDTIMEO, _SO_PASSSEC, _SO_PEEK_OFF = 16, 20, 21, 34, 42
@@ -44,13 +46,10 @@ class UnsettledError(RekernelError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A tree as far as links are concerned. ``header``: what its stream to the journal begins
-    with.
-    """
+    """A tree as far as links are concerned."""
 
     name: str
     pids: Sequence[int]
-    header: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def take(trees: Sequence[Member]) -> Taken:
     """
     sockets = observe()
     own = [holders(tree.pids) for tree in trees]
-    owner = _owners(trees, own, journal_streams(sockets))
+    owner = _owners(trees, own, {*journal_streams(sockets), *sent_to_init(sockets)})
     _assert_accepted(trees, own, owner, sockets)
     maker = _Maker([[] for _ in trees])
     done: set[int] = set()
@@ -89,7 +88,7 @@ def take(trees: Sequence[Member]) -> Taken:
                 maker.link(near.kind, [end, (other, near.peer, *own[other][near.peer])])
                 done.add(near.peer)
             elif far is not None and far.name == JOURNAL_STDOUT:
-                maker.journal(index, near.inode, trees[index].header)
+                maker.journal(end, far.inode)
             else:
                 maker.link(near.kind, [end])
     return Taken(
@@ -102,13 +101,13 @@ def take(trees: Sequence[Member]) -> Taken:
 
 
 def _owners(
-    trees: Sequence[Member], own: Sequence[dict[int, tuple[int, int]]], journal: Collection[int]
+    trees: Sequence[Member], own: Sequence[dict[int, tuple[int, int]]], harmless: Collection[int]
 ) -> dict[int, int]:
     owner: dict[int, int] = {}
     for index, inodes in enumerate(own):
         for inode in inodes:
-            # Of one to the journal each gets one of its own: nobody can tell.
-            if inode in owner and inode not in journal:
+            # Of one to the journal or to init each gets one of its own: nobody can tell.
+            if inode in owner and inode not in harmless:
                 raise RekernelError(
                     f"{trees[owner[inode]].name} and {trees[index].name} share a socket",
                     "restart one of them, or let policy restart it",
@@ -149,9 +148,12 @@ class _Maker:
         self.disconnected: set[int] = set()
         self.queues: dict[str, bytes] = {}
 
-    def journal(self, tree: int, inode: int, header: str) -> None:
-        """A connection to the journal's stdout socket."""
-        given = Inherited("journal", _argument(inode), header=header)
+    def journal(self, end: tuple[int, int, int, int], far: int) -> None:
+        """A connection to the journal's stdout socket, and the inode of the journal's end."""
+        tree, inode, pid, number = end
+        # All sockets are of one file system.
+        device = os.stat(f"/proc/{pid}/fd/{number}").st_dev
+        given = Inherited("journal", _argument(inode), header=journal.header_of(device, far))
         self.externals[tree].append(External(f"unix[{inode}]", given))
 
     def link(self, kind: int, ends: Sequence[tuple[int, int, int, int]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rekernel.checkpoint.images import ImageError, fields, set_to_zero
+from rekernel.checkpoint.images import ImageError, fields, set_varint
 
 # Fields of unix_sk_entry (criu's images/sk-unix.proto).
 _ID, _INODE, _FLAGS, _PEER = 1, 2, 6, 8
@@ -46,7 +46,7 @@ def parse(data: bytearray, start: int, end: int) -> UnixEntry:
 
 def disconnect(data: bytearray, entry: UnixEntry) -> None:
     """Change the image that an entry was found in."""
-    set_to_zero(data, entry.start, entry.end)
+    set_varint(data, entry.start, entry.end, 0)
 
 
 def with_descriptors(queues: bytearray) -> Iterator[int]:

@@ -103,6 +103,15 @@ def journal_streams(sockets: Iterable[UnixSocket]) -> set[int]:
     return {item.peer for item in sockets if item.name == JOURNAL_STDOUT and item.peer}
 
 
+def sent_to_init(sockets: Iterable[UnixSocket]) -> set[int]:
+    """Inodes of sockets that are connected with one of init, which boots afresh.
+
+    What init starts may have got some that init has as well.
+    """
+    of_init = holders([1])
+    return {item.inode for item in sockets if item.peer in of_init}
+
+
 def holders(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
     """Inode -> process and descriptor, of all sockets that these processes have open.
 

@@ -15,6 +15,8 @@ from typing import Any
 
 SCHEMA = 1
 MANIFEST_BLOB = "manifest.json"
+# Where criu's images look for watched files that have no path for it.
+WATCHED = "/run/rekernel/watched"
 
 
 class ManifestError(Exception):
@@ -88,8 +90,9 @@ class Network:
 class Inherited:
     """A descriptor to give to criu; ``argument`` has {fd} for its number.
 
-    ``kind``: "journal" (a connection to the journal's stdout socket, after sending ``header``),
-    "file" (``path``, opened with ``flags``) or "unix" (``end`` of the link with number ``link``).
+    ``kind``: "journal" (a connection to the journal's stdout socket), "file" (``path``, opened with
+    ``flags``) or "unix" (``end`` of the link with number ``link``). ``header``: what is written to
+    it first, "" for nothing.
     """
 
     kind: str
@@ -185,6 +188,8 @@ class Tree:
     after: tuple[str, ...] = ()
     # Numbers of the terminals that criu makes again in it, ascending.
     terminals: tuple[int, ...] = ()
+    # Signal for its first process as soon as it runs, 0 for none.
+    signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +247,9 @@ class Manifest:
     # Connections over unix sockets that no single restore can bring back.
     links: tuple[UnixLink, ...] = ()
     datagrams: tuple[DatagramLink, ...] = ()
+    # Name below WATCHED -> file, not followed if it is a symbolic link: it leads there while the
+    # trees are restored.
+    watched: dict[str, str] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
     # What the old side already knows for the report, passed through unread.
     report: dict[str, Any] = field(default_factory=dict)

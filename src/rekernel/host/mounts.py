@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +145,15 @@ def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
 
 
 def plan(
-    mounts: Sequence[MountInfo], of_logins: Collection[str] = ()
+    mounts: Sequence[MountInfo], of_logins: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[list[Mount], list[TmpfsPlan]]:
     """What the agent mounts, and which tmpfs contents it needs for that.
 
     Credentials and /run/user/UID belong to init and to the user managers that it starts, which
-    mount them again; but for those of ``of_logins``, carried ones.
+    mount them again; but for those of ``of_logins``, carried ones: which, and what of each stays
+    behind.
     """
+    of_logins = of_logins or {}
     todo: list[Mount] = []
     contents: list[TmpfsPlan] = []
     for mount in mounts:
@@ -176,9 +178,7 @@ def plan(
                 if other.target.startswith(f"{mount.target}/")
             )
             exclude = _run_exclusions() if mount.target == "/run" else ()
-            if mount.target in of_logins:
-                # The user manager starts afresh.
-                exclude = ("systemd",)
+            exclude = of_logins.get(mount.target, exclude)
             contents.append(TmpfsPlan(mount.target, (*exclude, *inner)))
         todo.append(
             Mount(

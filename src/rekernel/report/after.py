@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from rekernel.census import connections, snapshot
+from rekernel.census.processes import parents
 from rekernel.errors import RekernelError
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.history import History
-from rekernel.systemd.units import processes_of, show
+from rekernel.systemd.units import members, show
 
 
 def names(agent: Mapping[str, Any], *verdicts: str) -> list[str]:
@@ -29,9 +30,11 @@ def observe(agent: Mapping[str, Any], history: History) -> After:
     units = {}
     pids: list[int] = []
     carried = set(names(agent, "carried"))
+    shown = show(wanted)
+    found = members(shown, parents())
     # systemctl names a unit by its own Id, so it is paired by order.
-    for name, unit in zip(wanted, show(wanted), strict=False):
-        processes = sorted(processes_of(unit.cgroup)) if unit.cgroup else []
+    for name, unit in zip(wanted, shown, strict=False):
+        processes = sorted(found[unit.name])
         units[name] = UnitAfter(
             active=unit.active == "active",
             main_pid=unit.main_pid,
@@ -50,6 +53,10 @@ def observe(agent: Mapping[str, Any], history: History) -> After:
     seen = snapshot.take(pids)
     with suppress(OSError):
         history.keep(str(agent["id"]), snapshot.AFTER, {"schema": 1, "processes": seen})
-    common = before["processes"].keys() & seen.keys()
-    differences = snapshot.differences(before["processes"], seen)
+    # A user's manager has started itself anew.
+    managers = {str(unit.main_pid) for unit in shown if unit.is_manager}
+    common = (before["processes"].keys() & seen.keys()) - managers
+    differences = snapshot.differences(
+        {pid: before["processes"][pid] for pid in common}, {pid: seen[pid] for pid in common}
+    )
     return After(units, open_now, len(common), differences)

@@ -74,6 +74,9 @@ def needed(units: Sequence[Unit], policy: Policy) -> dict[str, list[Remedy]]:
         transient = unit.properties.get("FragmentPath", "").startswith("/run/")
         if wish == "restart" or transient or (plumbing_reason(unit.name) and wish != "carry"):
             continue
+        # One would be for everything that the user runs.
+        if unit.is_manager:
+            continue
         remedies = [PRIVATE_USERS] if unit.private_users else []
         pids = list(processes_of(unit.cgroup)) if unit.cgroup else []
         curable = obstacles.curable(pids)

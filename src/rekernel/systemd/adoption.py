@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import glob
 import os
-import re
 from collections.abc import Sequence
 
 from rekernel.host.mounts import MountInfo
@@ -63,7 +62,7 @@ def _escape(text: str) -> str:
 
 
 def section(unit: Unit) -> str:
-    """The section of one running unit, or of a slice."""
+    """The section of one active unit, running or not, or of a slice."""
     properties = unit.properties
     lines = [unit.name]
     if properties.get("FragmentPath", "").startswith("/run/systemd/transient/"):
@@ -76,12 +75,9 @@ def section(unit: Unit) -> str:
         stamp = _timestamp(properties.get(name, ""))
         if stamp is not None:
             lines.append(f"{key}={stamp}")
-    lines += [
-        "condition-result=yes",
-        "assert-result=yes",
-        f"cgroup={unit.cgroup}",
-        "cgroup-realized=yes",
-    ]
+    lines += ["condition-result=yes", "assert-result=yes"]
+    if unit.cgroup:
+        lines += [f"cgroup={unit.cgroup}", "cgroup-realized=yes"]
     if properties.get("InvocationID"):
         lines.append(f"invocation-id={properties['InvocationID']}")
     lines += [f"state={unit.sub}", "result=success"]
@@ -127,24 +123,3 @@ def keep_private_tmps(private_tmps: dict[str, tuple[str, str]]) -> str:
             if path not in kept
         ]
     return "\n".join(lines) + "\n"
-
-
-def _program(unit: Unit) -> str:
-    """systemd's default identifier: the base name of the command, before links are followed."""
-    # "{ path=/usr/bin/redis-server ; argv[]=..."; the executable may be redis-check-rdb.
-    command = re.match(r"\{ path=(\S+) ;", unit.properties.get("ExecStart", ""))
-    if command:
-        return os.path.basename(command[1])
-    try:
-        return os.path.basename(os.readlink(f"/proc/{unit.main_pid}/exe"))
-    except OSError:
-        return ""
-
-
-def journal_header(unit: Unit) -> str:
-    """What a service sends first on its connection to the journal (src/core/exec-invoke.c)."""
-    properties = unit.properties
-    identifier = properties.get("SyslogIdentifier") or _program(unit)
-    priority = properties.get("SyslogPriority") or "30"
-    prefix = "0" if properties.get("SyslogLevelPrefix") == "no" else "1"
-    return "\n".join([identifier, unit.name, priority, prefix, "0", "0", "0"]) + "\n"

@@ -8,6 +8,7 @@ again while it deserializes.
 
 from __future__ import annotations
 
+import pwd
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.systemd import unitfiles
-from rekernel.systemd.units import Unit
+from rekernel.systemd.units import Unit, manager_of
 
 _SYSTEMD = Path("/run/systemd")
 # Jobs, descriptors and numbers that mean something to the systemd and the kernel of now only.
@@ -45,12 +46,12 @@ class Login:
 class Left:
     """What the next systemd is to find below /run. ``files``: path -> text.
 
-    ``directories``: what /run/user has of whom has logged in.
+    ``directories``: what /run/user has of whom has logged in, and what of each stays behind.
     """
 
     files: Mapping[str, str]
     fifos: tuple[str, ...]
-    directories: tuple[str, ...]
+    directories: Mapping[str, tuple[str, ...]]
 
 
 def observe(systemd: Path = _SYSTEMD) -> dict[str, Login]:
@@ -65,38 +66,66 @@ def observe(systemd: Path = _SYSTEMD) -> dict[str, Login]:
             host=values.get("REMOTE_HOST", ""),
         )
         for _, _, values in _sessions(systemd)
+        if "SCOPE" in values
     }
 
 
 def leave(units: Collection[Unit], systemd: Path = _SYSTEMD) -> Left:
-    """For these carried logins. Raises OSError if one ended meanwhile."""
-    scopes = {unit.name for unit in units}
+    """For these carried logins and managers. Raises OSError if one ended meanwhile."""
+    names = {unit.name for unit in units}
     files: dict[str, str] = {}
     fifos = []
-    directories: dict[str, None] = {}
+    users = {str(uid) for uid in _of_managers(units)}
     for path, text, values in _sessions(systemd):
-        if values["SCOPE"] in scopes:
+        if values.get("SCOPE", f"user@{values['UID']}.service") in names:
             files[str(path)] = _for_the_next(text)
-            user = systemd / "users" / values["UID"]
-            files[str(user)] = _for_the_next(user.read_text())
-            directories[f"/run/user/{values['UID']}"] = None
+            users.add(values["UID"])
             if "FIFO" in values:
                 fifos.append(values["FIFO"])
+    for uid in users:
+        path = systemd / "users" / uid
+        files[str(path)] = _for_the_next(path.read_text())
     for unit in units:
         for path in unitfiles.files_of(unit):
             # All others are where they are on a disk.
             if path.is_relative_to(systemd):
                 files[str(path)] = path.read_text()
-    return Left(files, tuple(fifos), tuple(directories))
+    return Left(
+        files,
+        tuple(fifos),
+        {
+            # A manager that starts afresh makes its own.
+            f"/run/user/{uid}": () if f"user@{uid}.service" in names else ("systemd",)
+            for uid in sorted(users)
+        },
+    )
 
 
-def slices(units: Collection[Unit]) -> list[str]:
-    """The slices that these logins lie in: nobody else starts them."""
-    return sorted({unit.properties["Slice"] for unit in units})
+def user_of(manager: str) -> str:
+    """Name of the user whose manager a unit is, or the UID if it has none."""
+    uid = manager_of(manager)
+    try:
+        return pwd.getpwuid(uid or 0).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def taken_along(units: Collection[Unit]) -> list[str]:
+    """Units without processes that these logins and managers need, and that nobody else starts."""
+    slices = {unit.properties["Slice"] for unit in units}
+    # Managers are bound to them.
+    return sorted(slices | {f"user-runtime-dir@{uid}.service" for uid in _of_managers(units)})
+
+
+def _of_managers(units: Collection[Unit]) -> list[int]:
+    return [uid for unit in units if (uid := manager_of(unit.name)) is not None]
 
 
 def _sessions(systemd: Path) -> Iterator[tuple[Path, str, dict[str, str]]]:
-    """File, its text and its values of every session; without those that end just now."""
+    """File, its text and its values of every session that somebody or a user's manager has.
+
+    Without those that end just now. That of a manager has no scope.
+    """
     directory = systemd / "sessions"
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
         if path.suffix == ".ref":
@@ -106,7 +135,8 @@ def _sessions(systemd: Path) -> Iterator[tuple[Path, str, dict[str, str]]]:
         except FileNotFoundError:
             continue
         values = dict(_assignments(text))
-        if "SCOPE" in values and "UID" in values:
+        is_manager = values.get("CLASS", "").startswith("manager")
+        if "UID" in values and ("SCOPE" in values or is_manager):
             yield path, text, values
 
 

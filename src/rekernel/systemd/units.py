@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,18 @@ _PROPERTIES = (
 
 
 _LOGIN = re.compile(r"session-[^/]+\.scope$")
+_MANAGER = re.compile(r"user@(\d+)\.service$")
 
 
 def is_login(unit: str) -> bool:
     """Whether a unit is what somebody runs who has logged in (pam_systemd(8))."""
     return bool(_LOGIN.match(unit))
+
+
+def manager_of(unit: str) -> int | None:
+    """UID of the user whose manager (``systemd --user``) a unit is; None of any other unit."""
+    match = _MANAGER.match(unit)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,11 @@ class Unit:
     def is_login(self) -> bool:
         """As :func:`is_login`."""
         return is_login(self.name)
+
+    @property
+    def is_manager(self) -> bool:
+        """Whether it is the manager of a user's own services, with those."""
+        return manager_of(self.name) is not None
 
     @property
     def private_users(self) -> bool:
@@ -101,6 +113,26 @@ def _active(types: str) -> list[str]:
          "--state=active,activating,deactivating,reloading,refreshing"]
     )  # fmt: skip
     return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict[int, str]]:
+    """Of each unit its processes: PID -> control group. Without one it has none.
+
+    Those in control groups are its own, but for what a user's manager has taken over at the wish of
+    who started it, a window of tmux say: that belongs to whom its parent belongs to.
+    """
+    listed = list(units)
+    found = {unit.name: processes_of(unit.cgroup) if unit.cgroup else {} for unit in listed}
+    owners = {pid: name for name, pids in found.items() for pid in pids}
+    for unit in listed:
+        for pid in [*found[unit.name]] if unit.is_manager else ():
+            above = parents.get(pid)
+            while above is not None and owners.get(above) == unit.name:
+                above = parents.get(above)
+            home = owners.get(above) if above is not None else None
+            if home is not None:
+                found[home][pid] = found[unit.name].pop(pid)
+    return found
 
 
 def processes_of(cgroup: str) -> dict[int, str]:

@@ -10,11 +10,14 @@ from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
 from rekernel.host import mounts, network, sysctls
-from rekernel.host.mounts import MountInfo, TmpfsPlan
+from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.systemd import adoption, logins
 from rekernel.systemd.units import show
 from rekernel.transition.staging import mapped_files
 from rekernel.transition.trees import CarriedTree
+
+# Programs tell by it that systemd is the init system (sd_booted(3)); a user's manager ends without.
+_BOOTED = "/run/systemd/system"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,20 @@ class HostFacts:
 def observe(trees: Sequence[CarriedTree]) -> HostFacts:
     """Read it all. Raises RekernelError, or OSError if a process ended meanwhile."""
     units = list({tree.verdict.unit.name: tree.verdict.unit for tree in trees}.values())
-    of_logins = [unit for unit in units if unit.is_login]
+    of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
     table = mounts.observe()
     todo, contents = mounts.plan(table, left.directories)
     private_tmps = {}
-    directories: set[str] = set()
+    directories = {_BOOTED}
     for tree in trees:
         own = mounts.observe(str(tree.options.root_pid))
         directories.update(mounts.mount_points(own))
         private_tmp = adoption.private_tmp(own)
         if private_tmp is not None:
             private_tmps[tree.verdict.unit.name] = private_tmp
+        # Whoever makes them again finds them there.
+        directories.update(path for path in tree.watched if stays_behind(path))
     bind = Mount(RESTORE_ROOT, "", "/", syscalls.MS_BIND, transient=True)
     return HostFacts(
         table=tuple(table),
@@ -65,6 +70,7 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
         sysctls=sysctls.values(),
         systemd_header=adoption.header(private_tmps),
         systemd_units={
-            unit.name: adoption.section(unit) for unit in (*show(logins.slices(of_logins)), *units)
+            unit.name: adoption.section(unit)
+            for unit in (*show(logins.taken_along(of_logins)), *units)
         },
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -13,8 +14,8 @@ from rekernel.agent.terminals import REACH
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals, links, unkept
-from rekernel.checkpoint.amend import Sockets
+from rekernel.checkpoint import externals, links, unkept, watches
+from rekernel.checkpoint.amend import Amended
 from rekernel.checkpoint.options import (
     TreeOptions,
     holds_namespace,
@@ -25,8 +26,11 @@ from rekernel.checkpoint.options import (
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
 from rekernel.host.mounts import stays_behind
-from rekernel.systemd import adoption
-from rekernel.systemd.units import processes_of
+from rekernel.systemd.units import members
+
+# systemd(1). It takes its services over from itself: those it knows by the numbers of their handles
+# (pidfds), which are others on each kernel, and would not listen to what they notify it of.
+_REEXECUTE = signal.SIGRTMIN + 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,14 @@ class CarriedTree:
     processes: dict[int, str]
     options: TreeOptions
     inherited: tuple[externals.External, ...]
-    journal_header: str
     # Known once it is frozen.
     unkept: Unkept = field(default_factory=Unkept)
     # Names of the trees whose terminals it has open.
     lenders: tuple[str, ...] = ()
     # Numbers of the terminals that it gets back by itself.
     terminals: tuple[int, ...] = ()
+    # Directories and files that it watches (inotify).
+    watched: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,10 +69,11 @@ def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
 
     Raises OSError if one ended meanwhile, RekernelError for a terminal that cannot come back.
     """
-    now = [processes_of(item.unit.cgroup) for item in units]
     parent = parents()
+    now = members([item.unit for item in units], parent)
     found = []
-    for item, processes in zip(units, now, strict=True):
+    for item in units:
+        processes = now[item.unit.name]
         # There may be other trees than when it was judged, and their names depend on how many.
         roots = trees_of(processes, parent)
         verdict = dataclasses.replace(item, processes=processes, roots=tuple(roots))
@@ -84,16 +90,24 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
         private_mounts=holds_namespace(root, "mnt"),
         lazy=lazy,
         led_elsewhere=led_elsewhere(root),
-        externals=tuple(external.dump for external in inherited),
+        externals=tuple(external.dump for external in inherited if external.dump),
     )
+    opened = _opened(pids)
     return CarriedTree(
         verdict,
         {pid: verdict.processes[pid] for pid in pids},
         options,
         tuple(inherited),
-        adoption.journal_header(verdict.unit),
-        terminals=externals.owned_terminals(_opened(pids)),
+        terminals=externals.owned_terminals(opened),
+        watched=tuple(_watched(opened)),
     )
+
+
+def _watched(opened: Iterable[externals.Descriptor]) -> Iterator[str]:
+    for item in opened:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if item.link == watches.LINK:
+                yield from watches.observe(item.pid, item.number)
 
 
 def _opened(pids: Iterable[int]) -> list[externals.Descriptor]:
@@ -118,9 +132,11 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
     """
     there: list[CarriedTree] = []
     ended = []
-    for group in _by_unit(trees):
+    groups = _by_unit(trees)
+    now = members([group[0].verdict.unit for group in groups], parents())
+    for group in groups:
         verdict = group[0].verdict
-        processes = processes_of(verdict.unit.cgroup)
+        processes = now[verdict.unit.name]
         left = [tree for tree in group if tree.options.root_pid in processes]
         if left == group or (verdict.unit.is_login and processes):
             # Whose top processes are all new ones: as_frozen looks again.
@@ -128,7 +144,7 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
         else:
             reason = "it ended when the units that restart were stopped"
             fate = Verdict.RESTARTED
-            if verdict.unit.is_login:
+            if verdict.unit.is_login or verdict.unit.is_manager:
                 reason, fate = "logged out meanwhile", Verdict.ENDS
             ended.append(dataclasses.replace(verdict, verdict=fate, reason=reason))
     return there, ended
@@ -141,10 +157,12 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
     has the trees that were planned for, or a login none.
     """
     parent = parents()
+    groups = _by_unit(trees)
+    present = members([group[0].verdict.unit for group in groups], parent)
     found = []
-    for group in _by_unit(trees):
+    for group in groups:
         unit = group[0].verdict.unit
-        processes = processes_of(unit.cgroup)
+        processes = present[unit.name]
         now = trees_of(processes, parent)
         known = {tree.options.root_pid: tree for tree in group}
         if not now or (now.keys() != known.keys() and not unit.is_login):
@@ -184,7 +202,7 @@ def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken
     carried.
     """
     trees = _with_terminals(trees)
-    taken = links.take([links.Member(tree.name, tree.pids, tree.journal_header) for tree in trees])
+    taken = links.take([links.Member(tree.name, tree.pids) for tree in trees])
     return [_with(tree, more) for tree, more in zip(trees, taken.externals, strict=True)], taken
 
 
@@ -265,7 +283,7 @@ def _assert_nothing_left_behind(opened: Sequence[externals.Descriptor]) -> None:
             )
 
 
-def as_dumped(trees: Sequence[CarriedTree], sockets: Sockets) -> list[CarriedTree]:
+def as_dumped(trees: Sequence[CarriedTree], sockets: Amended) -> list[CarriedTree]:
     """The same trees without what ended while criu dumped them: it restores such a socket alone.
 
     What boots afresh is not frozen and may close a connection at any moment; waiting to be given
@@ -301,7 +319,14 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         unkept=tree.unkept,
         after=tree.lenders,
         terminals=tree.terminals,
+        signal=_REEXECUTE if tree.options.root_pid == _manager(tree) else 0,
     )
+
+
+def _manager(tree: CarriedTree) -> int:
+    """PID of the user's manager that this is the tree of, 0 of any other tree."""
+    unit = tree.verdict.unit
+    return unit.main_pid if unit.is_manager else 0
 
 
 def for_report(item: UnitVerdict) -> dict[str, Any]:

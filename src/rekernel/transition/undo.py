@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.checkpoint import repair
+from rekernel.checkpoint import handles, repair
 from rekernel.host import network, swap
 from rekernel.run import run
 
@@ -164,6 +164,7 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "unlock-network": lambda _: network.unlock(),
     "wait-dumps": _wait_for_dumps,
     "end-repair": _end_repair,
+    "handle": handles.put_back,
     "flush-journal": lambda _: run(["journalctl", "--flush"]),
     "unload-kernel": lambda _: syscalls.kexec_unload(),
     "online": _online,

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +17,8 @@ from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import leaving
-from rekernel.checkpoint.amend import Sockets, amend_images
+from rekernel.checkpoint.amend import Amended, Wanted, amend_images
+from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
@@ -45,6 +47,18 @@ class CancelledError(RekernelError):
     exit_code = 5
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What stands still and is written down. ``watched``: as amend.Amended has it. ``record``: None
+    without a region.
+    """
+
+    trees: list[trees.CarriedTree]
+    links: Taken
+    watched: dict[str, str]
+    record: cut.PageRecord | None
+
+
 class Upgrade:
     """One attempt. :meth:`run` ends in the new kernel or raises after undoing everything."""
 
@@ -60,6 +74,7 @@ class Upgrade:
         self._notes: list[str] = []
         self._id = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self._calibration = staging.TscCalibration()
+        self._stand_in = StandIn(())
 
     @property
     def id(self) -> str:
@@ -152,12 +167,13 @@ class Upgrade:
         connections = established(pids)
         hertz = self._calibration.hertz()
 
+        mark = len(self._undo)
+        self._let_stand_in(pids)
         frozen_ns = time.time_ns()
         with cut.open_store(plan.where, store_file) as area:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
-            mark = len(self._undo)
             try:
-                carried, links, record = self._cut(dumps, carried, images, len(area), strays_at)
+                made = self._cut(dumps, carried, images, len(area), strays_at)
             except DumpStuckError as error:
                 # Seen once in dozens of upgrades; everything runs for a moment, then once more.
                 self._note(f"{error}; tried once more")
@@ -165,26 +181,28 @@ class Upgrade:
                     dumps.close()
                     if self._undo.run(mark):
                         raise
-                carried, links, record = self._cut(dumps, carried, images, len(area), strays_at)
+                    self._let_stand_in(pids)
+                made = self._cut(dumps, carried, images, len(area), strays_at)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
                 image_bytes = 0
-                if record is not None:
+                if made.record is not None:
                     image_bytes = cut.add_images(writer, images)
                 tmpfs_bytes = cut.add_tmpfs(writer, host.contents)
-                cut.add_queues(writer, links.queues)
+                cut.add_queues(writer, made.links.queues)
             self._check()
             with self._events.phase("freeze file systems"):
                 # With the store on a disk that must come after the last write to it.
                 if plan.where is not None:
                     cut.freeze_filesystems(host.table, self._undo)
             self._check()
+            record = made.record
             if record is not None:
-                pids = [pid for tree in carried for pid in tree.pids]
+                pids = [pid for tree in made.trees for pid in tree.pids]
                 record = self._settle(record, pids, len(area), strays_at)
                 cut.add_record(writer, area, record, strays_at)
             dumps.assert_held()
-            now = [*(tree.verdict for tree in carried), *ended]
+            now = [*(tree.verdict for tree in made.trees), *ended]
             as_found = {item.unit.name: item for item in now}
             report = {
                 "backend": plan.backend,
@@ -202,13 +220,20 @@ class Upgrade:
                 ],
             }
             memory = cut.memory_facts(plan.where, record, strays_at)
-            cut.seal(writer, self._manifest(carried, links, host, memory, report, frozen_ns, hertz))
+            cut.seal(writer, self._manifest(made, host, memory, report, frozen_ns, hertz))
             if plan.where is None:
                 area.flush()
                 cut.freeze_filesystems(host.table, self._undo)
             if record is not None and not record.is_true():
                 raise RekernelError("the kernel has just moved pages", "try again in a moment")
         cut.jump()
+
+    def _let_stand_in(self, pids: list[int]) -> None:
+        """For init, of which processes have handles that criu would not dump."""
+        self._stand_in = StandIn(pids)
+        if self._stand_in.handles:
+            self._undo.push("handle", *map(str, self._stand_in.handles))
+            self._stand_in.take_place()
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
@@ -226,16 +251,17 @@ class Upgrade:
         images: Path,
         store_bytes: int,
         strays_at: int,
-    ) -> tuple[list[trees.CarriedTree], Taken, cut.PageRecord | None]:
+    ) -> _Cut:
         """Everything stands still and is written down. Raises DumpStuckError: try once more."""
         with self._events.phase("freeze"):
             carried, links = self._freeze(carried)
+            self._stand_in.end()
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         staging.allow_reservations(self._undo)
         with self._events.phase("dump"):
-            record, sockets = self._dump(dumps, carried, links, images, store_bytes, strays_at)
-        return trees.as_dumped(carried, sockets), links, record
+            record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
+        return _Cut(trees.as_dumped(carried, amended), links, amended.watched, record)
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where
@@ -332,7 +358,7 @@ class Upgrade:
         images: Path,
         store_bytes: int,
         strays_at: int,
-    ) -> tuple[cut.PageRecord | None, Sockets]:
+    ) -> tuple[cut.PageRecord | None, Amended]:
         """All dumps, side by side, and then the page map (None without a region)."""
         pids = [pid for tree in carried for pid in tree.pids]
         work = staging.SCRATCH / "work"
@@ -346,6 +372,8 @@ class Upgrade:
             )
             for tree in carried
         ]
+        stand_ins = {handle.inode for handle in self._stand_in.handles}
+        wanted = Wanted(links.disconnected, stand_ins)
         in_place = self._plan.where is not None
         if in_place:
             # There may be new ones.
@@ -355,20 +383,19 @@ class Upgrade:
         dumps.wait(self._check)
         dumps.freeze(pids)
         if not in_place:
-            return None, amend_images(images, links.disconnected)
+            return None, amend_images(images, wanted)
         # Only now: a page that is written while criu is inside of its process may be copied.
         recorder = self._recorder(pids, store_bytes, strays_at)
         try:
             leaving.complete([job.images for job in jobs])
-            return recorder.finish(), amend_images(images, links.disconnected)
+            return recorder.finish(), amend_images(images, wanted)
         except BaseException:
             recorder.stop()
             raise
 
     def _manifest(
         self,
-        carried: list[trees.CarriedTree],
-        links: Taken,
+        made: _Cut,
         host: host_facts.HostFacts,
         memory: Memory,
         report: dict[str, Any],
@@ -376,7 +403,7 @@ class Upgrade:
         hertz: int,
     ) -> Manifest:
         prefix = "images/" if memory.backend == "region" else ""
-        restored = tuple(trees.for_manifest(tree, f"{prefix}{tree.name}") for tree in carried)
+        restored = tuple(trees.for_manifest(tree, f"{prefix}{tree.name}") for tree in made.trees)
         return Manifest(
             schema=SCHEMA,
             id=self._id,
@@ -397,7 +424,7 @@ class Upgrade:
             trees=restored,
             cgroups=tuple(
                 group
-                for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in carried)
+                for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)
                 for group in cgroups.observe(unit)
             ),
             patience_s=cut.patience(report),
@@ -407,8 +434,9 @@ class Upgrade:
             init=(staging.INIT,),
             phases=tuple(self._events.phases),
             report=report,
-            links=links.links,
-            datagrams=links.datagrams,
+            links=made.links.links,
+            datagrams=made.links.datagrams,
+            watched=made.watched,
         )
 
 

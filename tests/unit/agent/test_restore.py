@@ -391,3 +391,20 @@ def test_one_after_the_other(stage: Path, said: Said) -> None:
         "lost": "it goes with lender, other",
     }
     restore.commit(found)
+
+
+def test_the_first_process_is_signalled_once_it_runs(
+    stage: Path, task: subprocess.Popen[bytes]
+) -> None:
+    one, failed, gone = (
+        tree(name, hook(*more)) for name, more in (("a", ()), ("b", (1,)), ("c", ()))
+    )
+    trees = [
+        dataclasses.replace(one, signal=signal.SIGTERM, root_pid=task.pid),
+        dataclasses.replace(failed, signal=signal.SIGKILL, root_pid=os.getpid()),
+        dataclasses.replace(gone, signal=signal.SIGKILL, root_pid=1 << 30),
+    ]
+    found = restore.restore_all(trees, stage, NO_LINKS, 120)
+    assert task.poll() is None
+    restore.commit(found)
+    assert task.wait(60) == -signal.SIGTERM

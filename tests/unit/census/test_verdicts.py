@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ PARENTS = {10: 1, 11: 10, 20: 1}
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "_nested_namespaces", lambda pids: "")
     monkeypatch.setattr(obstacles, "find", lambda pids: None)
-    monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: dict.fromkeys((10, 11), cgroup))
+    monkeypatch.setattr(
+        "rekernel.systemd.units.processes_of", lambda cgroup: dict.fromkeys((10, 11), cgroup)
+    )
     monkeypatch.setattr(logins, "observe", dict)
 
 
@@ -85,7 +88,7 @@ def test_restarted_for_what_its_processes_have(
 
 def test_several_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        verdicts, "processes_of", lambda cgroup: dict.fromkeys((10, 11, 20), cgroup)
+        "rekernel.systemd.units.processes_of", lambda cgroup: dict.fromkeys((10, 11, 20), cgroup)
     )
     found = verdict(unit())
     assert (found.verdict, found.roots) == (Verdict.CARRIED, (10, 20))
@@ -101,12 +104,13 @@ def test_several_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     found = verdict(unit())
     assert found.verdict is Verdict.RESTARTED
     assert found.reason == "process 20 shares a pipe with process 11 outside of its tree (a.scope)"
-    assert "systemd --user" in found.remedy
     assert asked == [{("app.service", 10): [10, 11], ("app.service", 20): [20]}]
 
 
 def test_control_groups_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: {10: cgroup, 11: f"{cgroup}/x"})
+    monkeypatch.setattr(
+        "rekernel.systemd.units.processes_of", lambda cgroup: {10: cgroup, 11: f"{cgroup}/x"}
+    )
     assert verdict(unit()).verdict is Verdict.CARRIED
     frozen = "/system.slice/app.service/x"
     monkeypatch.setattr(verdicts, "_setting", lambda group, name: "1" if group == frozen else "0")
@@ -128,7 +132,7 @@ def test_policy_of_the_unit_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_units_without_processes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: {})
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda cgroup: {})
     assert judge([unit()], Policy(), PARENTS) == []
 
 
@@ -201,7 +205,7 @@ def test_login_with_a_terminal_of_another_one(monkeypatch: pytest.MonkeyPatch) -
     }
     monkeypatch.setattr(logins, "observe", lambda: known)
     members = {f"/system.slice/{name}": {10 + index: ""} for index, name in enumerate(known)}
-    monkeypatch.setattr(verdicts, "processes_of", lambda cgroup: members[cgroup])
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda cgroup: members[cgroup])
     names = list(known)
     borrowed = {(names[1], 11): {(names[0], 10)}, (names[2], 12): {(names[1], 11)}}
     monkeypatch.setattr(sharing, "find", lambda *args: sharing.Sharing({}, borrowed))
@@ -211,4 +215,53 @@ def test_login_with_a_terminal_of_another_one(monkeypatch: pytest.MonkeyPatch) -
     # Whose terminal is gone goes as well, and so on.
     found = judge(units, Policy(((names[0], "restart"),)), parents)
     assert {item.verdict for item in found} == {Verdict.ENDS}
-    assert "has a terminal of session-2.scope open" in found[2].reason
+    assert "part of it is in session-2.scope, which is not carried" in found[2].reason
+
+
+def user_manager(monkeypatch: pytest.MonkeyPatch, **groups: int) -> Unit:
+    """Of root, with processes in these groups below its own: name -> PID."""
+    item = dataclasses.replace(unit("user@0.service"), cgroup="/u")
+    members = {"/u": {pid: f"/u/{name}" for name, pid in groups.items()}}
+    monkeypatch.setattr(
+        "rekernel.systemd.units.processes_of", lambda cgroup: {**members.get(cgroup, {5: cgroup})}
+    )
+    return item
+
+
+def test_a_manager_that_runs_nothing_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"init.scope": 10, "session.slice/dbus.service": 11}
+    found = verdict(user_manager(monkeypatch, **groups))
+    assert found.verdict is Verdict.PLUMBING
+    assert "nothing of the user's but itself" in found.reason
+
+
+def test_a_manager_is_carried_with_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    item = user_manager(monkeypatch, **{"init.scope": 10, "app.slice/a.service": 11})
+    found = verdict(item)
+    assert (found.verdict, found.reason) == (Verdict.CARRIED, "root's own services")
+    assert verdict(item, "restart").verdict is Verdict.ENDS
+    monkeypatch.setattr(obstacles, "find", lambda pids: Obstacle("process 11 has x open"))
+    found = verdict(item)
+    assert (found.verdict, found.reason) == (
+        Verdict.ENDS,
+        "root's own services: process 11 has x open",
+    )
+    assert verdict(item, "carry").verdict is Verdict.BLOCKS
+
+
+def test_a_login_goes_with_the_manager_that_runs_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logins, "observe", login)
+    item = user_manager(monkeypatch, **{"init.scope": 10, "app.slice/tmux-spawn-1.scope": 11})
+    units = [item, unit("session-3.scope", **TRANSIENT)]
+    parents = {5: 1, 10: 1, 11: 5}
+    session, manager = judge(units, Policy(), parents)
+    assert (session.verdict, session.processes[11]) == (
+        Verdict.CARRIED,
+        "/u/app.slice/tmux-spawn-1.scope",
+    )
+    assert (manager.verdict, list(manager.processes)) == (Verdict.CARRIED, [10])
+    session, manager = judge(units, Policy(((item.name, "restart"),)), parents)
+    assert session.verdict is Verdict.ENDS
+    assert "part of it is in user@0.service, which is not carried" in session.reason

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.checkpoint.amend import amend, amend_images
+from rekernel.checkpoint.amend import Wanted, amend, amend_images
 from rekernel.checkpoint.images import ImageError
 
 from .imagefiles import image, message
 
 
 def rearm(data: bytearray) -> int:
-    return amend(data, ())[0]
+    return amend(data, Wanted(), {})[0]
 
 
 def timer(ticks: int, value: tuple[int, int], interval: tuple[int, int]) -> bytes:
@@ -57,7 +57,7 @@ def test_all_trees(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "files.img").write_bytes(image(timer(1, (0, 0), PERIOD)))
-    amend_images(tmp_path, ())
+    amend_images(tmp_path, Wanted())
     assert (tmp_path / "one/files.img").read_bytes() == image(timer(1, (0, 1), PERIOD))
 
 

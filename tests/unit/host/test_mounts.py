@@ -113,7 +113,7 @@ def test_runtime_directories_of_logins(monkeypatch: pytest.MonkeyPatch) -> None:
     table = mounts.parse_mountinfo(
         "".join(f"{line.format(uid, uid, f'/run/user/{uid}', uid)}\n" for uid in (1000, 1001))
     )
-    todo, contents = mounts.plan(table, ["/run/user/1001"])
+    todo, contents = mounts.plan(table, {"/run/user/1001": ("systemd",)})
     assert [(item.target, item.data) for item in todo] == [
         ("/run/user/1001", "size=9k,mode=700,uid=1001")
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 
 import pytest
@@ -132,22 +131,3 @@ def test_header(recorded: Recorded) -> None:
         "systemd-journald.socket",
     ]
     assert lines[-1] == ""
-
-
-@on_each_kernel
-def test_the_name_in_the_journal(recorded: Recorded) -> None:
-    # /usr/bin/redis-server is a link: what runs is called otherwise.
-    assert recorded.text("redis-server/exe") == "/usr/bin/redis-check-rdb\n"
-    header = adoption.journal_header(unit(recorded, "redis-server"))
-    assert header == "redis-server\nredis-server.service\n30\n1\n0\n0\n0\n"
-    assert adoption.journal_header(unit(recorded, "nginx")).startswith("nginx\nnginx.service\n")
-    odd = adoption.journal_header(unit(recorded, "odd"))
-    assert odd == "oddity\nodd.service\n30\n0\n0\n0\n0\n"
-
-
-def test_without_a_command_the_executable_counts() -> None:
-    one = Unit("a.service", "active", "running", "simple", os.getpid(), "/a", "", {})
-    program = os.path.basename(os.readlink("/proc/self/exe"))
-    assert adoption.journal_header(one).startswith(f"{program}\na.service\n30\n1\n")
-    gone = Unit("a.service", "active", "running", "simple", 0, "/a", "", {})
-    assert adoption.journal_header(gone).startswith("\na.service\n")

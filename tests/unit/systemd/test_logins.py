@@ -71,17 +71,53 @@ def test_what_is_left_for_the_next_systemd(run: Path) -> None:
     assert "JOB" not in session
     assert left.files[str(run / "users/1000")] == "NAME=ann\nRUNTIME=/run/user/1000\n"
     assert left.fifos == (str(run / "sessions/3.ref"),)
-    assert left.directories == ("/run/user/1000",)
-    assert logins.slices([scope(run), scope(run)]) == ["user-1000.slice"]
+    assert left.directories == {"/run/user/1000": ("systemd",)}
+    assert logins.taken_along([scope(run), scope(run)]) == ["user-1000.slice"]
 
 
 def test_nobody_is_logged_in(run: Path) -> None:
     left = logins.leave([], run)
-    assert (left.files, left.fifos, left.directories) == ({}, (), ())
-    assert logins.slices([]) == []
+    assert (left.files, left.fifos, left.directories) == ({}, (), {})
+    assert logins.taken_along([]) == []
 
 
 def test_a_login_that_ends_meanwhile(run: Path) -> None:
     (run / "transient/session-3.scope").unlink()
     with pytest.raises(FileNotFoundError):
         logins.leave([scope(run)], run)
+
+
+def manager(uid: int = 1000) -> Unit:
+    properties = {
+        "FragmentPath": "/usr/lib/systemd/system/user@.service",
+        "Slice": "user-1000.slice",
+    }
+    return Unit(f"user@{uid}.service", "active", "running", "", 20, "/y", "", properties)
+
+
+def test_a_manager_is_left_with_its_session(run: Path) -> None:
+    session = "UID=1000\nCLASS=manager\nFIFO={run}/sessions/7.ref\nLEADER_FD_SAVED=1\n"
+    (run / "sessions/7").write_text(session.format(run=run))
+    assert len(logins.observe(run)) == 2
+    left = logins.leave([manager()], run)
+    assert sorted(left.files) == [str(run / "sessions/7"), str(run / "users/1000")]
+    assert "SAVED" not in left.files[str(run / "sessions/7")]
+    assert left.fifos == (str(run / "sessions/7.ref"),)
+    # It goes on with what it has there.
+    assert left.directories == {"/run/user/1000": ()}
+    assert logins.taken_along([manager()]) == ["user-1000.slice", "user-runtime-dir@1000.service"]
+    both = logins.leave([scope(run), manager()], run)
+    assert both.directories == {"/run/user/1000": ()}
+    assert len(both.fifos) == 2
+
+
+def test_a_manager_without_a_session(run: Path) -> None:
+    """As systemd 252 has it: of whoever lingers."""
+    left = logins.leave([manager()], run)
+    assert sorted(left.files) == [str(run / "users/1000")]
+    assert left.directories == {"/run/user/1000": ()}
+
+
+def test_whose_manager() -> None:
+    assert logins.user_of("user@0.service") == "root"
+    assert logins.user_of("user@4000000.service") == "4000000"

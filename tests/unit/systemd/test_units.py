@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recorded import Recorded, on_each_kernel
 
 from rekernel.systemd import units
-from rekernel.systemd.units import parse_show
+from rekernel.systemd.units import Unit, parse_show
 
 
 @on_each_kernel
@@ -65,3 +65,46 @@ def test_parse_show(blocks: list[dict[str, str]]) -> None:
         "".join(f"{key}={value}\n" for key, value in block.items()) for block in blocks
     )
     assert parse_show(text) == blocks
+
+
+def unit(name: str, cgroup: str) -> Unit:
+    return Unit(name, "active", "running", "", 0, cgroup, "", {})
+
+
+def test_what_a_users_manager_has_taken_over_belongs_to_who_started_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A window of tmux, the manager's own service, and one whose parent is init."""
+    groups = {
+        "/s.scope": {10: "/s.scope", 11: "/s.scope"},
+        "/m": {20: "/m/init.scope", 21: "/m/app", 30: "/m/w", 31: "/m/w", 40: "/m/x", 50: "/m/y"},
+        "/a": {60: "/a"},
+    }
+    monkeypatch.setattr(units, "processes_of", groups.__getitem__)
+    parents = {10: 9, 11: 1, 20: 1, 21: 20, 30: 11, 31: 30, 40: 1, 60: 21}
+    found = units.members(
+        [
+            unit("session-1.scope", "/s.scope"),
+            unit("user@1000.service", "/m"),
+            unit("a.service", "/a"),
+            unit("gone.service", ""),
+        ],
+        parents,
+    )
+    assert found == {
+        "session-1.scope": {10: "/s.scope", 11: "/s.scope", 30: "/m/w", 31: "/m/w"},
+        # Who has ended meanwhile has no parent that anybody knows.
+        "user@1000.service": {20: "/m/init.scope", 21: "/m/app", 40: "/m/x", 50: "/m/y"},
+        # Only of a user's manager.
+        "a.service": {60: "/a"},
+        "gone.service": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "uid"),
+    [("user@1000.service", 1000), ("user@.service", None), ("user-1.slice", None)],
+)
+def test_managers(name: str, uid: int | None) -> None:
+    assert units.manager_of(name) == uid
+    assert unit(name, "/x").is_manager == (uid is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import externals, links
-from rekernel.checkpoint.amend import Sockets
+from rekernel.checkpoint.amend import Amended
 from rekernel.checkpoint.externals import Descriptor, External
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.checkpoint.options import TreeOptions
@@ -30,7 +31,6 @@ def tree(*inherited: External) -> CarriedTree:
         verdict.processes,
         TreeOptions(7, unit.cgroup, False, True),
         inherited,
-        "header\n",
         Unkept({"7": (0,)}),
     )
 
@@ -39,10 +39,10 @@ def test_what_ended_during_the_dump_is_left_to_criu() -> None:
     file = External("file[1:2]", Inherited("file", "fd[{fd}]:file[1:2]"))
     kept = External("unix[5]", Inherited("unix", "fd[{fd}]:socket:[5]"))
     ended = External("unix[6]", Inherited("unix", "fd[{fd}]:socket:[6]"))
-    sockets = Sockets(frozenset({6, 99}), frozenset({98}))
+    sockets = Amended(frozenset({6, 99}), frozenset({98}))
     (found,) = trees.as_dumped([tree(file, kept, ended)], sockets)
     assert found.inherited == (file, kept)
-    sockets = Sockets(frozenset(), frozenset({5}))
+    sockets = Amended(frozenset(), frozenset({5}))
     with pytest.raises(RekernelError, match="was sent a descriptor while it was dumped"):
         trees.as_dumped([tree(file, kept, ended)], sockets)
 
@@ -59,12 +59,12 @@ def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
 
 def test_who_ended_with_what_it_used(monkeypatch: pytest.MonkeyPatch) -> None:
     group = "/system.slice/a.service"
-    monkeypatch.setattr(trees, "processes_of", lambda path: {7: path, 8: path})
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {7: path, 8: path})
     there, ended = trees.remaining([tree()])
     assert ([item.pids for item in there], ended) == ([[7]], [])
     # Started again by systemd meanwhile, as another process; or gone.
     for processes in ({9: group}, {}):
-        monkeypatch.setattr(trees, "processes_of", lambda path, now=processes: now)
+        monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path, now=processes: now)
         there, ended = trees.remaining([tree()])
         assert there == []
         assert [(item.verdict, item.unit.name) for item in ended] == [
@@ -75,7 +75,9 @@ def test_who_ended_with_what_it_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_trees_than_when_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = tree().verdict
-    monkeypatch.setattr(trees, "processes_of", lambda path: dict.fromkeys((7, 8, 9), path))
+    monkeypatch.setattr(
+        "rekernel.systemd.units.processes_of", lambda path: dict.fromkeys((7, 8, 9), path)
+    )
     monkeypatch.setattr(trees, "parents", lambda: {7: 1, 8: 7, 9: 1})
     monkeypatch.setattr(trees, "holds_namespace", lambda pid, name: False)
     monkeypatch.setattr(trees, "led_elsewhere", lambda pid: False)
@@ -92,8 +94,8 @@ def test_a_login_that_has_something_open_that_stays_behind(
     unit = Unit("session-1.scope", "active", "running", "", 0, "/x", "", {})
     verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={pid: "/x"}, roots=(pid,))
     options = TreeOptions(pid, "/x", False, True)
-    carried = [CarriedTree(verdict, verdict.processes, options, (), "")]
-    monkeypatch.setattr(trees, "processes_of", lambda path: {pid: "/x"})
+    carried = [CarriedTree(verdict, verdict.processes, options, ())]
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {pid: "/x"})
     carried = trees.as_frozen(carried)
     assert carried[0].pids == [pid]
     monkeypatch.setattr(trees, "stays_behind", lambda path: path.startswith(str(tmp_path)))
@@ -105,7 +107,7 @@ def test_a_login_that_has_something_open_that_stays_behind(
 
 
 def test_who_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "processes_of", lambda path: {})
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {})
     carried = tree()
     unit = dataclasses.replace(carried.verdict.unit, name="session-1.scope")
     verdict = dataclasses.replace(carried.verdict, unit=unit)
@@ -114,7 +116,7 @@ def test_who_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_ends_in_a_login_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "processes_of", lambda path: {7: "/x"})
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {7: "/x"})
     shell, job = login("1", 7), login("1", 8)
     assert trees.remaining([shell, job]) == ([shell], [])
     # All that was known is gone, but something goes on.
@@ -139,7 +141,7 @@ def test_terminals_that_need_each_other() -> None:
 def login(name: str, pid: int) -> CarriedTree:
     unit = Unit(f"session-{name}.scope", "active", "running", "", 0, "/x", "", {})
     verdict = UnitVerdict(unit, Verdict.CARRIED, "", processes={pid: "/x"}, roots=(pid,))
-    return CarriedTree(verdict, verdict.processes, TreeOptions(pid, "/x", False, True), (), "")
+    return CarriedTree(verdict, verdict.processes, TreeOptions(pid, "/x", False, True), ())
 
 
 def test_terminals_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,9 @@ def test_logins_start_and_end_what_they_like(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sharing, "find", lambda *rest, lending: sharing.Sharing(dict(common), {}))
     processes = [os.getpid(), os.getppid()]
     monkeypatch.setattr(trees, "parents", lambda: dict.fromkeys(processes, 1))
-    monkeypatch.setattr(trees, "processes_of", lambda path: dict.fromkeys(processes, "/x"))
+    monkeypatch.setattr(
+        "rekernel.systemd.units.processes_of", lambda path: dict.fromkeys(processes, "/x")
+    )
     before = [login("1", os.getpid()), login("1", 999999)]
     found = trees.as_frozen(before)
     assert {tree.options.root_pid for tree in found} == set(processes)
@@ -183,3 +187,15 @@ def test_logins_start_and_end_what_they_like(monkeypatch: pytest.MonkeyPatch) ->
     processes.clear()
     with pytest.raises(RekernelError, match=r"session-1\.scope changed"):
         trees.as_frozen(before)
+
+
+def test_a_users_manager_is_to_start_itself_anew() -> None:
+    plain = tree()
+    assert trees.for_manifest(plain, "x").signal == 0
+    unit = dataclasses.replace(plain.verdict.unit, name="user@1000.service")
+    verdict = dataclasses.replace(plain.verdict, unit=unit)
+    own = dataclasses.replace(plain, verdict=verdict)
+    assert trees.for_manifest(own, "x").signal == signal.SIGRTMIN + 25
+    # What else is in its control group is no manager.
+    other = dataclasses.replace(own, options=TreeOptions(8, "/x", False, True))
+    assert trees.for_manifest(other, "x").signal == 0

@@ -1,0 +1,142 @@
+"""System calls that another process makes for us, as a debugger would have it do.
+
+It is stopped between two instructions, steps over one `syscall` instruction of its vdso with
+registers of ours, and goes on with its own as if nothing had been (ptrace(2)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+# include/uapi/linux/ptrace.h, arch/x86/include/uapi/asm/ptrace-abi.h, linux/wait.h
+_SINGLESTEP, _GETREGS, _SETREGS, _DETACH, _CONT = 9, 12, 13, 17, 7
+_SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+_EVENT_STOP = 128
+_WALL = 0x40000000
+# arch/x86/include/uapi/asm/ptrace.h, struct user_regs_struct
+_REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
+    "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs",
+    "gs",
+)  # fmt: skip
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+_LAYOUT = struct.Struct(f"{len(_REGISTERS)}Q")
+_NO_CALL = (1 << 64) - 1
+# Code segment of 64-bit programs.
+_USER_CS = 0x33
+_SYSCALL = b"\x0f\x05"
+_HIGHEST_ERROR = 4095
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_ptrace_call = _libc.ptrace
+_ptrace_call.restype = ctypes.c_long
+_ptrace_call.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+
+def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
+    if _ptrace_call(request, pid, address, data) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), f"process {pid}")
+
+
+class Inside:
+    """A stopped process, for as long as the ``with`` block of :func:`inside` lasts."""
+
+    def __init__(self, pid: int) -> None:
+        """``pid``: of the process, and of the thread that makes the calls."""
+        self._pid = pid
+        self._instruction = _find_instruction(pid)
+
+    def call(self, number: int, *arguments: int) -> int:
+        """Make a system call that returns at once. Raises OSError with its error."""
+        before = self._registers()
+        if before["cs"] != _USER_CS:
+            raise OSError(f"process {self._pid} is no 64-bit program")
+        wanted = before | {"rax": number, "orig_rax": _NO_CALL, "rip": self._instruction}
+        wanted |= dict(zip(_ARGUMENTS, arguments, strict=False))
+        self._set_registers(wanted)
+        try:
+            _ptrace(_SINGLESTEP, self._pid)
+            _wait(self._pid, _SINGLESTEP)
+            result = self._registers()["rax"]
+        finally:
+            # With the number of its own call, which the kernel may have to start again.
+            with suppress(ProcessLookupError):
+                self._set_registers(before)
+        error = (1 << 64) - result
+        if error <= _HIGHEST_ERROR:
+            raise OSError(error, os.strerror(error), f"call {number} of process {self._pid}")
+        return result
+
+    def _registers(self) -> dict[str, int]:
+        buffer = ctypes.create_string_buffer(_LAYOUT.size)
+        _ptrace(_GETREGS, self._pid, 0, ctypes.addressof(buffer))
+        return dict(zip(_REGISTERS, _LAYOUT.unpack(buffer.raw), strict=True))
+
+    def _set_registers(self, values: dict[str, int]) -> None:
+        packed = _LAYOUT.pack(*(values[name] for name in _REGISTERS))
+        buffer = ctypes.create_string_buffer(packed, _LAYOUT.size)
+        _ptrace(_SETREGS, self._pid, 0, ctypes.addressof(buffer))
+
+
+@contextmanager
+def inside(pid: int) -> Iterator[Inside]:
+    """Stop a process that runs. Raises OSError if that cannot be, ProcessLookupError if it ends."""
+    _ptrace(_SEIZE, pid)
+    try:
+        _ptrace(_INTERRUPT, pid)
+        _wait(pid, _CONT, event=_EVENT_STOP)
+        # A signal would come before the call.
+        with _no_signals(pid):
+            yield Inside(pid)
+    finally:
+        with suppress(ProcessLookupError):
+            _ptrace(_DETACH, pid)
+
+
+@contextmanager
+def _no_signals(pid: int) -> Iterator[None]:
+    mask = ctypes.c_uint64()
+    everything = ctypes.c_uint64((1 << 64) - 1)
+    size = ctypes.sizeof(mask)
+    _ptrace(_GETSIGMASK, pid, size, ctypes.addressof(mask))
+    _ptrace(_SETSIGMASK, pid, size, ctypes.addressof(everything))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            _ptrace(_SETSIGMASK, pid, size, ctypes.addressof(mask))
+
+
+def _wait(pid: int, resume: int, event: int = 0) -> None:
+    """Until it stops for this event, or for having made its step without one.
+
+    ``resume``: how it goes on from any other stop; signals are delivered.
+    """
+    while True:
+        _, status = os.waitpid(pid, _WALL)
+        if not os.WIFSTOPPED(status):
+            raise ProcessLookupError(f"process {pid} ended")
+        number, why = os.WSTOPSIG(status), status >> 16
+        # With an event the signal is the one of job control, if it stood still before.
+        if why == event and (event or number == signal.SIGTRAP):
+            return
+        _ptrace(resume, pid, 0, 0 if why else number)
+
+
+def _find_instruction(pid: int) -> int:
+    """Address of a `syscall` instruction. Raises OSError if it has none where one always is."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            if line.rstrip().endswith("[vdso]"):
+                start, end = (int(part, 16) for part in line.split()[0].split("-"))
+                memory.seek(start)
+                at = memory.read(end - start).find(_SYSCALL)
+                if at >= 0:
+                    return start + at
+    raise OSError(f"process {pid} has no vdso")

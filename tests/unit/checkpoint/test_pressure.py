@@ -1,0 +1,73 @@
+"""What a watch for pressure was told."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rekernel.checkpoint import pressure
+from rekernel.checkpoint.externals import files
+from rekernel.checkpoint.pressure import is_watch, told
+
+OWN = b"full 100000 1000000\0"
+
+
+@pytest.mark.parametrize(
+    ("link", "flags", "watches"),
+    [
+        ("/sys/fs/cgroup/user.slice/memory.pressure", os.O_RDWR, True),
+        ("/sys/fs/cgroup/a/b/io.pressure", os.O_WRONLY, True),
+        ("/proc/pressure/cpu", os.O_RDWR | os.O_NONBLOCK, True),
+        ("/proc/pressure/cpu", os.O_RDONLY, False),
+        ("/sys/fs/cgroup/a/memory.events", os.O_RDWR, False),
+        ("/home/memory.pressure", os.O_RDWR, False),
+    ],
+)
+def test_what_is_a_watch(link: str, flags: int, watches: bool) -> None:
+    assert is_watch(link, flags) == watches
+
+
+@pytest.mark.parametrize(
+    ("told_so", "setting", "known"),
+    [
+        (b"", "", b""),
+        (b"some 200000 2000000\0", "", b"some 200000 2000000\0"),
+        (OWN, base64.b64encode(OWN).decode(), OWN),
+        # Nobody knows what.
+        (b"some 5 6\0", "", None),
+        (b"some 5 6\0", "%%%", None),
+    ],
+)
+def test_what_it_was_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told_so: bytes,
+    setting: str,
+    known: bytes | None,
+) -> None:
+    path = tmp_path / "memory.pressure"
+    program = (
+        f"import os, sys; fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT);"
+        f"os.write(fd, {told_so!r}); print(fd, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"MEMORY_PRESSURE_WRITE": setting},
+    ) as process:
+        assert process.stdout is not None
+        number = int(process.stdout.readline())
+        assert told(process.pid, number) == known
+        # criu opens nothing by itself that the agent has told already.
+        monkeypatch.setattr(pressure, "is_watch", lambda link, flags: link == str(path))
+        (found,) = files([process.pid])
+    assert found.dump == ""
+    assert found.inherited is not None
+    assert found.inherited.argument == f"fd[{{fd}}]:{str(path)[1:]}"
+    assert found.inherited.header == (known or b"").decode()

@@ -1,0 +1,113 @@
+"""Watches of symbolic links: real ones, and images of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint.imagefiles import image, message, varint
+from rekernel.checkpoint.amend import Wanted, amend, amend_images
+from rekernel.checkpoint.images import ImageError
+from rekernel.checkpoint.watches import LINK, observe
+from rekernel.errors import RekernelError
+from rekernel.handover.manifest import WATCHED
+
+# sys/inotify.h
+_IN_ATTRIB, _IN_DONT_FOLLOW = 0x4, 0x02000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture
+def inotify() -> Iterator[int]:
+    fd = _libc.inotify_init1(os.O_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+def watch(fd: int, path: Path) -> None:
+    assert _libc.inotify_add_watch(fd, os.fsencode(path), _IN_ATTRIB | _IN_DONT_FOLLOW) >= 0
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Path:
+    path = tmp_path / "link"
+    path.symlink_to("/etc/passwd")
+    return path
+
+
+def entry(fd: int, path: bytes = b"") -> bytes:
+    """As criu writes an inotify descriptor with one watch."""
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    match = re.search(r"sdev:(\w+) .*fhandle-bytes:(\w+) fhandle-type:(\w+) f_handle:(\w+)", info)
+    assert match
+    device, size, kind = (int(match[number], 16) for number in (1, 2, 3))
+    numbers = struct.unpack("<16Q", bytes.fromhex(match[4]).ljust(128, b"\0"))
+    handle = message(f1=size, f2=kind) + b"".join(b"\x18" + varint(value) for value in numbers)
+    handle += message(f4=path) if path else b""
+    one = message(f1=1, f2=9, f3=4, f4=0, f5=device, f6=1, f7=handle)
+    return message(f1=13, f2=1, f13=message(f1=1, f2=0, f4=b"", f5=one))
+
+
+def test_what_is_watched(inotify: int, link: Path, tmp_path: Path) -> None:
+    assert os.readlink(f"/proc/self/fd/{inotify}") == LINK
+    assert list(observe(os.getpid(), inotify)) == []
+    watch(inotify, link)
+    watch(inotify, tmp_path)
+    assert sorted(observe(os.getpid(), inotify)) == [str(tmp_path), str(link)]
+
+
+def test_what_is_deleted_has_no_path(inotify: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("w"):
+        watch(inotify, path)
+        path.unlink()
+        assert list(observe(os.getpid(), inotify)) == [""]
+        with pytest.raises(RekernelError, match="has no path any more"):
+            amend(image(entry(inotify)), Wanted(), {})
+
+
+def test_a_path_takes_the_place_of_the_handle(inotify: int, link: Path) -> None:
+    watch(inotify, link)
+    data = image(entry(inotify))
+    before = len(data)
+    known = {"0": "/etc/localtime"}
+    assert amend(data, Wanted(), known)[0] == 1
+    assert known == {"0": "/etc/localtime", "1": str(link)}
+    assert len(data) == before
+    path = re.search(rb'"(.)(/run/rekernel/watched/+1)', data)
+    assert path
+    assert path[1] == bytes([len(path[2])])
+    assert os.path.normpath(path[2].decode()) == f"{WATCHED}/1"
+    # Another one watches the same.
+    assert amend(image(entry(inotify)), Wanted(), known)[0] == 1
+    assert len(known) == 2
+
+
+def test_what_has_a_path_keeps_it(inotify: int, link: Path) -> None:
+    watch(inotify, link)
+    data = image(entry(inotify, b"/etc/x"))
+    assert amend(data, Wanted(), {})[0] == 0
+    # In a mount namespace of its own criu finds it by its handle.
+    assert amend(image(entry(inotify)), Wanted(), None)[0] == 0
+
+
+def test_all_trees(inotify: int, link: Path, tmp_path: Path) -> None:
+    watch(inotify, link)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "files.img").write_bytes(image(entry(inotify)))
+    (tmp_path / "b" / "mountpoints-9.img").touch()
+    assert amend_images(tmp_path, Wanted()).watched == {"0": str(link)}
+    assert WATCHED.encode() in (tmp_path / "a" / "files.img").read_bytes()
+    assert (tmp_path / "b" / "files.img").read_bytes() == image(entry(inotify))
+
+
+def test_not_what_criu_writes() -> None:
+    with pytest.raises(ImageError, match="no device or no handle"):
+        amend(image(message(f13=message(f5=message(f1=1)))), Wanted(), {})
