@@ -264,7 +264,8 @@ def _with_lenders(
             lost = [other for other in others if found[other].verdict is not Verdict.CARRIED]
             if item.verdict is Verdict.CARRIED and lost:
                 reason = f"{item.reason}: part of it is in {lost[0]}, which is not carried"
-                found[name] = dataclasses.replace(item, verdict=Verdict.ENDS, reason=reason)
+                verdict = Verdict.ENDS if item.unit.is_login else Verdict.RESTARTED
+                found[name] = dataclasses.replace(item, verdict=verdict, reason=reason)
                 changed = True
     return list(found.values())
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.checkpoint.images import ImageError, entries, fields, set_varint
+from rekernel.errors import RekernelError
 
 # Fields of file_entry, reg_file_entry and mm_entry (criu's images/fdinfo.proto, regfile.proto and
 # mm.proto).
 _ID, _REGULAR = 2, 3
 _ID_INSIDE, _FLAGS = 1, 2
 _EXECUTABLE = 12
+# Field of remap_file_path_entry (remap-file-path.proto).
+_ORIGINAL = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class _Entry:
 def separate(data: bytearray, images: Path) -> int:
     """Add entries to a files.img, and change mm-*.img beside it; how many were added.
 
-    Raises ImageError, OSError.
+    Raises ImageError, RekernelError, OSError.
     """
     paths_only = {item.number: item for item in _regular(data) if item.flags & os.O_PATH}
     if not paths_only:
@@ -54,7 +57,24 @@ def separate(data: bytearray, images: Path) -> int:
                         data += _copy(data, paths_only[value], copies[value])
                     set_varint(memory, at, after, copies[value])
                     path.write_bytes(memory)
+    if copies:
+        _assert_there(images, copies)
     return len(copies)
+
+
+def _assert_there(images: Path, numbers: Container[int]) -> None:
+    """Raises RekernelError for a file that criu brings back under another name: it was deleted."""
+    remapped = images / "remap-fpath.img"
+    if not remapped.exists():
+        return
+    data = bytearray(remapped.read_bytes())
+    for start, end in entries(data):
+        for value in _values(data, start, end, _ORIGINAL):
+            if value in numbers:
+                raise RekernelError(
+                    "an executable that was replaced is still open for its path",
+                    "start whoever runs it anew; a user's manager: systemctl --user daemon-reexec",
+                )
 
 
 def _regular(data: bytearray) -> Iterator[_Entry]:

@@ -77,7 +77,9 @@ class StandIn:
         self._process: Popen[bytes] | None = None
         self.handles: list[Handle] = []
         if self._items:
-            self._process = start(["sleep", "infinity"], output="/dev/null")
+            # Whatever becomes of us, nothing of it stays.
+            argv = ["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"]
+            self._process = start(argv, output="/dev/null")
             pidfd = os.pidfd_open(self._process.pid)
             inode = os.fstat(pidfd).st_ino
             os.close(pidfd)
@@ -88,8 +90,8 @@ class StandIn:
         assert self._process is not None or not self._items
         for item in self._items:
             assert self._process is not None
-            # One that has ended, or has closed it, needs nothing.
-            with suppress(FileNotFoundError, ProcessLookupError):
+            # Who has ended, or has closed it, needs nothing; who is traced fails the dump.
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if target(item) == INIT:
                     _replace(item, self._process.pid)
 

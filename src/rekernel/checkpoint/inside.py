@@ -102,7 +102,8 @@ def inside(pid: int) -> Iterator[Inside]:
 @contextmanager
 def _no_signals(pid: int) -> Iterator[None]:
     mask = ctypes.c_uint64()
-    everything = ctypes.c_uint64((1 << 64) - 1)
+    # But for that of the step: forced though blocked, it would cost the process its handler.
+    everything = ctypes.c_uint64((1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1))
     size = ctypes.sizeof(mask)
     _ptrace(_GETSIGMASK, pid, size, ctypes.addressof(mask))
     _ptrace(_SETSIGMASK, pid, size, ctypes.addressof(everything))

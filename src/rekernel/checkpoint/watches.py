@@ -16,6 +16,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rekernel import syscalls
@@ -128,8 +129,11 @@ def _find(pid: str, device: int, kind: int, handle: bytes) -> str | None:
             os.close(directory)
         try:
             path = os.readlink(f"/proc/self/fd/{fd}")
+            inode = os.fstat(fd).st_ino
         finally:
             os.close(fd)
-        if path.startswith("/") and os.path.lexists(f"{root}{path}"):
-            return path
+        # Of what the kernel has no name in memory the link says "/".
+        with suppress(OSError):
+            if path.startswith("/") and os.lstat(f"{root}{path}").st_ino == inode:
+                return path
     return found

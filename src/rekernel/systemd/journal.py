@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,10 @@ _LINES = (
     ("FORWARD_TO_KMSG", "0"),
     ("FORWARD_TO_CONSOLE", "0"),
 )
+
+
+# As cescape() of systemd writes names: with \\ and \303 (src/basic/escape.c).
+_ESCAPED = re.compile(rb"\\([0-3][0-7]{2}|.)")
 
 
 def header_of(device: int, inode: int, streams: Path = _STREAMS) -> str:
@@ -38,4 +43,9 @@ def _assignments(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
     for line in lines:
         name, equals, value = line.partition("=")
         if equals:
-            yield name, value
+            yield name, _ESCAPED.sub(_unescaped, value.encode()).decode(errors="replace")
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    text = match[1]
+    return bytes([int(text, 8)]) if len(text) == 3 else text

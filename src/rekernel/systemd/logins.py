@@ -12,6 +12,7 @@ import pwd
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def leave(units: Collection[Unit], systemd: Path = _SYSTEMD) -> Left:
                 fifos.append(values["FIFO"])
     for uid in users:
         path = systemd / "users" / uid
-        files[str(path)] = _for_the_next(path.read_text())
+        # Not of a manager that was started by hand.
+        with suppress(FileNotFoundError):
+            files[str(path)] = _for_the_next(path.read_text())
     for unit in units:
         for path in unitfiles.files_of(unit):
             # All others are where they are on a disk.

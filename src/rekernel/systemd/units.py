@@ -96,6 +96,11 @@ def show(names: Sequence[str]) -> list[Unit]:
     ]
 
 
+def exited(pattern: str) -> list[Unit]:
+    """Services that have done what they are for, and count as active (RemainAfterExit=)."""
+    return show(_active("service", "exited", pattern))
+
+
 def running_services() -> list[Unit]:
     """Every service that is active in any way."""
     return show(_active("service"))
@@ -107,10 +112,12 @@ def running_units() -> list[Unit]:
     return show([name for name in names if name.endswith(".service") or is_login(name)])
 
 
-def _active(types: str) -> list[str]:
+def _active(
+    types: str, states: str = "active,activating,deactivating,reloading,refreshing", *patterns: str
+) -> list[str]:
     text = run(
         ["systemctl", "list-units", f"--type={types}", "--no-legend", "--plain", "--full",
-         "--state=active,activating,deactivating,reloading,refreshing"]
+         f"--state={states}", *patterns]
     )  # fmt: skip
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
@@ -119,7 +126,8 @@ def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict
     """Of each unit its processes: PID -> control group. Without one it has none.
 
     Those in control groups are its own, but for what a user's manager has taken over at the wish of
-    who started it, a window of tmux say: that belongs to whom its parent belongs to.
+    who started it, a window of tmux say: that belongs to whom its parent belongs to, be it none of
+    these.
     """
     listed = list(units)
     found = {unit.name: processes_of(unit.cgroup) if unit.cgroup else {} for unit in listed}
@@ -129,9 +137,13 @@ def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict
             above = parents.get(pid)
             while above is not None and owners.get(above) == unit.name:
                 above = parents.get(above)
-            home = owners.get(above) if above is not None else None
+            # What init has become the parent of stays.
+            if above in (None, 0, 1):
+                continue
+            path = found[unit.name].pop(pid)
+            home = owners.get(above)
             if home is not None:
-                found[home][pid] = found[unit.name].pop(pid)
+                found[home][pid] = path
     return found
 
 

@@ -44,6 +44,8 @@ class DumpJob:
     options: TreeOptions
     images: Path
     work: Path
+    # Of all units that have some of its processes: that of a login, and of the user's manager.
+    cgroups: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -92,7 +94,8 @@ class Dumps:
         self._undo.push("wait-dumps", own_cgroup())
         roots: dict[str, list[int]] = {}
         for job in jobs:
-            roots.setdefault(job.options.cgroup, []).append(job.options.root_pid)
+            for cgroup in job.cgroups:
+                roots.setdefault(cgroup, []).append(job.options.root_pid)
         # Before it waits for them: criu's parasites must run to leave.
         self._undo.push("thaw", *sorted(roots))
         self._frozen = {cgroup: Seizing(pids) for cgroup, pids in roots.items()}
@@ -152,7 +155,8 @@ class Dumps:
 
         Should a criu be killed, its tree stands still until its connections are as they were.
         """
-        cgroups = list(dict.fromkeys(item.job.options.cgroup for item in self._running))
+        running = [item.job for item in self._running]
+        cgroups = list(dict.fromkeys(cgroup for job in running for cgroup in job.cgroups))
         if cgroups:
             self._undo.push("thaw", *cgroups)
         self._undo.push("end-repair", " ".join(map(str, pids)))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+_RUNNING = "running\n"
+
 
 class Seizing:
     """Trees of a frozen control group, by their root, that are not known to be criu's yet.
@@ -25,7 +27,10 @@ class Seizing:
 
     def done(self) -> bool:
         """Whether all are criu's, or gone."""
-        self._left = {root: at for root, at in self._left.items() if at and self._where(root) == at}
+        now = {root: self._where(root) for root in self._left}
+        # On its way from the freezer to where criu stops it, it counts as running for an instant.
+        unmoved = {root for root, at in now.items() if at in (self._left[root], _RUNNING)}
+        self._left = {root: at for root, at in self._left.items() if at and root in unmoved}
         return not self._left
 
     def _where(self, pid: int) -> str:

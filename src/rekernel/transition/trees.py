@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -26,7 +26,7 @@ from rekernel.checkpoint.options import (
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
 from rekernel.host.mounts import stays_behind
-from rekernel.systemd.units import members
+from rekernel.systemd.units import Unit, members
 
 # systemd(1). It takes its services over from itself: those it knows by the numbers of their handles
 # (pidfds), which are others on each kernel, and would not listen to what they notify it of.
@@ -138,7 +138,7 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
         verdict = group[0].verdict
         processes = now[verdict.unit.name]
         left = [tree for tree in group if tree.options.root_pid in processes]
-        if left == group or (verdict.unit.is_login and processes):
+        if left == group or (processes and _may_change(verdict.unit, processes)):
             # Whose top processes are all new ones: as_frozen looks again.
             there += left or group
         else:
@@ -148,6 +148,11 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
                 reason, fate = "logged out meanwhile", Verdict.ENDS
             ended.append(dataclasses.replace(verdict, verdict=fate, reason=reason))
     return there, ended
+
+
+def _may_change(unit: Unit, pids: Container[int]) -> bool:
+    """Whether its trees may be others by now: people begin and end what they like."""
+    return unit.is_login or (unit.is_manager and unit.main_pid in pids)
 
 
 def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
@@ -165,7 +170,7 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
         processes = present[unit.name]
         now = trees_of(processes, parent)
         known = {tree.options.root_pid: tree for tree in group}
-        if not now or (now.keys() != known.keys() and not unit.is_login):
+        if not now or (now.keys() != known.keys() and not _may_change(unit, now)):
             raise RekernelError(
                 f"{unit.name} changed while the upgrade was prepared", "try again in a moment"
             )
@@ -281,6 +286,16 @@ def _assert_nothing_left_behind(opened: Sequence[externals.Descriptor]) -> None:
                 f"process {item.pid} has {item.link} open, which stays with this kernel",
                 "end it, or log out there",
             )
+
+
+def cgroups_of(tree: CarriedTree, trees: Sequence[CarriedTree]) -> tuple[str, ...]:
+    """The control groups of all units that have processes of this tree: its own comes first."""
+    units = dict.fromkeys(item.verdict.unit.cgroup for item in (tree, *trees))
+    return tuple(
+        unit
+        for unit in units
+        if any(f"{path}/".startswith(f"{unit}/") for path in tree.processes.values())
+    )
 
 
 def as_dumped(trees: Sequence[CarriedTree], sockets: Amended) -> list[CarriedTree]:

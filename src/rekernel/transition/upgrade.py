@@ -92,6 +92,7 @@ class Upgrade:
             dumps = Dumps(self._undo)
             self._attempt(dumps)
         except BaseException as error:
+            self._stand_in.end()
             with self._events.phase("undo"):
                 if dumps is not None:
                     dumps.close()
@@ -369,6 +370,7 @@ class Upgrade:
                 tree.options,
                 images / tree.name,
                 work / tree.name,
+                trees.cgroups_of(tree, carried),
             )
             for tree in carried
         ]

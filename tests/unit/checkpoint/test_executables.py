@@ -11,6 +11,7 @@ from checkpoint.imagefiles import image, message
 from rekernel.checkpoint.amend import Wanted, amend_images
 from rekernel.checkpoint.executables import separate
 from rekernel.checkpoint.images import ImageError
+from rekernel.errors import RekernelError
 
 PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 
@@ -62,3 +63,14 @@ def test_not_what_criu_writes(tmp_path: Path) -> None:
     crowded = image(*(regular(number, PATH_ONLY) for number in range(1, 128)), regular(0, 0))
     with pytest.raises(ImageError, match="too many open files"):
         separate(crowded, tmp_path)
+
+
+def test_one_that_was_deleted(tmp_path: Path) -> None:
+    (tmp_path / "mm-1.img").write_bytes(image(memory(5)))
+    remapped = tmp_path / "remap-fpath.img"
+    remapped.write_bytes(image(message(f1=6, f2=1)))
+    assert separate(image(regular(5, PATH_ONLY)), tmp_path) == 1
+    (tmp_path / "mm-1.img").write_bytes(image(memory(5)))
+    remapped.write_bytes(image(message(f1=6, f2=1), message(f1=5, f2=2)))
+    with pytest.raises(RekernelError, match="was replaced"):
+        separate(image(regular(5, PATH_ONLY)), tmp_path)

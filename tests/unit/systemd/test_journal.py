@@ -23,3 +23,8 @@ def test_header_of_a_users_service_names_no_unit(tmp_path: Path) -> None:
 
 def test_header_without_a_note(tmp_path: Path) -> None:
     assert header_of(9, 7, tmp_path) == "\n\n30\n1\n0\n0\n0\n"
+
+
+def test_names_as_they_were_before_the_journal_escaped_them(tmp_path: Path) -> None:
+    (tmp_path / "9:8").write_text("IDENTIFIER=caf\\303\\251\nUNIT=a\\\\x2db.service\n")
+    assert header_of(9, 8, tmp_path).startswith("café\na\\x2db.service\n30\n")

@@ -81,7 +81,8 @@ def test_what_a_users_manager_has_taken_over_belongs_to_who_started_it(
         "/a": {60: "/a"},
     }
     monkeypatch.setattr(units, "processes_of", groups.__getitem__)
-    parents = {10: 9, 11: 1, 20: 1, 21: 20, 30: 11, 31: 30, 40: 1, 60: 21}
+    groups["/m"] |= {70: "/m/z"}
+    parents = {10: 9, 11: 1, 20: 1, 21: 20, 30: 11, 31: 30, 40: 1, 60: 21, 70: 99}
     found = units.members(
         [
             unit("session-1.scope", "/s.scope"),
@@ -93,7 +94,7 @@ def test_what_a_users_manager_has_taken_over_belongs_to_who_started_it(
     )
     assert found == {
         "session-1.scope": {10: "/s.scope", 11: "/s.scope", 30: "/m/w", 31: "/m/w"},
-        # Who has ended meanwhile has no parent that anybody knows.
+        # Who has ended meanwhile has no parent; 70 is of a login that is not among these.
         "user@1000.service": {20: "/m/init.scope", 21: "/m/app", 40: "/m/x", 50: "/m/y"},
         # Only of a user's manager.
         "a.service": {60: "/a"},

@@ -70,7 +70,7 @@ def under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dumps:
 
 def failed(tmp_path: Path, status: int) -> dumps._Running:
     options = TreeOptions(7, "/a", False, False)
-    job = DumpJob("a", "a.service", options, tmp_path / "images", tmp_path)
+    job = DumpJob("a", "a.service", options, tmp_path / "images", tmp_path, (options.cgroup,))
     return dumps._Running(job, subprocess.Popen(["sh", "-c", f"exit {status}"]))
 
 

@@ -92,5 +92,19 @@ def test_what_is_gone_counts() -> None:
         assert seizing.done()
 
 
+def test_who_runs_for_an_instant_is_not_seized(tmp_path: Path) -> None:
+    """From the freezer to the tracer: one thread of many, and the others would be let go."""
+    at = tmp_path / "7" / "syscall"
+    at.parent.mkdir()
+    at.write_text("0 0x0 0x1\n")
+    seizing = Seizing([7], tmp_path)
+    at.write_text("running\n")
+    assert not seizing.done()
+    at.write_text("0 0x0 0x1\n")
+    assert not seizing.done()
+    at.write_text("-1 0x0 0x2\n")
+    assert seizing.done()
+
+
 def test_nothing() -> None:
     assert Seizing([]).done()

@@ -199,3 +199,33 @@ def test_a_users_manager_is_to_start_itself_anew() -> None:
     # What else is in its control group is no manager.
     other = dataclasses.replace(own, options=TreeOptions(8, "/x", False, True))
     assert trees.for_manifest(other, "x").signal == 0
+
+
+def test_control_groups_of_a_tree() -> None:
+    one = tree()
+    assert trees.cgroups_of(one, [one]) == ("/system.slice/a.service",)
+    # A window of tmux lies below the user's manager, which is a tree of its own.
+    unit = dataclasses.replace(one.verdict.unit, name="user@7.service", cgroup="/m")
+    manager = dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, unit=unit))
+    window = dataclasses.replace(one, processes={**one.processes, 9: "/m/app.slice/w.scope"})
+    found = trees.cgroups_of(window, [manager, window])
+    assert found == ("/system.slice/a.service", "/m")
+
+
+def test_what_was_left_below_a_users_manager_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tree()
+    unit = dataclasses.replace(one.verdict.unit, name="user@7.service", main_pid=7)
+    verdict = dataclasses.replace(one.verdict, unit=unit, roots=(7, 8))
+    manager = dataclasses.replace(one, verdict=verdict)
+    daemon = dataclasses.replace(manager, options=TreeOptions(8, "/x", False, True))
+    group = unit.cgroup
+    monkeypatch.setattr(trees, "parents", lambda: {7: 1, 8: 1})
+    for now in ({7: group, 8: group}, {7: group}):
+        monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path, now=now: {**now})
+        there, ended = trees.remaining([manager, daemon])
+        assert [item.options.root_pid for item in there] == list(now)
+        assert ended == []
+    # Without the manager itself nothing looks after the rest.
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {8: group})
+    there, ended = trees.remaining([manager, daemon])
+    assert (there, [item.reason for item in ended]) == ([], ["logged out meanwhile"])
