@@ -62,7 +62,9 @@ def _run_once(vm: State) -> str:
     boot = _boot(vm)
     with vm.serial_log.open("ab") as serial:
         serial.write(BOOT_MARK + f"{vm.boots + 1}: {vm.release}: {boot.cmdline}\n".encode())
-    command = qemu.command(vm.machine, boot, disk=vm.disk, serial=vm.serial_log, qmp=_QMP)
+    command = qemu.command(
+        vm.machine, boot, disk=vm.disk, second=vm.second_disk, serial=vm.serial_log, qmp=_QMP
+    )
     with (vm.directory / "qemu.log").open("ab") as log:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *vm.namespace.wrap(*command)],
@@ -92,6 +94,8 @@ def keep(name: str) -> None:
     vm = state.load(name)
     vm = vm.save(keeper=Process.of(os.getpid()))
     run(["cp", "--sparse=always", "--reflink=auto", Image(vm.image).disk, vm.disk])
+    if vm.machine.disk_mib:
+        run(["truncate", f"--size={vm.machine.disk_mib}M", vm.second_disk])
     vm.namespace.create()
     while True:
         reason = _run_once(vm)
@@ -123,7 +127,7 @@ def main() -> None:
         vm = state.load(name)
         vm.qemu.end(timeout=1)
         vm.namespace.delete()
-        vm.disk.unlink(missing_ok=True)
+        vm.remove_disks()
         vm.save(phase=phase, error=error)
 
 

@@ -30,6 +30,8 @@ class Machine:
     accelerator: str
     memory_mib: int = 6144
     cpus: int = 2
+    # Of a second disk, which is empty at first; 0 for none.
+    disk_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,14 @@ def accelerator_arguments(name: str) -> list[str]:
     return list(_ACCELERATORS[name])
 
 
-def command(machine: Machine, boot: Boot, *, disk: Path, serial: Path, qmp: Path) -> list[str]:
-    """Return the complete QEMU command line.
+def command(
+    machine: Machine, boot: Boot, *, disk: Path, second: Path, serial: Path, qmp: Path
+) -> list[str]:
+    """Return the complete QEMU command line; `second` is used if the machine has a second disk.
 
     -no-reboot makes QEMU end on a real reboot or power-off; a kexec inside goes unnoticed.
     """
+    another = f"if=none,id=second,file={second},format=raw,cache=unsafe,discard=unmap"
     return [
         BINARY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,usb=off,smbus=off,sata=off",
@@ -60,6 +65,7 @@ def command(machine: Machine, boot: Boot, *, disk: Path, serial: Path, qmp: Path
         # The disk is a throw-away copy: no need to wait for the host's own disk.
         "-drive", f"if=none,id=disk,file={disk},format=raw,cache=unsafe,discard=unmap",
         "-device", "virtio-blk-pci,drive=disk",
+        *(["-drive", another, "-device", "virtio-blk-pci,drive=second"] * bool(machine.disk_mib)),
         "-netdev", f"tap,id=net,ifname={TAP},script=no,downscript=no",
         "-device", "virtio-net-pci,netdev=net,mac=52:54:00:4c:41:42,romfile=",
         "-device", "virtio-rng-pci",

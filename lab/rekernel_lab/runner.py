@@ -144,6 +144,7 @@ class Runner:
             deadline,
             memory_mib=scenario.memory_mib,
             cpus=self._options.cpus,
+            disk_mib=scenario.disk_mib,
         ) as session:
             session.install(deb)
             session.set_up(scenario.region_mib)

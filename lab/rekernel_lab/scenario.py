@@ -1,6 +1,7 @@
 """Scenario directories: scenario.toml and up to four executables.
 
-scenario.toml   packages, memory_mib, region_mib, carry, from, upgrades, timeout_s, client_s
+scenario.toml   packages, memory_mib, region_mib, disk_mib, carry, from, upgrades, timeout_s,
+                client_s
 guest-prepare   in the guest as root, before the first upgrade
 guest-check     in the guest as root, after each upgrade, when all of its memory is home
 host-client     on the host, in the guest's network, through all upgrades (GUEST_IP, OUT_DIR);
@@ -36,6 +37,8 @@ class Scenario:
     packages: tuple[str, ...] = ()
     memory_mib: int = 6144
     region_mib: int = 2048
+    # Of a second, empty disk (/dev/vdb); 0 for none.
+    disk_mib: int = 0
     # None: the product's own policy decides.
     carry: tuple[str, ...] | None = None
     kernel_from: str = "6.12"
@@ -93,6 +96,7 @@ def parse(content: str, directory: Path) -> Scenario:
         "packages": _words,
         "memory_mib": _positive,
         "region_mib": _positive,
+        "disk_mib": _positive,
         "carry": _words,
         "from": _word,
         "upgrades": _words,

@@ -94,6 +94,11 @@ class State:
         return self.directory / "disk.raw"
 
     @property
+    def second_disk(self) -> Path:
+        """Another one, if the machine has it."""
+        return self.directory / "second.raw"
+
+    @property
     def namespace(self) -> Namespace:
         """The VM's network namespace. Its name differs between caches too."""
         return Namespace(f"{_NAMESPACE_PREFIX}{self.name}{_namespace_suffix()}")
@@ -112,7 +117,12 @@ class State:
         self.keeper.end()
         self.qemu.end(timeout=1)
         self.namespace.delete()
+        self.remove_disks()
+
+    def remove_disks(self) -> None:
+        """Free the space that they take."""
         self.disk.unlink(missing_ok=True)
+        self.second_disk.unlink(missing_ok=True)
 
 
 _NAMESPACE_PREFIX = "rekernel-lab-"

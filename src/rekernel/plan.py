@@ -11,7 +11,7 @@ from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.errors import BlockedError, NothingToDoError
-from rekernel.host import mounts, network
+from rekernel.host import disks, mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.policy import Policy
@@ -117,7 +117,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         )
     table = mounts.observe()
     mounts.root_config(table)
-    problems = mounts.unsupported(table) + network.unsupported(network.observe())
+    problems = disks.unsupported(table) + network.unsupported(network.observe())
     if problems:
         raise BlockedError(
             f"cannot be set up again before the restore: {', '.join(problems)}",

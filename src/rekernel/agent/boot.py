@@ -6,7 +6,6 @@ Imported early: see agent/main.py.
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import time
 
@@ -21,11 +20,13 @@ if TYPE_CHECKING:
     from rekernel.handover.manifest import Mount
 
 _NEW_ROOT = "/sysroot"
+# For disks other than that of the root file system, which was there long ago.
+_DISK_LIMIT_S = 10.0
 _API_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
 
 
-class RootNotFoundError(Exception):
-    """The root file system did not appear."""
+class DeviceNotFoundError(Exception):
+    """A file system did not appear."""
 
 
 def mount_api() -> None:
@@ -85,39 +86,59 @@ def load_modules(waves: Sequence[Sequence[str]], parameters: Mapping[str, str]) 
     return failed
 
 
-def _ext4_uuid(device: str) -> str | None:
-    """The UUID in an ext4 superblock (fs/ext4/ext4.h: s_magic at 0x38, s_uuid at 0x68)."""
+# Where the magic number is, what it is, where the UUID begins and how long it is: ext2 to ext4
+# (fs/ext4/ext4.h), xfs (fs/xfs/libxfs/xfs_format.h), btrfs (include/uapi/linux/btrfs_tree.h), FAT
+# (include/uapi/linux/msdos_fs.h).
+_SUPERBLOCKS = (
+    (0x438, b"\x53\xef", 0x468, 16),
+    (0, b"XFSB", 0x20, 16),
+    (0x10040, b"_BHRfS_M", 0x10020, 16),
+    (0x52, b"FAT32", 0x43, 4),
+    (0x36, b"FAT1", 0x27, 4),
+)
+
+
+def uuid_on(device: str) -> str | None:
+    """The UUID of the file system on a device, as blkid(8) has it; None of others and of none."""
     try:
         fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        block = os.pread(fd, 1024, 1024)
+        for magic_at, magic, at, size in _SUPERBLOCKS:
+            if os.pread(fd, len(magic), magic_at) == magic:
+                raw = os.pread(fd, size, at)
+                return _written_out(raw) if len(raw) == size else None
     except OSError:
         return None
     finally:
         os.close(fd)
-    if len(block) < 0x78 or struct.unpack_from("<H", block, 0x38)[0] != 0xEF53:
-        return None
-    raw = block[0x68:0x78].hex()
-    return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+    return None
 
 
-def find_root(uuid: str, timeout: float = 30.0) -> str:
-    """The device node with the root file system, by UUID. Raises RootNotFoundError."""
+def _written_out(raw: bytes) -> str:
+    if len(raw) == 4:
+        text = raw[::-1].hex().upper()
+        return f"{text[:4]}-{text[4:]}"
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def find_device(uuid: str, timeout: float = 30.0) -> str:
+    """The device node with the file system of this UUID. Raises DeviceNotFoundError."""
     deadline = time.monotonic() + timeout
     while True:
         for entry in sorted(os.listdir("/sys/class/block")):
-            if _ext4_uuid(f"/dev/{entry}") == uuid:
+            if uuid_on(f"/dev/{entry}") == uuid:
                 return f"/dev/{entry}"
         if time.monotonic() > deadline:
-            raise RootNotFoundError(f"no block device has the root file system {uuid}")
+            raise DeviceNotFoundError(f"no block device has the file system {uuid}")
         time.sleep(0.01)
 
 
 def switch_root(uuid: str, fstype: str, flags: int, data: str) -> None:
     """Mount the real root and make it /, with /proc, /sys and /dev moved along."""
-    device = find_root(uuid)
+    device = find_device(uuid)
     os.makedirs(_NEW_ROOT, exist_ok=True)
     # The kernel parses "ro"/"rw" as a flag only.
     syscalls.mount(device, _NEW_ROOT, fstype, flags & ~syscalls.MS_RDONLY, data)
@@ -177,6 +198,9 @@ def prefetch(paths: Sequence[str]) -> None:
 def mount_all(mounts: Sequence[Mount]) -> None:
     """The mounts that must stand before a restore, in order. Raises OSError naming the target."""
     for item in mounts:
+        if item.uuid:
+            _mount_disk(item)
+            continue
         if os.path.ismount(item.target):
             if item.target == "/run":
                 flags = item.flags | syscalls.MS_REMOUNT
@@ -184,6 +208,21 @@ def mount_all(mounts: Sequence[Mount]) -> None:
             continue
         os.makedirs(item.target, exist_ok=True)
         syscalls.mount(item.source, item.target, item.fstype, item.flags, item.data)
+
+
+def _mount_disk(item: Mount) -> None:
+    """One on a disk. Without it whoever has something open there does not come back."""
+    try:
+        os.makedirs(item.target, exist_ok=True)
+        device = find_device(item.uuid, _DISK_LIMIT_S)
+        try:
+            syscalls.mount(device, item.target, item.fstype, item.flags, item.data)
+        except OSError as error:
+            say(f"{item.target} is mounted without its options: {error.strerror}")
+            only = [part for part in item.data.split(",") if part.startswith("subvol=")]
+            syscalls.mount(device, item.target, item.fstype, item.flags, ",".join(only))
+    except (OSError, DeviceNotFoundError) as error:
+        say(f"{item.target} is not mounted: {error}")
 
 
 def unmount_transient(mounts: Sequence[Mount]) -> None:

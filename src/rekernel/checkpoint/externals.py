@@ -120,7 +120,8 @@ def _add_file(found: dict[str, External], item: Descriptor) -> None:
 
 def _add_told(found: dict[str, External], item: Descriptor) -> None:
     told = (pressure.told(item.pid, item.number) or b"").decode()
-    # By its path: of an external file criu would take the path and open it once more.
+    # By its path: of an external file criu would take the path and open it once more. Of several
+    # watches of one file all are like the first.
     argument = f"fd[{{fd}}]:{item.link.lstrip('/')}"
     flags = item.flags & (os.O_ACCMODE | os.O_NONBLOCK)
     given = Inherited("file", argument, path=item.link, flags=flags, header=told)

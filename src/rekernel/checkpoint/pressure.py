@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import mmap
 import os
 import re
 from contextlib import suppress
@@ -17,6 +18,8 @@ from pathlib import Path
 _FILE = re.compile(r"(/sys/fs/cgroup/.*/|/proc/pressure/)(memory|cpu|io)(\.pressure)?$")
 # sd-event's own, which is what systemd sets for services as well (src/basic/psi-util.h).
 _USUAL = b"some 200000 2000000\0"
+_TEXT = re.compile(rb"(?:some|full) \d+ \d+\0")
+_LONGEST = 64
 
 
 def is_watch(link: str, flags: int) -> bool:
@@ -34,8 +37,29 @@ def told(pid: int, number: int) -> bytes | None:
     # https://systemd.io/MEMORY_PRESSURE
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     of_service = [line[22:] for line in environment if line.startswith(b"MEMORY_PRESSURE_WRITE=")]
-    candidates = [_USUAL]
+    candidates = []
     for value in of_service:
         with suppress(binascii.Error):
-            candidates.insert(0, base64.b64decode(value))
-    return next((text for text in candidates if len(text) == length), None)
+            candidates.append(base64.b64decode(value))
+    candidates += [_USUAL, *_in_executable(pid)]
+    # Mostly with the NUL behind it.
+    forms = [form for text in candidates for form in (text, text.rstrip(b"\0"))]
+    return next((form for form in forms if len(form) == length), None)
+
+
+def _in_executable(pid: int) -> list[bytes]:
+    """What a program brings along by itself, as MariaDB does."""
+    found = []
+    with (
+        open(f"/proc/{pid}/exe", "rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
+    ):
+        for word in (b"some ", b"full "):
+            at = data.find(word)
+            while at >= 0:
+                # Looking for all of it with the expression would take seconds.
+                match = _TEXT.match(data[at : at + _LONGEST])
+                if match:
+                    found.append(match[0])
+                at = data.find(word, at + 1)
+    return found

@@ -63,6 +63,8 @@ class Mount:
     contents: str = ""
     # Only for the restore: gone again before init starts.
     transient: bool = False
+    # Of a file system on a disk, instead of its source.
+    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from rekernel.handover.manifest import Mount
 from rekernel.run import run
 
 # Kernel interfaces: mounted afresh, as a unit's own mount namespace may hold copies of them.
-_API_TYPES = (
+API_TYPES = (
     "binfmt_misc", "bpf", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
     "fusectl", "hugetlbfs", "mqueue", "proc", "pstore", "rpc_pipefs", "securityfs", "sysfs",
     "tracefs",
 )  # fmt: skip
 # Mounted by init when it wants them; nothing carried keeps state in them.
-_BY_INIT = ("autofs", "ramfs")
+BY_INIT = ("autofs", "ramfs")
 
 # Parts of /run that belong to what boots afresh, or to this kernel: stale, they would mislead.
 RUN_OF_PLUMBING = (
@@ -135,19 +135,10 @@ class TmpfsPlan:
     exclude: tuple[str, ...]
 
 
-def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
-    """Mounts that the agent cannot make again before the restore."""
-    return [
-        f"{mount.target} ({mount.fstype} on {mount.source})"
-        for mount in mounts
-        if mount.target != "/" and mount.fstype not in (*_API_TYPES, *_BY_INIT, "tmpfs")
-    ]
-
-
 def plan(
     mounts: Sequence[MountInfo], of_logins: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[list[Mount], list[TmpfsPlan]]:
-    """What the agent mounts, and which tmpfs contents it needs for that.
+    """What the agent mounts that lies on no disk, and which tmpfs contents it needs for that.
 
     Credentials and /run/user/UID belong to init and to the user managers that it starts, which
     mount them again; but for those of ``of_logins``, carried ones: which, and what of each stays
@@ -158,11 +149,11 @@ def plan(
     contents: list[TmpfsPlan] = []
     for mount in mounts:
         moved_by_agent = mount.target in ("/", "/proc", "/sys", "/dev")
-        by_init = mount.fstype in _BY_INIT or (
+        by_init = mount.fstype in BY_INIT or (
             mount.target.startswith(("/run/user/", "/run/credentials/"))
             and mount.target not in of_logins
         )
-        if moved_by_agent or by_init or mount.fstype not in (*_API_TYPES, "tmpfs"):
+        if moved_by_agent or by_init or mount.fstype not in (*API_TYPES, "tmpfs"):
             continue
         data = [
             option

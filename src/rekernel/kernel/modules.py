@@ -45,16 +45,17 @@ def _device_aliases(device: Path) -> list[str]:
 
 
 def needed_aliases(
-    root_device: str, fstypes: Sequence[str], link_kinds: Sequence[str]
+    disks: Sequence[str], fstypes: Sequence[str], link_kinds: Sequence[str]
 ) -> list[str]:
-    """What must be loaded to reach the root file system, the network, and all that is mounted.
+    """What must be loaded to reach these disks, the network, and all that is mounted.
 
     ``link_kinds``: "vlan", "bridge", …: of the interfaces that stand on others.
     """
     aliases: list[str] = []
-    number = os.stat(root_device).st_rdev
-    block = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    aliases += _device_aliases(block)
+    for disk in disks:
+        number = os.stat(disk).st_rdev
+        block = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+        aliases += _device_aliases(block)
     for link in sorted(Path("/sys/class/net").iterdir()):
         if (link / "device").exists():
             aliases += _device_aliases(link / "device")

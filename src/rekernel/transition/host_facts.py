@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
-from rekernel.host import mounts, network, sysctls
+from rekernel.host import disks, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.systemd import adoption, logins
-from rekernel.systemd.units import show
+from rekernel.systemd.units import exited, show
 from rekernel.transition.staging import mapped_files
 from rekernel.transition.trees import CarriedTree
 
 # Programs tell by it that systemd is the init system (sd_booted(3)); a user's manager ends without.
 _BOOTED = "/run/systemd/system"
+
+
+# Were they not as before, systemd would check file systems that are mounted already.
+_CHECKED = "systemd-fsck@*.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
     left = logins.leave(of_logins)
     table = mounts.observe()
     todo, contents = mounts.plan(table, left.directories)
+    order = [mount.target for mount in table]
+    todo = sorted([*todo, *disks.plan(table)], key=lambda item: order.index(item.target))
     private_tmps = {}
     directories = {_BOOTED}
     for tree in trees:
@@ -71,6 +77,6 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
         systemd_header=adoption.header(private_tmps),
         systemd_units={
             unit.name: adoption.section(unit)
-            for unit in (*show(logins.taken_along(of_logins)), *units)
+            for unit in (*show(logins.taken_along(of_logins)), *exited(_CHECKED), *units)
         },
     )

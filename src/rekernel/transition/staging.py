@@ -14,7 +14,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import mounts, network
+from rekernel.host import disks, mounts, network
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -73,7 +73,8 @@ def load_kernel(
     table = mounts.observe()
     root, device = mounts.root_config(table)
     fstypes = sorted({mount.fstype for mount in table})
-    aliases = modules.needed_aliases(device, fstypes, network.kinds())
+    needed = [device, *disks.devices(table)]
+    aliases = modules.needed_aliases(needed, fstypes, network.kinds())
     chosen = modules.resolve(kernel.release, aliases)
     config = AgentConfig(
         machine_id=machine_id(),

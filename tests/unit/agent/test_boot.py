@@ -7,47 +7,96 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rekernel import syscalls
 from rekernel.agent import boot
-from rekernel.agent.boot import RootNotFoundError
+from rekernel.agent.boot import DeviceNotFoundError
+from rekernel.handover.manifest import Mount
+
+from .conftest import Said
 
 SOURCE = Path(__file__).parents[3] / "src"
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
-@pytest.mark.skipif(shutil.which("mkfs.ext4", path=_PATH) is None, reason="needs mkfs.ext4")
-def test_the_uuid_is_what_blkid_says(tmp_path: Path) -> None:
-    image = tmp_path / "disk"
-    image.write_bytes(b"")
-    os.truncate(image, 8 << 20)
-    assert boot._ext4_uuid(str(image)) is None
-    environment = {"PATH": _PATH}
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], env=environment, check=True)
-    blkid = subprocess.run(
+def blkid(image: Path) -> str:
+    """What it takes for the UUID of a file system in a file."""
+    done = subprocess.run(
         ["blkid", "-p", "-o", "value", "-s", "UUID", str(image)],
-        env=environment,
+        env={"PATH": _PATH},
         capture_output=True,
         text=True,
         check=True,
     )
-    uuid = blkid.stdout.strip()
-    assert len(uuid) == 36
-    assert boot._ext4_uuid(str(image)) == uuid
-    os.truncate(image, 1024 + 0x77)
-    assert boot._ext4_uuid(str(image)) is None
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "vfat -F 32", "vfat -F 16"])
+def test_the_uuid_is_what_blkid_says(tmp_path: Path, kind: str) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(b"")
+    os.truncate(image, 400 << 20)
+    assert boot.uuid_on(str(image)) is None
+    name, *options = kind.split()
+    force = {"ext4": ["-q", "-F"], "xfs": ["-q"], "btrfs": ["-q"]}.get(name, [])
+    subprocess.run(
+        [f"mkfs.{name}", *force, *options, str(image)],
+        env={"PATH": _PATH},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    uuid = blkid(image)
+    assert len(uuid) == (9 if name == "vfat" else 36)
+    assert boot.uuid_on(str(image)) == uuid
+
+
+def test_what_is_cut_off(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(0x438) + b"\x53\xef" + bytes(0x30))
+    assert boot.uuid_on(str(image)) is None
 
 
 def test_what_is_no_disk(tmp_path: Path) -> None:
-    assert boot._ext4_uuid(str(tmp_path)) is None
-    assert boot._ext4_uuid(str(tmp_path / "gone")) is None
+    assert boot.uuid_on(str(tmp_path)) is None
+    assert boot.uuid_on(str(tmp_path / "gone")) is None
 
 
-def test_no_root_file_system() -> None:
+def test_no_such_file_system() -> None:
     uuid = "01234567-89ab-cdef-0123-456789abcdef"
-    with pytest.raises(RootNotFoundError, match=f"no block device has the root .* {uuid}"):
-        boot.find_root(uuid, timeout=0)
+    with pytest.raises(DeviceNotFoundError, match=f"no block device has the file system {uuid}"):
+        boot.find_device(uuid, timeout=0)
+
+
+def test_a_disk_that_does_not_come_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    monkeypatch.setattr(boot, "_DISK_LIMIT_S", 0)
+    boot.mount_all([Mount(str(tmp_path / "a"), "xfs", "", 0, uuid="no-such")])
+    assert f"{tmp_path}/a is not mounted: no block device has the file system" in said.lines[0]
+
+
+def test_options_that_this_kernel_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    done: list[tuple[Any, ...]] = []
+
+    def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+        done.append((source, fstype, flags, data))
+        if "attr" in data:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(syscalls, "mount", mount)
+    monkeypatch.setattr(boot, "find_device", lambda uuid, timeout: f"/dev/{uuid}")
+    target = str(tmp_path / "a")
+    boot.mount_all([Mount(target, "btrfs", "", 1, data="attr9,subvol=/x", uuid="u")])
+    assert done == [
+        ("/dev/u", "btrfs", 1, "attr9,subvol=/x"),
+        ("/dev/u", "btrfs", 1, "subvol=/x"),
+    ]
+    assert "is mounted without its options" in said.lines[0]
 
 
 def test_modules_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
 from rekernel.checkpoint.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import mounts, network
+from rekernel.host import disks, mounts, network
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.memory.region import MIB, Layout, parameters
@@ -216,7 +216,7 @@ def test_canary_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounts, "unsupported", lambda table: ["/srv (xfs on /dev/sdb)"])
+    monkeypatch.setattr(disks, "unsupported", lambda table: ["/srv (xfs on /dev/sdb)"])
     monkeypatch.setattr(network, "observe", lambda: None)
     monkeypatch.setattr(network, "unsupported", lambda facts: ["br0 (bridge)"])
     assert probes.mounted(Context())[1] == "not supported yet: /srv (xfs on /dev/sdb)"

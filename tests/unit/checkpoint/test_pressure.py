@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,19 @@ def test_what_it_was_told(
     assert found.inherited is not None
     assert found.inherited.argument == f"fd[{{fd}}]:{str(path)[1:]}"
     assert found.inherited.header == (known or b"").decode()
+
+
+def test_what_the_program_has_in_itself(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    with program.open("ab") as file:
+        file.write(b"\0full 10000 2000000\0some 5000000 10000000\0")
+    path = tmp_path / "memory.pressure"
+    for text in (b"some 5000000 10000000\0", b"full 10000 2000000"):
+        with path.open("wb", buffering=0) as opened:
+            opened.write(text)
+            number = opened.fileno()
+            with subprocess.Popen([program, "60"], pass_fds=[number]) as process:
+                found = told(process.pid, number)
+                process.kill()
+        assert found == text

@@ -15,7 +15,7 @@ from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
 from rekernel.errors import BlockedError
-from rekernel.host import mounts
+from rekernel.host import disks, mounts
 from rekernel.host.mounts import TmpfsPlan
 
 ODD_NAMES = [
@@ -31,7 +31,7 @@ def test_every_name_that_a_mount_can_have(recorded: Recorded) -> None:
     assert [os.fsencode(mount.target) for mount in found] == ODD_NAMES
     assert {mount.fstype for mount in found} == {"tmpfs"}
     assert [mount.source for mount in found] == ["odd"] * 11 + [""]
-    assert mounts.unsupported(found) == []
+    assert disks.unsupported(found) == []
 
 
 # seq_path() and mangle(): fs/proc_namespace.c.
@@ -64,7 +64,7 @@ def test_this_machine() -> None:
 @on_each_kernel
 def test_a_real_table(recorded: Recorded) -> None:
     table = recorded.mounts()
-    assert mounts.unsupported(table) == []
+    assert disks.unsupported(table) == []
     root = next(mount for mount in table if mount.target == "/")
     assert (root.fstype, root.source, root.device) == ("ext4", "/dev/vda", "254:0")
     assert root.super_options == ("rw", "errors=remount-ro")
@@ -148,14 +148,6 @@ def test_mount_points_of_a_sandbox(recorded: Recorded, monkeypatch: pytest.Monke
         "/run/systemd/incoming",
         "/run/user",
     ]
-
-
-@on_each_kernel
-def test_what_cannot_be_mounted_again_is_named(recorded: Recorded) -> None:
-    # In the sandbox, parts of the root file system are mounted on themselves.
-    found = mounts.unsupported(recorded.mounts("redis-server/mountinfo"))
-    assert "/etc/redis (ext4 on /dev/vda)" in found
-    assert not [line for line in found if not line.endswith(" (ext4 on /dev/vda)")]
 
 
 @on_each_kernel

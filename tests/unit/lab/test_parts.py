@@ -33,14 +33,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_qemu_command_line() -> None:
     boot = qemu.Boot(Path("/b/vmlinuz"), Path("/b/initrd"), "root=/dev/vda memmap=2G!4G")
-    words = qemu.command(
-        qemu.Machine("tcg", 8192, 1), boot, disk=Path("/d"), serial=Path("/s"), qmp=Path("qmp")
-    )
+    paths = {"disk": Path("/d"), "second": Path("/e"), "serial": Path("/s"), "qmp": Path("qmp")}
+    words = qemu.command(qemu.Machine("tcg", 8192, 1), boot, **paths)
     assert words[words.index("-append") + 1] == "root=/dev/vda memmap=2G!4G"
     assert words[words.index("-m") + 1] == "8192M"
     assert words[words.index("-smp") + 1] == "1"
     assert words[words.index("-accel") + 1].startswith("tcg")
     assert "-no-reboot" in words
+    assert not [word for word in words if "file=/e" in word]
+    words = qemu.command(qemu.Machine("tcg", disk_mib=9), boot, **paths)
+    assert len([word for word in words if "file=/e" in word]) == 1
 
 
 def test_tiny_init_is_a_program_that_speaks(tmp_path: Path) -> None:
