@@ -81,8 +81,9 @@ class Dumps:
         self._running: list[_Running] = []
         self._connections: list[socket.socket] = []
         self._listener: socket.socket | None = None
-        # Control groups that stand still until criu has stopped all that is in them.
-        self._frozen: dict[str, Seizing] = {}
+        # Control groups that stand still until criu has stopped all that is in them: their trees.
+        self._frozen: dict[str, set[int]] = {}
+        self._seizing = Seizing(())
 
     def start(self, jobs: Sequence[DumpJob], pids: Sequence[int], parent: Path) -> None:
         """Start them all. ``pids``: of all trees; ``parent``: see :func:`dump_argv`."""
@@ -92,13 +93,14 @@ class Dumps:
         self._listener.listen(1024)
         self._undo.push("end-repair", " ".join(map(str, pids)))
         self._undo.push("wait-dumps", own_cgroup())
-        roots: dict[str, list[int]] = {}
+        roots: dict[str, set[int]] = {}
         for job in jobs:
             for cgroup in job.cgroups:
-                roots.setdefault(cgroup, []).append(job.options.root_pid)
+                roots.setdefault(cgroup, set()).add(job.options.root_pid)
         # Before it waits for them: criu's parasites must run to leave.
         self._undo.push("thaw", *sorted(roots))
-        self._frozen = {cgroup: Seizing(pids) for cgroup, pids in roots.items()}
+        self._frozen = roots
+        self._seizing = Seizing(job.options.root_pid for job in jobs)
         for job in jobs:
             # Of an attempt before.
             shutil.rmtree(job.images, ignore_errors=True)
@@ -115,6 +117,7 @@ class Dumps:
         """Until all are held. Raises DumpFailedError for the first that fails, or stands still."""
         by_pid = {str(item.process.pid): item for item in self._running}
         written, deadline = self._written(), time.monotonic() + PATIENCE_S
+        spoiled: DumpStuckError | None = None
         assert self._listener is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ, None)
@@ -126,7 +129,9 @@ class Dumps:
                     cancelled()
                     if time.monotonic() > deadline:
                         if written == (now := self._written()):
-                            raise self._stuck()
+                            if not self._frozen:
+                                raise self._stuck()
+                            spoiled = self._let_go()
                         written, deadline = now, time.monotonic() + PATIENCE_S
                     self._thaw_what_is_seized()
                     for key, _ in selector.select(_SEIZING_S if self._frozen else 0.1):
@@ -143,10 +148,25 @@ class Dumps:
                 for key in list(selector.get_map().values()):
                     if key.data is not None:
                         os.close(key.fd)
+        if spoiled is not None:
+            raise spoiled
+
+    def _let_go(self) -> DumpStuckError:
+        """Thaw what criu may be waiting for: interrupted within a process, it would lose that. The
+        cut is none any more then.
+        """
+        groups = ", ".join(self._frozen)
+        for cgroup in self._frozen:
+            thaw(cgroup)
+        self._frozen = {}
+        return DumpStuckError(
+            f"criu had not stopped all of {groups} within {PATIENCE_S:.0f} s", "try again"
+        )
 
     def _thaw_what_is_seized(self) -> None:
-        for cgroup, seizing in list(self._frozen.items()):
-            if seizing.done():
+        done = self._seizing.done() if self._frozen else set()
+        for cgroup, roots in list(self._frozen.items()):
+            if roots <= done:
                 thaw(cgroup)
                 del self._frozen[cgroup]
 

@@ -13,7 +13,7 @@ _RUNNING = "running\n"
 
 
 class Seizing:
-    """Trees of a frozen control group, by their root, that are not known to be criu's yet.
+    """Frozen trees, by their root, and which of them are known to be criu's.
 
     criu stops every thread of a tree before it does anything to one of them, and then begins with
     the root: it sets its registers and lets it run. Frozen, it does not get far, but where it is
@@ -24,14 +24,19 @@ class Seizing:
         """To be made while all of them are frozen, before any criu starts."""
         self._proc = proc
         self._left = {root: self._where(root) for root in roots}
+        self._done: set[int] = set()
 
-    def done(self) -> bool:
-        """Whether all are criu's, or gone."""
-        now = {root: self._where(root) for root in self._left}
-        # On its way from the freezer to where criu stops it, it counts as running for an instant.
-        unmoved = {root for root, at in now.items() if at in (self._left[root], _RUNNING)}
-        self._left = {root: at for root, at in self._left.items() if at and root in unmoved}
-        return not self._left
+    def done(self) -> set[int]:
+        """Those that are criu's by now, or gone. One that was once is for good: when criu has let
+        it run, it may be where it was before.
+        """
+        for root, before in list(self._left.items()):
+            now = self._where(root)
+            # From the freezer to where criu stops it, it counts as running for an instant.
+            if not before or now not in (before, _RUNNING):
+                del self._left[root]
+                self._done.add(root)
+        return self._done
 
     def _where(self, pid: int) -> str:
         """System call, stack pointer and program counter (proc_pid_syscall(5)); "" if gone."""

@@ -134,3 +134,27 @@ def test_a_dump_that_goes_on(
     with pytest.raises(dumps.DumpFailedError, match="criu ended with 9"):
         under_way.wait(lambda: None)
     under_way.close()
+
+
+def test_what_criu_waits_for_in_a_frozen_control_group_is_let_go(
+    under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only then is the dump given up: nobody is interrupted within a process."""
+    thawed: list[str] = []
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0)
+    monkeypatch.setattr(dumps, "thaw", thawed.append)
+    late = failed(tmp_path, 0)
+    late.process.wait()
+    with subprocess.Popen(["sleep", "20"]) as process:
+        late.process = process
+        under_way._running.append(late)
+        under_way._frozen = {"/a": {7}, "/b": {7, 8}}
+
+        def held() -> None:
+            late.held = bool(thawed)
+
+        with pytest.raises(dumps.DumpStuckError, match="had not stopped all of /a, /b"):
+            under_way.wait(held)
+        assert thawed == ["/a", "/b"]
+        assert process.poll() is None
+        process.kill()

@@ -51,10 +51,10 @@ def stop(pid: int) -> None:
     os.waitpid(pid, _WALL)
 
 
-def move(pid: int) -> None:
+def move(pid: int, by: int) -> None:
     registers = _Registers()
     ptrace(_GETREGS, pid, registers)
-    registers[_RIP] += 2
+    registers[_RIP] += by
     ptrace(_SETREGS, pid, registers)
 
 
@@ -64,9 +64,11 @@ def test_not_before_its_registers_are_set(process: subprocess.Popen[str]) -> Non
     stop(process.pid)
     # That alone does not tell of the other threads.
     assert not seizing.done()
-    move(process.pid)
-    assert seizing.done()
-    assert seizing.done()
+    move(process.pid, 2)
+    assert seizing.done() == {process.pid}
+    # Where it was before, as when criu has let it go.
+    move(process.pid, -2)
+    assert seizing.done() == {process.pid}
 
 
 def test_all_of_them(process: subprocess.Popen[str]) -> None:
@@ -75,13 +77,13 @@ def test_all_of_them(process: subprocess.Popen[str]) -> None:
             time.sleep(0.001)
         seizing = Seizing([other.pid, process.pid])
         stop(process.pid)
-        move(process.pid)
-        assert not seizing.done()
+        move(process.pid, 2)
+        assert seizing.done() == {process.pid}
         other.kill()
 
 
 def test_what_is_gone_counts() -> None:
-    assert Seizing([2**22 + 1]).done()
+    assert Seizing([2**22 + 1]).done() == {2**22 + 1}
     with subprocess.Popen(["sleep", "60"]) as ending:
         while "running" in where(ending.pid):
             time.sleep(0.001)
@@ -107,4 +109,4 @@ def test_who_runs_for_an_instant_is_not_seized(tmp_path: Path) -> None:
 
 
 def test_nothing() -> None:
-    assert Seizing([]).done()
+    assert Seizing([]).done() == set()
