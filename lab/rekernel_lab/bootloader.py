@@ -1,4 +1,4 @@
-"""The lab as boot loader: kernel arguments come from the guest's own grub.cfg."""
+"""The lab as boot loader: kernel arguments and initrd come from the guest's own disk."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def read_grub_cfg(disk: Path) -> str:
     # After a power cut the newest grub.cfg may still be in the journal only. 1: repaired.
     run(["e2fsck", "-y", "-E", "journal_only", disk], check=False)
     return run(["debugfs", "-R", f"cat {GRUB_CFG}", disk]).stdout.decode()
+
+
+def copy_initrd(disk: Path, release: str, target: Path) -> None:
+    """Copy the guest's initrd, which it may have made anew, from the same image."""
+    run(["debugfs", "-R", f"dump /boot/initrd.img-{release} {target}", disk])
+    if not target.exists() or not target.stat().st_size:
+        raise LabError(f"the guest has no initrd for {release}", hint="update-initramfs makes it")

@@ -38,9 +38,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _boot(vm: State) -> qemu.Boot:
     image = Image(vm.image)
     own = bootloader.parse_grub_cfg(bootloader.read_grub_cfg(vm.disk))
+    bootloader.copy_initrd(vm.disk, vm.release, vm.initrd)
     return qemu.Boot(
         kernel=image.kernel(vm.release),
-        initrd=image.initrd(vm.release),
+        initrd=vm.initrd,
         cmdline=bootloader.compose(own, vm.cmdline),
     )
 

@@ -91,7 +91,7 @@ class Image:
 
     @property
     def boot(self) -> Path:
-        """Copies of the guest's kernels and initrds."""
+        """Copies of the guest's kernels."""
         return self.directory / "boot"
 
     def releases(self) -> list[str]:
@@ -112,10 +112,6 @@ class Image:
     def kernel(self, release: str) -> Path:
         """Return the kernel image of `release`."""
         return self.boot / f"vmlinuz-{release}"
-
-    def initrd(self, release: str) -> Path:
-        """Return the initrd of `release`."""
-        return self.boot / f"initrd.img-{release}"
 
 
 def ssh_keys() -> Keys:
@@ -264,7 +260,7 @@ def _make_disk(tree: Path, scratch: Path) -> None:
     boot = scratch / "boot"
     boot.mkdir()
     for path in (tree / "boot").iterdir():
-        if path.name.startswith(("vmlinuz-", "initrd.img-")) and path.is_file():
+        if path.name.startswith("vmlinuz-") and path.is_file():
             shutil.copy(path, boot / path.name)
     run(
         ["mkfs.ext4", "-q", "-F", "-L", guestfiles.ROOT_LABEL, "-m", "1",

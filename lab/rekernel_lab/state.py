@@ -94,6 +94,11 @@ class State:
         return self.directory / "disk.raw"
 
     @property
+    def initrd(self) -> Path:
+        """What the VM's disk had at its last boot."""
+        return self.directory / "initrd"
+
+    @property
     def second_disk(self) -> Path:
         """Another one, if the machine has it."""
         return self.directory / "second.raw"
@@ -123,6 +128,7 @@ class State:
         """Free the space that they take."""
         self.disk.unlink(missing_ok=True)
         self.second_disk.unlink(missing_ok=True)
+        self.initrd.unlink(missing_ok=True)
 
 
 _NAMESPACE_PREFIX = "rekernel-lab-"

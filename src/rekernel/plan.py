@@ -116,7 +116,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
             "name a kernel to switch to it all the same",
         )
     table = mounts.observe()
-    mounts.root_config(table)
+    disks.root(table)
     problems = disks.unsupported(table) + network.unsupported(network.observe())
     if problems:
         raise BlockedError(

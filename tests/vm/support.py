@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -158,9 +159,18 @@ def run_scenario(name: str) -> runner.Result:
 
 
 @contextlib.contextmanager
-def opened(name: str, which: str, *, limit_s: float, memory_mib: int = 0) -> Iterator[Guest]:
+def opened(
+    name: str,
+    which: str,
+    *,
+    limit_s: float,
+    memory_mib: int = 0,
+    disk_mib: int = 0,
+    packages: Sequence[str] = (),
+) -> Iterator[Guest]:
     """A fresh guest with the package, not set up, and a scenario directory in it."""
     wanted = scenario.load(SCENARIOS / which)
+    wanted = dataclasses.replace(wanted, packages=(*wanted.packages, *packages))
     progress = Progress(terminal=False)
     deb = runner.package(progress, None)
     assembly = runner.assemble_for(wanted, progress, assemble.Options(), deb)
@@ -178,6 +188,7 @@ def opened(name: str, which: str, *, limit_s: float, memory_mib: int = 0) -> Ite
         output,
         session.Deadline(limit_s, f"the tests in {name}"),
         memory_mib=memory_mib or wanted.memory_mib,
+        disk_mib=disk_mib,
     ) as running:
         running.install(deb)
         running.push(wanted.directory)

@@ -1,9 +1,10 @@
-"""The host around the services: its network stands on a bridge on a bond, with a VLAN above."""
+"""The host around the services: its root lies on LVM, its network stands on a bridge on a bond."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,19 @@ _STATE = (
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    with opened("host", "demo", limit_s=900, memory_mib=3072) as running:
+    with opened(
+        "host",
+        "demo",
+        limit_s=1200,
+        memory_mib=3072,
+        disk_mib=3072,
+        packages=("fdisk", "lvm2", "xfsprogs"),
+    ) as running:
+        script = Path(__file__).with_name("root-on-lvm").read_text()
+        running.write("/root/root-on-lvm", script)
+        code, output = running.run("sh /root/root-on-lvm", timeout=400)
+        assert code == 0, output
+        running.session.reboot()
         mac = running.text("cat /sys/class/net/en*/address")
         for name, text in _NETDEVS.items():
             address = "" if name in ("vlan5", "dummy5") else f"MACAddress={mac}\n"
@@ -78,9 +91,51 @@ def get(connection: socket.socket) -> None:
         length -= len(connection.recv(length))
 
 
-def test_bridge_bond_and_vlan(guest: Guest) -> None:
-    before = links(guest)
+def mounted(guest: Guest) -> list[list[str]]:
+    """Every file system on a disk, and every part of one: where it lies, how it is mounted."""
+    words = "findmnt --list --noheadings --output SOURCE,TARGET,FSTYPE,OPTIONS"
+    lines = (line.split() for line in guest.text(words).splitlines())
+    return sorted(line for line in lines if line[0].startswith("/dev/"))
+
+
+def redis_sees(guest: Guest) -> list[tuple[str, ...]]:
+    """Where, what, and how it is mounted: in the namespace that systemd made for it."""
+    pid = guest.main_pid("redis-server")
+    found = []
+    for line in guest.text(f"cat /proc/{pid}/mountinfo").splitlines():
+        words = line.split()
+        peers = [word.partition(":")[0] for word in words[6 : words.index("-")]]
+        found.append((words[4], words[3], words[5], *peers))
+    return sorted(found)
+
+
+def volumes(guest: Guest) -> list[list[str]]:
+    """Devices of the device mapper, and what udev and systemd make of them."""
+    found = []
+    for name in guest.text("ls /dev/mapper").split():
+        if name != "control":
+            words = f"udevadm info --query=property --name=/dev/mapper/{name}"
+            known = guest.text(words).splitlines()
+            wanted = ("DM_NAME=", "DM_UUID=", "DM_UDEV_", "DM_VG_", "SYSTEMD_", "ID_FS_UUID=")
+            found.append([name, *(line for line in known if line.startswith(wanted))])
+    return found
+
+
+def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
+    before, mounts_before, volumes_before = links(guest), mounted(guest), volumes(guest)
     assert {*_NETDEVS} <= {*before}
+    root, data = "/dev/mapper/some--vg-the--root", "/dev/mapper/some--vg-data"
+    assert [line[:3] for line in mounts_before] == [
+        [data, "/data", "xfs"],
+        [f"{data}[/redis]", "/var/lib/redis", "xfs"],
+        [root, "/", "xfs"],
+        [f"{root}[/etc/hostname]", "/srv/name", "xfs"],
+        [f"{root}[/var/log]", "/srv/logs", "xfs"],
+        ["/dev/vda", "/disk", "ext4"],
+    ]
+    guest.text("dd if=/dev/urandom of=/data/random bs=1M count=50 status=none")
+    kept = guest.text("sha256sum /data/random")
+    sees = redis_sees(guest)
     with guest.connect(80) as connection:
         get(connection)
         outcome = guest.upgrade(NEW)
@@ -88,5 +143,18 @@ def test_bridge_bond_and_vlan(guest: Guest) -> None:
         get(connection)
     assert outcome.report["connections"]["lost"] == []
     assert links(guest) == before
+    assert mounted(guest) == mounts_before
+    assert volumes(guest) == volumes_before
+    assert redis_sees(guest) == sees
+    # Its own mounts still follow those of the host, as systemd set them up.
+    guest.text("mkdir -p /mnt/later && mount -t tmpfs later /mnt/later && touch /mnt/later/x")
+    pid = guest.main_pid("redis-server")
+    guest.text(f"nsenter --target {pid} --mount test -e /mnt/later/x")
+    assert guest.text("redis-cli save") == "OK"
+    guest.text("test -s /data/redis/dump.rdb")
+    assert guest.text("sha256sum /data/random") == kept
+    # Nothing of this failed, and LVM may do with its volumes what it likes.
+    assert guest.text("systemctl is-system-running") == "running"
+    guest.text("lvextend --quiet --size +20M --resizefs /dev/some-vg/data")
     # Nothing was left for whoever configures the network afterwards.
     assert guest.text("cat /run/rekernel/network.log") == ""

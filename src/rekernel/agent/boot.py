@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 from rekernel import syscalls
+from rekernel.agent import superblocks
 from rekernel.agent.console import say
 
 TYPE_CHECKING = False
@@ -23,10 +23,6 @@ _NEW_ROOT = "/sysroot"
 # For disks other than that of the root file system, which was there long ago.
 _DISK_LIMIT_S = 10.0
 _API_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
-
-
-class DeviceNotFoundError(Exception):
-    """A file system did not appear."""
 
 
 def mount_api() -> None:
@@ -86,59 +82,9 @@ def load_modules(waves: Sequence[Sequence[str]], parameters: Mapping[str, str]) 
     return failed
 
 
-# Where the magic number is, what it is, where the UUID begins and how long it is: ext2 to ext4
-# (fs/ext4/ext4.h), xfs (fs/xfs/libxfs/xfs_format.h), btrfs (include/uapi/linux/btrfs_tree.h), FAT
-# (include/uapi/linux/msdos_fs.h).
-_SUPERBLOCKS = (
-    (0x438, b"\x53\xef", 0x468, 16),
-    (0, b"XFSB", 0x20, 16),
-    (0x10040, b"_BHRfS_M", 0x10020, 16),
-    (0x52, b"FAT32", 0x43, 4),
-    (0x36, b"FAT1", 0x27, 4),
-)
-
-
-def uuid_on(device: str) -> str | None:
-    """The UUID of the file system on a device, as blkid(8) has it; None of others and of none."""
-    try:
-        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        for magic_at, magic, at, size in _SUPERBLOCKS:
-            if os.pread(fd, len(magic), magic_at) == magic:
-                raw = os.pread(fd, size, at)
-                return _written_out(raw) if len(raw) == size else None
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return None
-
-
-def _written_out(raw: bytes) -> str:
-    if len(raw) == 4:
-        text = raw[::-1].hex().upper()
-        return f"{text[:4]}-{text[4:]}"
-    text = raw.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def find_device(uuid: str, timeout: float = 30.0) -> str:
-    """The device node with the file system of this UUID. Raises DeviceNotFoundError."""
-    deadline = time.monotonic() + timeout
-    while True:
-        for entry in sorted(os.listdir("/sys/class/block")):
-            if uuid_on(f"/dev/{entry}") == uuid:
-                return f"/dev/{entry}"
-        if time.monotonic() > deadline:
-            raise DeviceNotFoundError(f"no block device has the file system {uuid}")
-        time.sleep(0.01)
-
-
 def switch_root(uuid: str, fstype: str, flags: int, data: str) -> None:
     """Mount the real root and make it /, with /proc, /sys and /dev moved along."""
-    device = find_device(uuid)
+    device = superblocks.find(uuid)
     os.makedirs(_NEW_ROOT, exist_ok=True)
     # The kernel parses "ro"/"rw" as a flag only.
     syscalls.mount(device, _NEW_ROOT, fstype, flags & ~syscalls.MS_RDONLY, data)
@@ -201,6 +147,9 @@ def mount_all(mounts: Sequence[Mount]) -> None:
         if item.uuid:
             _mount_disk(item)
             continue
+        if item.flags & syscalls.MS_BIND:
+            _bind(item)
+            continue
         if os.path.ismount(item.target):
             if item.target == "/run":
                 flags = item.flags | syscalls.MS_REMOUNT
@@ -214,14 +163,31 @@ def _mount_disk(item: Mount) -> None:
     """One on a disk. Without it whoever has something open there does not come back."""
     try:
         os.makedirs(item.target, exist_ok=True)
-        device = find_device(item.uuid, _DISK_LIMIT_S)
+        device = superblocks.find(item.uuid, timeout=_DISK_LIMIT_S)
         try:
             syscalls.mount(device, item.target, item.fstype, item.flags, item.data)
         except OSError as error:
             say(f"{item.target} is mounted without its options: {error.strerror}")
             only = [part for part in item.data.split(",") if part.startswith("subvol=")]
             syscalls.mount(device, item.target, item.fstype, item.flags, ",".join(only))
-    except (OSError, DeviceNotFoundError) as error:
+    except (OSError, superblocks.NotFoundError) as error:
+        say(f"{item.target} is not mounted: {error}")
+
+
+def _bind(item: Mount) -> None:
+    """Something in a second place; its own flags the kernel takes afterwards only."""
+    try:
+        if os.path.isfile(item.source):
+            os.makedirs(os.path.dirname(item.target), exist_ok=True)
+            open(item.target, "a").close()
+        else:
+            # In a tmpfs, which is filled later.
+            os.makedirs(item.source, exist_ok=True)
+            os.makedirs(item.target, exist_ok=True)
+        syscalls.mount(item.source, item.target, "", syscalls.MS_BIND)
+        if item.flags != syscalls.MS_BIND:
+            syscalls.mount("", item.target, "", item.flags | syscalls.MS_REMOUNT)
+    except OSError as error:
         say(f"{item.target} is not mounted: {error}")
 
 

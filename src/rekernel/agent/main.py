@@ -15,7 +15,7 @@ import threading
 import time
 
 from rekernel import syscalls
-from rekernel.agent import boot, processes
+from rekernel.agent import boot, devmapper, processes
 from rekernel.agent.console import Timeline, say
 
 TYPE_CHECKING = False
@@ -74,9 +74,11 @@ class _Preparation(threading.Thread):
     def _mount_root(self) -> None:
         for failure in boot.load_modules(self._raw["modules"], self._raw["parameters"]):
             say(f"module {failure}")
+        devmapper.activate(self._raw["mapped"])
         boot.switch_root(**self._raw["root"])
         self.root_stands = True
         boot.mount_run()
+        devmapper.record(self._raw["mapped"])
 
     def _start_probe(self) -> int:
         threading.Thread(target=boot.prefetch, args=(self._raw["prefetch"],)).start()

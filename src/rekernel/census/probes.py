@@ -296,7 +296,7 @@ def merging(context: Context) -> Answer:
 def root_filesystem(context: Context) -> Answer:
     """The agent can mount the root file system."""
     try:
-        config, device = mounts.root_config(mounts.observe())
+        config, device = disks.root(mounts.observe())
     except RekernelError as error:
         return _fail(error.message, error.hint)
     return _ok(f"{config.fstype} on {device}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rekernel.checkpoint import executables, handles, timers, unixentries, watches
+from rekernel.checkpoint import executables, handles, mountpoints, timers, unixentries, watches
 from rekernel.checkpoint.images import entries, fields
 from rekernel.checkpoint.unixentries import UnixEntry
 
@@ -17,11 +17,12 @@ _TIMER, _INOTIFY, _UNIX, _PIDFD = 12, 13, 16, 22
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """``disconnected``: inodes of sockets that shall have no peer. ``stand_ins``: inodes of handles
-    that shall be of init.
+    that shall be of init. ``canonical``: another name of a file on the host (host/binds.py).
     """
 
     disconnected: Collection[int] = ()
     stand_ins: Collection[int] = ()
+    canonical: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,11 @@ def amend_images(images: Path, wanted: Wanted) -> Amended:
     watched: dict[str, str] = {}
     for path in images.glob("*/files.img"):
         data = bytearray(path.read_bytes())
-        own_mounts = any(path.parent.glob("mountpoints-*.img"))
+        own_mounts = list(path.parent.glob("mountpoints-*.img"))
+        for table in own_mounts:
+            renamed = mountpoints.rename(bytearray(table.read_bytes()), wanted.canonical)
+            if renamed is not None:
+                table.write_bytes(renamed)
         changed, sockets = amend(data, wanted, None if own_mounts else watched)
         changed += executables.separate(data, path.parent)
         if changed:

@@ -22,6 +22,31 @@ class RootConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MappedTarget:
+    """A line of a table of the device mapper, in sectors of 512 bytes."""
+
+    start: int
+    sectors: int
+    kind: str
+    # With {0}, {1} … for the devices below.
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class MappedDevice:
+    """A block device of the device mapper, and how to set it up again."""
+
+    name: str
+    uuid: str
+    read_only: bool
+    targets: tuple[MappedTarget, ...]
+    # "volume=UUID" of a physical volume of LVM, "mapped=NAME" of one that was set up before.
+    below: tuple[str, ...]
+    # Of its record in udev's database.
+    udev: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """Enough to find the handover, and to boot the machine normally without one."""
 
@@ -41,6 +66,8 @@ class AgentConfig:
     prefetch: tuple[str, ...] = ()
     # Of modules: path in the initrd -> text.
     parameters: dict[str, str] = field(default_factory=dict)
+    # Those that file systems lie on, each below those that stand on it.
+    mapped: tuple[MappedDevice, ...] = ()
 
 
 def dump_config(config: AgentConfig) -> dict[str, Any]:

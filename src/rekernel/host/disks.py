@@ -1,31 +1,68 @@
-"""File systems on disks, beside the root, that must stand before a restore; and what cannot."""
+"""File systems on disks that must stand before a restore, the root's first; and what cannot."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekernel.agent import boot
+from rekernel.agent import superblocks
+from rekernel.errors import BlockedError
+from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import Mount
-from rekernel.host.mounts import API_TYPES, BY_INIT, MountInfo, mount_flags, unescape
+from rekernel.host import binds
+from rekernel.host.devmapper import NoWayBackError, Stack
+from rekernel.host.mounts import (
+    MOVED_BY_AGENT,
+    UNBACKED,
+    MountInfo,
+    is_bind,
+    is_of_init,
+    mount_flags,
+    unescape,
+)
 
 # Those that the agent finds by their UUID.
 _TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat")
 # What the kernel shows and another one may not take: they were the default before they went.
 _NOT_TAKEN = ("rw", "ro", "seclabel", "attr2", "ikeep")
-_DEV_BLOCK = Path("/sys/dev/block")
+_ROOT_TYPES = ("ext4", "xfs", "btrfs")
 _CLASS_BLOCK = Path("/sys/class/block")
-# Drivers that stand on other devices, and disks of another machine.
-_VIRTUAL = re.compile(r"/devices/virtual/|/session\d+/")
+_DEV_BLOCK = Path("/sys/dev/block")
+
+
+def root(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
+    """How to mount the root file system, and its device now. Raises BlockedError."""
+    mount = [item for item in mounts if item.target == "/"][-1]
+    why = _obstacle_of_root(mount)
+    if why is not None:
+        raise BlockedError(
+            f"the root file system is {mount.fstype} on {mount.source}{why}",
+            f"it must be {', '.join(_ROOT_TYPES)}, on a plain disk, a partition or LVM",
+        )
+    device = _root_device(mount)
+    flags = mount_flags(mount.options)
+    return RootConfig(superblocks.uuid_on(device) or "", mount.fstype, flags, _data(mount)), device
+
+
+def _obstacle_of_root(mount: MountInfo) -> str | None:
+    if mount.fstype not in _ROOT_TYPES:
+        return ""
+    if not _is_whole(mount):
+        return ", a part of it"
+    return _obstacle_of_device(_root_device(mount))
+
+
+def _root_device(mount: MountInfo) -> str:
+    """Without an initrd the kernel calls it /dev/root, which is no node; btrfs has no number."""
+    block = _DEV_BLOCK / mount.device
+    return superblocks.node(block.resolve().name) if block.exists() else mount.source
 
 
 def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
     """Mounts that the agent cannot make again before the restore, and why."""
     found = []
     for mount in mounts:
-        if mount.target == "/" or mount.fstype in (*API_TYPES, *BY_INIT, "tmpfs"):
+        if mount.target in MOVED_BY_AGENT or is_of_init(mount):
             continue
         why = _obstacle(mount, mounts)
         if why is not None:
@@ -37,55 +74,72 @@ def plan(mounts: Sequence[MountInfo]) -> list[Mount]:
     """How the agent mounts what lies on disks, in the kernel's order: all that is supported."""
     found = []
     for mount in _on_disks(mounts):
-        data = ",".join(item for item in mount.super_options if item not in _NOT_TAKEN)
-        uuid = boot.uuid_on(mount.source) or ""
+        uuid = superblocks.uuid_on(mount.source) or ""
         flags = mount_flags(mount.options)
-        found.append(Mount(mount.target, mount.fstype, "", flags, data=data, uuid=uuid))
+        found.append(Mount(mount.target, mount.fstype, "", flags, data=_data(mount), uuid=uuid))
     return found
 
 
-def devices(mounts: Sequence[MountInfo]) -> list[str]:
-    """What these lie on, each once; without the root's."""
-    return list(dict.fromkeys(mount.source for mount in _on_disks(mounts)))
+def stack(mounts: Sequence[MountInfo], root_device: str) -> Stack:
+    """What all of these stand on. Raises BlockedError if a device went meanwhile."""
+    found = Stack()
+    for device in (root_device, *(mount.source for mount in _on_disks(mounts))):
+        try:
+            found.add(device)
+        except (NoWayBackError, OSError) as error:
+            raise BlockedError(f"{device} changed just now: {error}", "try again") from None
+    return found
+
+
+def _data(mount: MountInfo) -> str:
+    return ",".join(item for item in mount.super_options if item not in _NOT_TAKEN)
+
+
+def _is_whole(mount: MountInfo) -> bool:
+    """Whether it shows all of its file system, or a subvolume that its options name."""
+    if mount.fstype != "btrfs":
+        return mount.root == "/"
+    return f"subvol={mount.root}" in map(unescape, mount.super_options)
 
 
 def _on_disks(mounts: Sequence[MountInfo]) -> list[MountInfo]:
-    return [mount for mount in mounts if mount.target != "/" and mount.fstype in _TYPES]
+    return [
+        mount
+        for mount in mounts
+        if mount.target != "/" and mount.fstype in _TYPES and not is_bind(mount, mounts)
+    ]
 
 
 def _obstacle(mount: MountInfo, mounts: Sequence[MountInfo]) -> str | None:
     """Why a mount cannot be made again, as ", …" or "" if its type says so; None if it can."""
-    if mount.fstype not in _TYPES:
+    if mount.fstype not in (*_TYPES, *UNBACKED):
         return ""
+    if is_bind(mount, mounts):
+        why = binds.obstacle(mount, mounts)
+        return why and f", {why}"
+    if not _is_whole(mount):
+        return ", a part of what is mounted nowhere as a whole"
+    if mount.fstype in UNBACKED:
+        return None
     if not mount.source.startswith("/dev/"):
         return ", no disk"
-    btrfs = mount.fstype == "btrfs"
-    options = [unescape(option) for option in mount.super_options]
-    whole = f"subvol={mount.root}" in options if btrfs else mount.root == "/"
-    same = [item for item in mounts if (item.device, item.root) == (mount.device, mount.root)]
-    # criu takes the sharing of mounts from any one of their group, and fails with a part.
-    if not whole or len(same) > 1:
-        return ", mounted twice or in part"
-    if options != list(mount.super_options):
+    if [*map(unescape, mount.super_options)] != [*mount.super_options]:
         return ", with a blank in its options"
     return _obstacle_of_device(mount.source)
 
 
 def _obstacle_of_device(path: str) -> str | None:
     try:
-        number = _device_number(path)
+        Stack().add(path)
+    except NoWayBackError as error:
+        return f", {error}"
     except OSError:
         return ", which is gone"
-    if _VIRTUAL.search(str((_DEV_BLOCK / f"{os.major(number)}:{os.minor(number)}").resolve())):
-        return ", no plain disk"
-    uuid = boot.uuid_on(path)
+    uuid = superblocks.uuid_on(path)
     if uuid is None:
         return ", whose UUID cannot be read"
     # Also a btrfs with several.
-    if sum(boot.uuid_on(f"/dev/{entry.name}") == uuid for entry in _CLASS_BLOCK.iterdir()) > 1:
+    others = (superblocks.uuid_on(f"/dev/{entry.name}") for entry in _CLASS_BLOCK.iterdir())
+    if sum(other == uuid for other in others) > 1:
         return ", whose UUID another disk has"
     return None
-
-
-def _device_number(path: str) -> int:
-    return os.stat(path).st_rdev

@@ -6,14 +6,12 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.errors import BlockedError
-from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import Mount
 from rekernel.run import run
 
@@ -23,16 +21,19 @@ API_TYPES = (
     "fusectl", "hugetlbfs", "mqueue", "proc", "pstore", "rpc_pipefs", "securityfs", "sysfs",
     "tracefs",
 )  # fmt: skip
+# Those that lie on no disk, and are mounted anew.
+UNBACKED = (*API_TYPES, "tmpfs")
+# There from the start, and moved to the real root.
+MOVED_BY_AGENT = ("/", "/proc", "/sys", "/dev")
 # Mounted by init when it wants them; nothing carried keeps state in them.
 BY_INIT = ("autofs", "ramfs")
 
 # Parts of /run that belong to what boots afresh, or to this kernel: stale, they would mislead.
 RUN_OF_PLUMBING = (
     "blkid", "console-setup", "credentials", "criu.kdat", "cryptsetup", "dbus", "initctl",
-    "initramfs", "log/journal", "motd.dynamic", "mount", "network", "nologin", "nscd", "rekernel",
-    "reboot-required", "sshd", "sshd.pid", "tmpfiles.d", "udev", "user", "utmp",
+    "initramfs", "log/journal", "lvm", "motd.dynamic", "mount", "network", "nologin", "nscd",
+    "reboot-required", "rekernel", "sshd", "sshd.pid", "tmpfiles.d", "udev", "user", "utmp",
 )  # fmt: skip
-_BLOCK_DEVICES = Path("/sys/dev/block")
 
 # Of /run/systemd only what the mounts of a unit's own namespace were made from.
 RUN_SYSTEMD_CARRIED = ("inaccessible", "propagate")
@@ -50,6 +51,8 @@ class MountInfo:
     fstype: str
     source: str
     super_options: tuple[str, ...]
+    # "shared:N" of those that get each other's mounts, "" for none.
+    peers: str = ""
 
 
 def parse_mountinfo(text: str) -> list[MountInfo]:
@@ -72,6 +75,7 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
                 fstype=fstype,
                 source=unescape(source),
                 super_options=tuple(super_options.split(",")),
+                peers=next((tag for tag in fields[6:] if tag.startswith("shared:")), ""),
             )
         )
     return found
@@ -105,34 +109,37 @@ def mount_flags(options: Sequence[str]) -> int:
     return flags
 
 
-def root_config(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
-    """How to mount the root file system, and its device now. Raises BlockedError."""
-    root = [mount for mount in mounts if mount.target == "/"][-1]
-    if root.fstype != "ext4" or root.root != "/":
-        raise BlockedError(
-            f"the root file system is {root.fstype} ({root.source})",
-            "only ext4 on a plain disk or partition is supported so far",
-        )
-    block = _BLOCK_DEVICES / root.device
-    if (block / "dm").exists() or (block / "md").exists() or (block / "loop").exists():
-        raise BlockedError(
-            f"the root file system lies on {block.resolve().name}",
-            "only ext4 on a plain disk or partition is supported so far",
-        )
-    device = f"/dev/{block.resolve().name}"
-    uuid = run(["blkid", "-o", "value", "-s", "UUID", device]).strip()
-    if not uuid:
-        raise BlockedError(f"the file system on {device} has no UUID", "set one with tune2fs -U")
-    data = [option for option in root.super_options if option not in ("rw", "ro", "seclabel")]
-    return RootConfig(uuid, root.fstype, mount_flags(root.options), ",".join(data)), device
-
-
 @dataclass(frozen=True, slots=True)
 class TmpfsPlan:
     """A tmpfs whose contents travel: its mount point and what of it stays behind."""
 
     target: str
     exclude: tuple[str, ...]
+
+
+def is_bind(mount: MountInfo, mounts: Sequence[MountInfo]) -> bool:
+    """Whether one of ``mounts`` that comes before it has all that it shows: a bind mount."""
+    earlier = mounts[: mounts.index(mount)]
+    return any(shows(other, mount) for other in earlier)
+
+
+def shows(wide: MountInfo, narrow: MountInfo) -> bool:
+    """Whether all that the one mount shows is to be found in the other, too."""
+    return wide.device == narrow.device and contains(wide.root, narrow.root)
+
+
+def contains(directory: str, path: str) -> bool:
+    """Whether a path lies in a directory, or is that."""
+    return directory == "/" or path == directory or path.startswith(f"{directory}/")
+
+
+def is_of_init(mount: MountInfo, of_logins: Collection[str] = ()) -> bool:
+    """Whether init, or a user manager that it starts, mounts it again by itself.
+
+    ``of_logins``: directories of carried ones.
+    """
+    own = mount.target.startswith(("/run/user/", "/run/credentials/"))
+    return mount.fstype in BY_INIT or (own and mount.target not in of_logins)
 
 
 def plan(
@@ -148,12 +155,8 @@ def plan(
     todo: list[Mount] = []
     contents: list[TmpfsPlan] = []
     for mount in mounts:
-        moved_by_agent = mount.target in ("/", "/proc", "/sys", "/dev")
-        by_init = mount.fstype in BY_INIT or (
-            mount.target.startswith(("/run/user/", "/run/credentials/"))
-            and mount.target not in of_logins
-        )
-        if moved_by_agent or by_init or mount.fstype not in (*API_TYPES, "tmpfs"):
+        elsewhere = mount.target in MOVED_BY_AGENT or is_of_init(mount, of_logins)
+        if elsewhere or mount.fstype not in UNBACKED or is_bind(mount, mounts):
             continue
         data = [
             option

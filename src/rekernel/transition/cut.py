@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -253,13 +254,18 @@ def patience(report: Mapping[str, Any]) -> int:
 
 def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> None:
     """Sync and hold the disk file systems, the root last, so that no journal needs a replay."""
-    targets = [item.target for item in table if item.source.startswith("/dev/")]
+    targets = [
+        item.target
+        for item in table
+        if item.source.startswith("/dev/") and not mounts.is_bind(item, table)
+    ]
     for target in sorted(set(targets), key=len, reverse=True):
         undo.push("thaw-filesystem", target)
         try:
             syscalls.freeze_filesystem(target)
         except OSError as error:
-            if error.errno not in (16, 95):  # EBUSY: a bind mount of one that is frozen
+            # Another subvolume of one that is frozen, or a kind that cannot be.
+            if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
                 raise
 
 

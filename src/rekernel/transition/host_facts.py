@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
-from rekernel.host import disks, mounts, network, sysctls
+from rekernel.host import binds, disks, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.systemd import adoption, logins
 from rekernel.systemd.units import exited, show
@@ -51,7 +51,8 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
     table = mounts.observe()
     todo, contents = mounts.plan(table, left.directories)
     order = [mount.target for mount in table]
-    todo = sorted([*todo, *disks.plan(table)], key=lambda item: order.index(item.target))
+    todo += [*disks.plan(table), *binds.plan(table)]
+    todo.sort(key=lambda item: order.index(item.target))
     private_tmps = {}
     directories = {_BOOTED}
     for tree in trees:

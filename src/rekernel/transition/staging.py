@@ -71,10 +71,12 @@ def load_kernel(
 ) -> None:
     """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
     table = mounts.observe()
-    root, device = mounts.root_config(table)
+    root, device = disks.root(table)
+    stack = disks.stack(table, device)
     fstypes = sorted({mount.fstype for mount in table})
-    needed = [device, *disks.devices(table)]
-    aliases = modules.needed_aliases(needed, fstypes, network.kinds())
+    aliases = modules.needed_aliases(stack.disks, fstypes, network.kinds())
+    if stack.mapped:
+        aliases.append("dm_mod")
     chosen = modules.resolve(kernel.release, aliases)
     config = AgentConfig(
         machine_id=machine_id(),
@@ -87,6 +89,7 @@ def load_kernel(
         init=(INIT,),
         criu_probe=PROBE,
         prefetch=tuple(_tool_files()),
+        mapped=stack.mapped,
     )
     SCRATCH.mkdir(parents=True, exist_ok=True)
     path = SCRATCH / "initrd"

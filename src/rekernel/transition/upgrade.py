@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
-from rekernel.host import cgroups, swap
+from rekernel.host import binds, cgroups, swap
+from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
@@ -75,6 +77,7 @@ class Upgrade:
         self._id = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self._calibration = staging.TscCalibration()
         self._stand_in = StandIn(())
+        self._mounted: Sequence[MountInfo] = ()
 
     @property
     def id(self) -> str:
@@ -169,6 +172,7 @@ class Upgrade:
         hertz = self._calibration.hertz()
 
         mark = len(self._undo)
+        self._mounted = host.table
         self._let_stand_in(pids)
         frozen_ns = time.time_ns()
         with cut.open_store(plan.where, store_file) as area:
@@ -375,7 +379,8 @@ class Upgrade:
             for tree in carried
         ]
         stand_ins = {handle.inode for handle in self._stand_in.handles}
-        wanted = Wanted(links.disconnected, stand_ins)
+        canonical = functools.partial(binds.canonical, mounts=self._mounted)
+        wanted = Wanted(links.disconnected, stand_ins, canonical)
         in_place = self._plan.where is not None
         if in_place:
             # There may be new ones.

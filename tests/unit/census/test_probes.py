@@ -14,7 +14,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
 from rekernel.checkpoint.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, mounts, network
+from rekernel.host import disks, network
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.memory.region import MIB, Layout, parameters
@@ -225,7 +225,7 @@ def test_what_cannot_be_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_root(table: object) -> None:
         raise BlockedError("the root file system is btrfs (/dev/vda)", "only ext4")
 
-    monkeypatch.setattr(mounts, "root_config", no_root)
+    monkeypatch.setattr(disks, "root", no_root)
     assert probes.root_filesystem(Context())[1] == "the root file system is btrfs (/dev/vda)"
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
-from rekernel.agent import boot
+from rekernel.agent import superblocks
+from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
-from rekernel.host import disks, mounts
+from rekernel.host import binds, disks, mounts
+from rekernel.host.devmapper import NoWayBackError, Stack
 
 TABLE = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro
@@ -25,16 +26,18 @@ TABLE = """\
 
 @pytest.fixture(autouse=True)
 def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """/sys: every disk is 8:1, and each has a UUID made of its name."""
-    for name in ("devices/pci/sda1", "devices/virtual/dm-0", "class"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "8:1").symlink_to(tmp_path / "devices/pci/sda1")
-    monkeypatch.setattr(disks, "_DEV_BLOCK", tmp_path / "dev")
+    """/sys: every disk is there, and each has a UUID made of its name."""
+    (tmp_path / "class").mkdir()
+    (tmp_path / "254:0").mkdir()
+    monkeypatch.setattr(disks, "_DEV_BLOCK", tmp_path)
     monkeypatch.setattr(disks, "_CLASS_BLOCK", tmp_path / "class")
-    monkeypatch.setattr(disks, "_device_number", lambda path: os.makedev(8, 1))
-    monkeypatch.setattr(boot, "uuid_on", lambda path: f"uuid-of-{path.removeprefix('/dev/')}")
+    monkeypatch.setattr(Stack, "add", lambda self, path: None)
+    monkeypatch.setattr(superblocks, "uuid_on", uuid_on)
     return tmp_path
+
+
+def uuid_on(path: str) -> str:
+    return f"uuid-of-{path.removeprefix('/dev/')}"
 
 
 def test_how_they_are_mounted() -> None:
@@ -52,7 +55,6 @@ def test_how_they_are_mounted() -> None:
             uuid="uuid-of-vdb3",
         ),
     ]  # fmt: skip
-    assert disks.devices(table) == ["/dev/vdb1", "/dev/vdb2", "/dev/vdb3"]
 
 
 def obstacles(*lines: str) -> list[str]:
@@ -65,11 +67,17 @@ def obstacles(*lines: str) -> list[str]:
     [
         ("0:50 / /net rw - nfs4 host:/x rw", "/net (nfs4 on host:/x)"),
         ("0:50 / /x rw - btrfs none rw,subvol=/", "/x (btrfs on none, no disk)"),
-        ("8:1 /a /x rw - ext4 /dev/sda1 rw", "/x (ext4 on /dev/sda1, mounted twice or in part)"),
-        ("254:0 / /x rw - ext4 /dev/root rw", "/x (ext4 on /dev/root, mounted twice or in part)"),
+        (
+            "8:1 /a /x rw - ext4 /dev/sda1 rw",
+            "/x (ext4 on /dev/sda1, a part of what is mounted nowhere as a whole)",
+        ),
         (
             "0:50 /@x/a /x rw - btrfs /dev/sda1 rw,subvol=/@x",
-            "/x (btrfs on /dev/sda1, mounted twice or in part)",
+            "/x (btrfs on /dev/sda1, a part of what is mounted nowhere as a whole)",
+        ),
+        (
+            "0:50 /a /x rw - tmpfs tmpfs rw",
+            "/x (tmpfs on tmpfs, a part of what is mounted nowhere as a whole)",
         ),
         (
             r"0:50 /@\040x /x rw - btrfs /dev/sda1 rw,subvol=/@\040x",
@@ -84,32 +92,71 @@ def test_what_cannot_be_mounted_again_is_named(line: str, words: str) -> None:
 PLAIN = "22 21 8:1 / /data rw - xfs /dev/sda1 rw"
 
 
-def test_what_lies_on_something_else(blocks: Path) -> None:
-    (blocks / "dev" / "8:1").unlink()
-    (blocks / "dev" / "8:1").symlink_to(blocks / "devices/virtual/dm-0")
-    assert obstacles(PLAIN) == ["/data (xfs on /dev/sda1, no plain disk)"]
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NoWayBackError("no plain disk"), "no plain disk"),
+        (FileNotFoundError("/dev/sda1"), "which is gone"),
+    ],
+)
+def test_what_lies_on_something_else(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(stack: Stack, path: str) -> None:
+        raise error
 
-
-def test_a_disk_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(path: str) -> int:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(disks, "_device_number", gone)
-    assert obstacles(PLAIN) == ["/data (xfs on /dev/sda1, which is gone)"]
+    monkeypatch.setattr(Stack, "add", add)
+    assert obstacles(PLAIN) == [f"/data (xfs on /dev/sda1, {words})"]
+    with pytest.raises(BlockedError, match="/dev/sda1 changed just now"):
+        disks.stack(mounts.parse_mountinfo(PLAIN), "/dev/sda1")
 
 
 def test_a_disk_that_is_not_told_from_others(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sda1", "sdb1"):
         (blocks / "class" / name).touch()
     assert obstacles(PLAIN) == []
-    monkeypatch.setattr(boot, "uuid_on", lambda path: "the same")
+    monkeypatch.setattr(superblocks, "uuid_on", lambda path: "the same")
     assert obstacles(PLAIN) == ["/data (xfs on /dev/sda1, whose UUID another disk has)"]
-    monkeypatch.setattr(boot, "uuid_on", lambda path: None)
+    monkeypatch.setattr(superblocks, "uuid_on", lambda path: None)
     assert obstacles(PLAIN) == ["/data (xfs on /dev/sda1, whose UUID cannot be read)"]
 
 
 @on_each_kernel
-def test_parts_of_the_root_are_named(recorded: Recorded) -> None:
+def test_parts_of_the_root_are_bind_mounts(recorded: Recorded) -> None:
     # In the sandbox, parts of the root file system are mounted on themselves.
-    found = disks.unsupported(recorded.mounts("redis-server/mountinfo"))
-    assert "/etc/redis (ext4 on /dev/vda, mounted twice or in part)" in found
+    table = recorded.mounts("redis-server/mountinfo")
+    assert not [line for line in disks.unsupported(table) if "/dev/vda" in line]
+    assert Mount("/etc/redis", "", "/etc/redis", 4096 | 2 | 1 << 21) in binds.plan(table)
+
+
+@on_each_kernel
+def test_the_root_file_system(recorded: Recorded, blocks: Path) -> None:
+    (blocks / "254:0").rmdir()
+    (blocks / "254:0").symlink_to("vda")
+    root, device = disks.root(recorded.mounts())
+    assert device == "/dev/vda"
+    assert (root.uuid, root.fstype, root.data) == ("uuid-of-vda", "ext4", "errors=remount-ro")
+    assert root.flags == syscalls.MS_RELATIME
+
+
+def test_a_subvolume_as_root() -> None:
+    line = "29 1 0:25 /@rootfs / rw,noatime - btrfs /dev/sda2 rw,ssd,subvolid=256,subvol=/@rootfs"
+    root, device = disks.root(mounts.parse_mountinfo(line))
+    assert (root.uuid, device) == ("uuid-of-sda2", "/dev/sda2")
+    assert root.data == "ssd,subvolid=256,subvol=/@rootfs"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0:25 / / rw - f2fs /dev/sda2 rw", "f2fs on /dev/sda2"),
+        # A bind mount of a directory: there is no telling what / of it is called elsewhere.
+        ("8:2 /inner / rw - ext4 /dev/sda2 rw", "ext4 on /dev/sda2, a part of it"),
+        ("0:25 /@/x / rw - btrfs /dev/sda2 rw,subvol=/@", "btrfs on /dev/sda2, a part of it"),
+    ],
+)
+def test_root_file_systems_that_are_not_supported(line: str, words: str) -> None:
+    with pytest.raises(BlockedError) as error:
+        disks.root(mounts.parse_mountinfo(f"29 1 {line}"))
+    assert error.value.message == f"the root file system is {words}"
+    assert "LVM" in error.value.hint

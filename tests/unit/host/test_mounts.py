@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
-from rekernel.errors import BlockedError
 from rekernel.host import disks, mounts
 from rekernel.host.mounts import TmpfsPlan
 
@@ -148,54 +147,6 @@ def test_mount_points_of_a_sandbox(recorded: Recorded, monkeypatch: pytest.Monke
         "/run/systemd/incoming",
         "/run/user",
     ]
-
-
-@on_each_kernel
-def test_root_file_system(
-    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mounts, "_BLOCK_DEVICES", tmp_path)
-    (tmp_path / "vda").mkdir()
-    (tmp_path / "254:0").symlink_to("vda")
-    asked: list[list[str]] = []
-    answer = "0b5dc0e9-3a07-4f31-9a5b-7bd9f0d87b2c\n"
-
-    def blkid(argv: list[str]) -> str:
-        asked.append(argv)
-        return answer
-
-    monkeypatch.setattr(mounts, "run", blkid)
-    root, device = mounts.root_config(recorded.mounts())
-    assert device == "/dev/vda"
-    assert asked == [["blkid", "-o", "value", "-s", "UUID", "/dev/vda"]]
-    assert (root.uuid, root.fstype, root.data) == (answer.strip(), "ext4", "errors=remount-ro")
-    assert root.flags == syscalls.MS_RELATIME
-
-    answer = "\n"
-    with pytest.raises(BlockedError, match="the file system on /dev/vda has no UUID") as error:
-        mounts.root_config(recorded.mounts())
-    assert error.value.hint == "set one with tune2fs -U"
-
-    for kind in ("dm", "md", "loop"):
-        (tmp_path / "vda" / kind).mkdir()
-        with pytest.raises(BlockedError, match="the root file system lies on vda") as error:
-            mounts.root_config(recorded.mounts())
-        assert "only ext4 on a plain disk or partition" in error.value.hint
-        (tmp_path / "vda" / kind).rmdir()
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "29 1 0:25 / / rw,relatime - btrfs /dev/sda2 rw,subvol=/",
-        # A bind mount of a directory: there is no telling what / of it is called elsewhere.
-        "29 1 8:2 /inner / rw,relatime - ext4 /dev/sda2 rw",
-    ],
-)
-def test_root_file_systems_that_are_not_supported(line: str) -> None:
-    with pytest.raises(BlockedError, match=r"the root file system is \w+ \(/dev/sda2\)") as error:
-        mounts.root_config(mounts.parse_mountinfo(line))
-    assert "only ext4" in error.value.hint
 
 
 def test_tmpfs_contents_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

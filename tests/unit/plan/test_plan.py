@@ -39,10 +39,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
     monkeypatch.setattr(plan, "installed", lambda: facts["kernels"])
     monkeypatch.setattr(plan, "running_release", lambda: facts["running"])
-    monkeypatch.setattr(
-        plan, "mounts", SimpleNamespace(observe=list, root_config=lambda table: None)
-    )
-    monkeypatch.setattr(plan, "disks", SimpleNamespace(unsupported=lambda table: facts["mounts"]))
+    monkeypatch.setattr(plan, "mounts", SimpleNamespace(observe=list))
+    known = SimpleNamespace(root=lambda table: None, unsupported=lambda table: facts["mounts"])
+    monkeypatch.setattr(plan, "disks", known)
     monkeypatch.setattr(
         plan,
         "network",

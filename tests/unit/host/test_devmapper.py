@@ -1,0 +1,132 @@
+"""What file systems stand on, as /sys and dmsetup tell of it; and how the kernel takes it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rekernel.agent import devmapper as agent
+from rekernel.agent import superblocks
+from rekernel.handover.config import MappedDevice, MappedTarget
+from rekernel.host import devmapper
+from rekernel.host.devmapper import NoWayBackError, Stack
+
+UUIDS = {"/dev/sda2": "pv-a", "/dev/sdb": "pv-b"}
+NUMBERS = {"/dev/sda1": "8:1", "/dev/md0": "9:0", "/dev/dm-0": "253:0", "/dev/dm-1": "253:1"}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """/sys of two disks, and of a striped device on a linear one; returns the tables."""
+    tables = {
+        "253:0": "0 4096 linear 8:2 2048\n4096 100 linear 8:16 2048\n",
+        "253:1": "0 4096 striped 2 128 253:0 0 8:16 9000\n",
+    }
+    for number, place in (
+        ("8:1", "pci/sda1"), ("8:2", "pci/sda2"), ("8:16", "pci/sdb"),
+        ("9:0", "virtual/md0"), ("253:0", "virtual/dm-0"), ("253:1", "virtual/dm-1"),
+    ):  # fmt: skip
+        block = tmp_path / "devices" / place
+        block.mkdir(parents=True)
+        (tmp_path / number).symlink_to(block)
+        (tmp_path / "class" / block.name).mkdir(parents=True)
+        if number.startswith("253"):
+            (block / "dm").mkdir()
+            (block / "dm" / "name").write_text(f"vg-{number[-1]}\n")
+            (block / "dm" / "uuid").write_text(f"LVM-{number[-1]}\n")
+            (block / "dm" / "suspended").write_text("0\n")
+            (block / "ro").write_text(f"{number[-1]}\n")
+    (tmp_path / "b253:1").write_text("S:x\nE:DM_UDEV_RULES_VSN=3\nE:ID_X=1\nE:DM_NAME=vg-1\n")
+    monkeypatch.setattr(devmapper, "_DEV_BLOCK", tmp_path)
+    monkeypatch.setattr(devmapper, "_CLASS_BLOCK", tmp_path / "class")
+    monkeypatch.setattr(devmapper, "_UDEV_DATA", tmp_path)
+    monkeypatch.setattr(superblocks, "volume_on", UUIDS.get)
+    monkeypatch.setattr(devmapper, "_number_of", NUMBERS.__getitem__)
+    monkeypatch.setattr(devmapper, "run", lambda argv: tables[f"{argv[3]}:{argv[5]}"])
+    return tables
+
+
+@pytest.mark.usefixtures("machine")
+def test_each_stands_below_what_stands_on_it() -> None:
+    stack = Stack()
+    for path in ("/dev/sda1", "/dev/dm-1", "/dev/dm-0"):
+        stack.add(path)
+    assert stack.disks == ("/dev/sda1", "/dev/sda2", "/dev/sdb")
+    assert stack.mapped == (
+        MappedDevice(
+            "vg-0", "LVM-0", False,
+            (
+                MappedTarget(0, 4096, "linear", "{0} 2048"),
+                MappedTarget(4096, 100, "linear", "{1} 2048"),
+            ),
+            ("volume=pv-a", "volume=pv-b"), (),
+        ),
+        MappedDevice(
+            "vg-1", "LVM-1", True,
+            (MappedTarget(0, 4096, "striped", "2 128 {0} 0 {1} 9000"),),
+            ("mapped=vg-0", "volume=pv-b"), ("E:DM_UDEV_RULES_VSN=3", "E:DM_NAME=vg-1"),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "table", "words"),
+    [
+        ("/dev/md0", "", "no plain disk"),
+        ("/dev/dm-0", "0 8 crypt aes 0 0 8:2 4096", 'a "crypt" of the device mapper'),
+        ("/dev/dm-0", "0 8 linear 8:1 4096", "on sda1, which is no volume of LVM"),
+        ("/dev/dm-0", "0 8 linear 9:0 4096", "no plain disk"),
+        ("/dev/dm-1", "0 8 snapshot 253:0 8:2 P 8", 'a "snapshot" of the device mapper'),
+    ],
+)
+def test_what_the_agent_could_not_set_up(
+    machine: dict[str, str], path: str, table: str, words: str
+) -> None:
+    machine[NUMBERS[path]] = table
+    with pytest.raises(NoWayBackError) as error:
+        Stack().add(path)
+    assert str(error.value) == words
+
+
+def test_a_volume_that_is_not_told_from_others(
+    machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superblocks, "volume_on", lambda path: "the same")
+    with pytest.raises(NoWayBackError, match="on sda2, whose UUID another disk has"):
+        Stack().add("/dev/dm-0")
+
+
+def test_one_that_is_suspended(machine: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "253:0" / "dm" / "suspended").write_text("1\n")
+    with pytest.raises(NoWayBackError, match="which is suspended"):
+        Stack().add("/dev/dm-0")
+
+
+targets = st.builds(
+    MappedTarget,
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+    st.sampled_from(["linear", "striped"]),
+    st.sampled_from(["{0} 2048", "2 128 {0} 0 {1} 9000"]),
+)
+
+
+@given(st.lists(targets, max_size=5))
+def test_a_table_as_the_kernel_walks_it(lines: list[MappedTarget]) -> None:
+    device = MappedDevice("a", "b", False, tuple(lines), ("volume=x", "mapped=y"), ())
+    packed = agent.table(dataclasses.asdict(device), [(8, 2), (253, 10)])
+    at = 0
+    for line in lines:
+        assert at % 8 == 0
+        start, sectors, status, size, kind = struct.unpack_from("<QQiI16s", packed, at)
+        text = packed[at + 40 : packed.index(b"\0", at + 40)].decode()
+        assert (start, sectors, status) == (line.start, line.sectors, 0)
+        assert kind.rstrip(b"\0").decode() == line.kind
+        assert text == line.parameters.format("8:2", "253:10")
+        at += size
+    assert at == len(packed)
