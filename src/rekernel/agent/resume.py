@@ -18,6 +18,7 @@ from rekernel import syscalls
 from rekernel.agent import (
     boot,
     cgroups,
+    conntrack,
     links,
     memory,
     network,
@@ -29,7 +30,15 @@ from rekernel.agent import (
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, say
 from rekernel.handover.config import AgentConfig, load_config
-from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, ManifestError, Phase, load
+from rekernel.handover.manifest import (
+    CONNTRACK_BLOB,
+    MANIFEST_BLOB,
+    Manifest,
+    ManifestError,
+    Network,
+    Phase,
+    load,
+)
 from rekernel.handover.store import StoreError, StoreReader, wipe
 from rekernel.memory.dax import DaxRegion
 
@@ -179,7 +188,8 @@ def _set_up_host(
     timeline: Timeline,
 ) -> links.Links:
     """All that the restore needs, the network beside the rest as it mostly waits."""
-    upping = Beside(functools.partial(network.set_up, manifest.network))
+    tracked = reader.read(CONNTRACK_BLOB) if CONNTRACK_BLOB in reader else b""
+    upping = Beside(functools.partial(_set_up_network, manifest.network, tracked))
     try:
         with timeline.phase("mounts"):
             boot.mount_all(manifest.mounts)
@@ -198,6 +208,15 @@ def _set_up_host(
     # Only now: what the pager and criu are read from came first.
     threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
     return between
+
+
+def _set_up_network(found: Network, tracked: bytes) -> None:
+    network.set_up(found)
+    if tracked:
+        try:
+            conntrack.restore(tracked, found.conntrack_max)
+        except OSError as error:
+            say(f"connection tracking: {error}")
 
 
 def _wait_for_probe(probe: int | str) -> None:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from rekernel.handover import netlink
 
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Datagram sockets that the agent opens again before the restore; criu connects to them by path.
 JOURNAL_DATAGRAM = ("/run/systemd/journal/dev-log", "/run/systemd/journal/socket")
 
-# include/uapi/linux/sock_diag.h, include/uapi/linux/unix_diag.h, include/uapi/linux/netlink.h
+# include/uapi/linux/sock_diag.h, include/uapi/linux/unix_diag.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLM_REQUEST_DUMP = 0x301
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
 # family, protocol, pad, states, inode, show (name, peer, pending connections), cookie
 _REQUEST = struct.Struct("=BBHIIIQ")
 _SHOW = 0x01 | 0x04 | 0x08
 # family, type, state, pad, inode, cookie
 _MESSAGE = struct.Struct("=BBxxIQ")
-_ATTRIBUTE = struct.Struct("=HH")
 _NAME, _PEER, _ICONS = 0, 2, 3
 
 
@@ -43,33 +41,10 @@ class UnixSocket:
     waiting: tuple[int, ...] = ()
 
 
-def parse(data: bytes) -> Iterator[UnixSocket | None]:
-    """From what the kernel sends for unix_diag_req; None where the dump ends.
-
-    Raises OSError for the error in it.
-    """
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        body = data[offset + _HEADER.size : offset + length]
-        if kind == _NLMSG_DONE:
-            yield None
-            return
-        if kind == _NLMSG_ERROR:
-            number = -int.from_bytes(body[:4], "little", signed=True)
-            raise OSError(number, os.strerror(number), "sock_diag")
-        yield _parse_one(body)
-        offset += (length + 3) & ~3
-
-
-def _parse_one(body: bytes) -> UnixSocket:
+def parse(body: bytes) -> UnixSocket:
+    """From what the kernel sends for a unix_diag_req, without the header."""
     _, kind, inode, _ = _MESSAGE.unpack_from(body)
-    values: dict[int, bytes] = {}
-    offset = _MESSAGE.size
-    while offset + _ATTRIBUTE.size <= len(body):
-        length, attribute = _ATTRIBUTE.unpack_from(body, offset)
-        values[attribute] = body[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
+    values = netlink.attributes(body, _MESSAGE.size)
     name = values.get(_NAME, b"")
     waiting = values.get(_ICONS, b"")
     return UnixSocket(
@@ -85,17 +60,8 @@ def _parse_one(body: bytes) -> UnixSocket:
 def observe() -> list[UnixSocket]:
     """Every unix socket of this network namespace. Raises OSError."""
     request = _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0)
-    header = _HEADER.pack(
-        _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_REQUEST_DUMP, 1, 0
-    )
-    found: list[UnixSocket] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
-        diag.send(header + request)
-        while True:
-            for item in parse(diag.recv(1 << 17)):
-                if item is None:
-                    return found
-                found.append(item)
+    found = netlink.dump(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request, "sock_diag")
+    return [parse(reply[netlink.HEADER.size :]) for reply in found]
 
 
 def journal_streams(sockets: Iterable[UnixSocket]) -> set[int]:

@@ -15,6 +15,8 @@ from typing import Any
 
 SCHEMA = 1
 MANIFEST_BLOB = "manifest.json"
+# Requests to ctnetlink, as they are sent; not there if nothing is remembered of connections.
+CONNTRACK_BLOB = "conntrack"
 # Where criu's images look for watched files that have no path for it.
 WATCHED = "/run/rekernel/watched"
 
@@ -86,6 +88,8 @@ class Network:
     batch: str
     # Routing rules: "-4" or "-6" -> input for ``ip FAMILY -batch``, which knows no other way.
     rules: dict[str, str] = field(default_factory=dict)
+    # How many connections the packet filter may remember; 0 if it remembers none.
+    conntrack_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.handover.manifest import Link, Network
-from rekernel.host import virtual_links
+from rekernel.host import conntrack, virtual_links
 from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"
@@ -79,6 +79,7 @@ class NetworkFacts:
     rules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     qdiscs: list[dict[str, Any]] = field(default_factory=list)
     others: tuple[str, ...] = ()
+    conntrack_max: int = 0
 
 
 def kinds() -> list[str]:
@@ -107,6 +108,7 @@ def observe() -> NetworkFacts:
         rules={family: run_json(["ip", "-json", family, "rule", "show"]) for family in _FAMILIES},
         qdiscs=run_json(["tc", "-json", "qdisc", "show"]),
         others=tuple(_observe_others()),
+        conntrack_max=conntrack.maximum(),
     )
 
 
@@ -198,6 +200,7 @@ def describe(facts: NetworkFacts) -> Network:
         links=tuple(links),
         batch="\n".join(lines) + "\n",
         rules={family: _rules(family, rules) for family, rules in facts.rules.items()},
+        conntrack_max=facts.conntrack_max,
     )
 
 

@@ -194,10 +194,11 @@ def add_tmpfs(writer: StoreWriter, plans: Sequence[mounts.TmpfsPlan]) -> int:
     return total
 
 
-def add_queues(writer: StoreWriter, queues: Mapping[str, bytes]) -> None:
-    """Put what waits in unix sockets between trees into the store."""
-    for name, data in queues.items():
-        _add(writer, name, data)
+def add_blobs(writer: StoreWriter, blobs: Mapping[str, bytes]) -> None:
+    """Put these into the store, but those that are empty."""
+    for name, data in blobs.items():
+        if data:
+            _add(writer, name, data)
 
 
 def add_record(writer: StoreWriter, area: mmap.mmap, record: PageRecord, strays_at: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
-from rekernel.host import binds, disks, mounts, network, sysctls
+from rekernel.host import binds, conntrack, disks, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.systemd import adoption, logins
 from rekernel.systemd.units import exited, show
@@ -63,6 +63,8 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
             private_tmps[tree.verdict.unit.name] = private_tmp
         # Whoever makes them again finds them there.
         directories.update(path for path in tree.watched if stays_behind(path))
+    # What it is by now counts at the cut; its modules are loaded here.
+    conntrack.observe()
     bind = Mount(RESTORE_ROOT, "", "/", syscalls.MS_BIND, transient=True)
     return HostFacts(
         table=tuple(table),

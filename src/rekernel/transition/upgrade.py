@@ -22,9 +22,9 @@ from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
-from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory
+from rekernel.handover.manifest import CONNTRACK_BLOB, SCHEMA, Clock, Manifest, Memory
 from rekernel.handover.store import StoreWriter
-from rekernel.host import binds, cgroups, swap
+from rekernel.host import binds, cgroups, conntrack, swap
 from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
@@ -59,6 +59,8 @@ class _Cut:
     links: Taken
     watched: dict[str, str]
     record: cut.PageRecord | None
+    # Requests that set again what the packet filter remembers.
+    tracked: bytes
 
 
 class Upgrade:
@@ -194,7 +196,7 @@ class Upgrade:
                 if made.record is not None:
                     image_bytes = cut.add_images(writer, images)
                 tmpfs_bytes = cut.add_tmpfs(writer, host.contents)
-                cut.add_queues(writer, made.links.queues)
+                cut.add_blobs(writer, {**made.links.queues, CONNTRACK_BLOB: made.tracked})
             self._check()
             with self._events.phase("freeze file systems"):
                 # With the store on a disk that must come after the last write to it.
@@ -263,10 +265,11 @@ class Upgrade:
             self._stand_in.end()
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
+            tracked = conntrack.requests(conntrack.observe())
         staging.allow_reservations(self._undo)
         with self._events.phase("dump"):
             record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
-        return _Cut(trees.as_dumped(carried, amended), links, amended.watched, record)
+        return _Cut(trees.as_dumped(carried, amended), links, amended.watched, record, tracked)
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where
