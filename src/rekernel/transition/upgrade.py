@@ -7,10 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rekernel import syscalls
 from rekernel.census import snapshot
@@ -22,15 +20,16 @@ from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
-from rekernel.handover.manifest import CONNTRACK_BLOB, SCHEMA, Clock, Manifest, Memory
+from rekernel.handover.manifest import CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import binds, cgroups, conntrack, swap
+from rekernel.host import binds, conntrack, swap
 from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.run import run
-from rekernel.transition import cut, host_facts, room, staging, trees
+from rekernel.transition import contract, cut, host_facts, room, staging, trees
+from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpJob, Dumps, DumpStuckError
 from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList, thaw
@@ -47,20 +46,6 @@ class CancelledError(RekernelError):
     """Asked to stop by SIGTERM or SIGINT."""
 
     exit_code = 5
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """What stands still and is written down. ``watched``: as amend.Amended has it. ``record``: None
-    without a region.
-    """
-
-    trees: list[trees.CarriedTree]
-    links: Taken
-    watched: dict[str, str]
-    record: cut.PageRecord | None
-    # Requests that set again what the packet filter remembers.
-    tracked: bytes
 
 
 class Upgrade:
@@ -227,7 +212,10 @@ class Upgrade:
                 ],
             }
             memory = cut.memory_facts(plan.where, record, strays_at)
-            cut.seal(writer, self._manifest(made, host, memory, report, frozen_ns, hertz))
+            clock = Clock(time.time_ns(), syscalls.rdtsc(), hertz)
+            made_of = contract.Attempt(self._id, plan, host, tuple(self._events.phases))
+            manifest = contract.manifest(made_of, made, memory, report, clock, frozen_ns)
+            cut.seal(writer, manifest)
             if plan.where is None:
                 area.flush()
                 cut.freeze_filesystems(host.table, self._undo)
@@ -258,7 +246,7 @@ class Upgrade:
         images: Path,
         store_bytes: int,
         strays_at: int,
-    ) -> _Cut:
+    ) -> Cut:
         """Everything stands still and is written down. Raises DumpStuckError: try once more."""
         with self._events.phase("freeze"):
             carried, links = self._freeze(carried)
@@ -269,7 +257,7 @@ class Upgrade:
         staging.allow_reservations(self._undo)
         with self._events.phase("dump"):
             record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
-        return _Cut(trees.as_dumped(carried, amended), links, amended.watched, record, tracked)
+        return Cut(trees.as_dumped(carried, amended), links, amended.watched, record, tracked)
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where
@@ -402,52 +390,6 @@ class Upgrade:
         except BaseException:
             recorder.stop()
             raise
-
-    def _manifest(
-        self,
-        made: _Cut,
-        host: host_facts.HostFacts,
-        memory: Memory,
-        report: dict[str, Any],
-        frozen_ns: int,
-        hertz: int,
-    ) -> Manifest:
-        prefix = "images/" if memory.backend == "region" else ""
-        restored = tuple(trees.for_manifest(tree, f"{prefix}{tree.name}") for tree in made.trees)
-        return Manifest(
-            schema=SCHEMA,
-            id=self._id,
-            machine_id=staging.machine_id(),
-            old_release=self._plan.running,
-            new_release=self._plan.kernel.release,
-            clock=Clock(time.time_ns(), syscalls.rdtsc(), hertz),
-            frozen_ns=frozen_ns,
-            memory=memory,
-            mounts=host.mounts,
-            directories=host.directories,
-            prefetch=host.prefetch,
-            files=host.files,
-            fifos=host.fifos,
-            network=host.network,
-            hostname=host.hostname,
-            sysctls=host.sysctls,
-            trees=restored,
-            cgroups=tuple(
-                group
-                for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)
-                for group in cgroups.observe(unit)
-            ),
-            patience_s=cut.patience(report),
-            highest_pid=max((int(pid) for tree in restored for pid in tree.cgroups), default=300),
-            systemd_header=host.systemd_header,
-            systemd_units=host.systemd_units,
-            init=(staging.INIT,),
-            phases=tuple(self._events.phases),
-            report=report,
-            links=made.links.links,
-            datagrams=made.links.datagrams,
-            watched=made.watched,
-        )
 
 
 def _empty(directory: Path) -> None:

@@ -1,0 +1,87 @@
+"""What the new side gets to know of an attempt: the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rekernel.checkpoint.links import Taken
+from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
+from rekernel.host import cgroups
+from rekernel.plan import Plan
+from rekernel.transition import cut, staging, trees
+from rekernel.transition.host_facts import HostFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What stands still and is written down. ``watched``: as amend.Amended has it. ``record``: None
+    without a region.
+    """
+
+    trees: list[trees.CarriedTree]
+    links: Taken
+    watched: dict[str, str]
+    record: cut.PageRecord | None
+    # Requests that set again what the packet filter remembers.
+    tracked: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What was known before. ``phases``: those until now."""
+
+    id: str
+    plan: Plan
+    host: HostFacts
+    phases: tuple[Phase, ...]
+
+
+def manifest(
+    attempt: Attempt,
+    made: Cut,
+    memory: Memory,
+    report: Mapping[str, Any],
+    clock: Clock,
+    frozen_ns: int,
+) -> Manifest:
+    """All of it. ``report``: what only the report needs. Raises OSError."""
+    host = attempt.host
+    prefix = "images/" if memory.backend == "region" else ""
+    return Manifest(
+        schema=SCHEMA,
+        id=attempt.id,
+        machine_id=staging.machine_id(),
+        old_release=attempt.plan.running,
+        new_release=attempt.plan.kernel.release,
+        clock=clock,
+        frozen_ns=frozen_ns,
+        memory=memory,
+        mounts=host.mounts,
+        directories=host.directories,
+        prefetch=host.prefetch,
+        files=host.files,
+        fifos=host.fifos,
+        network=host.network,
+        hostname=host.hostname,
+        sysctls=host.sysctls,
+        trees=tuple(trees.for_manifest(tree, f"{prefix}{tree.name}") for tree in made.trees),
+        cgroups=tuple(
+            group
+            for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)
+            for group in cgroups.observe(unit)
+        ),
+        patience_s=cut.patience(report),
+        highest_pid=max(
+            (pid for tree in made.trees for pid in tree.processes), default=300
+        ),
+        systemd_header=host.systemd_header,
+        systemd_units=host.systemd_units,
+        init=(staging.INIT,),
+        phases=attempt.phases,
+        report=dict(report),
+        links=made.links.links,
+        datagrams=made.links.datagrams,
+        watched=made.watched,
+    )
