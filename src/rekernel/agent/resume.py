@@ -274,7 +274,9 @@ def _apply_settings(manifest: Manifest) -> None:
         except OSError as error:
             say(f"sysctl {name}: {error.strerror}")
     # What starts from here on must not sit on a PID that a carried process needs.
-    Path("/proc/sys/kernel/ns_last_pid").write_text(str(manifest.highest_pid + 64))
+    most = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    last = min(manifest.highest_pid + 64, most)
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(last))
 
 
 def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:

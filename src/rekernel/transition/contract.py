@@ -73,9 +73,7 @@ def manifest(
             for group in cgroups.observe(unit)
         ),
         patience_s=cut.patience(report),
-        highest_pid=max(
-            (pid for tree in made.trees for pid in tree.processes), default=300
-        ),
+        highest_pid=trees.highest_number(made.trees),
         systemd_header=host.systemd_header,
         systemd_units=host.systemd_units,
         init=(staging.INIT,),

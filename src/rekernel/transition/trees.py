@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 from rekernel.agent.terminals import REACH
@@ -319,6 +320,16 @@ def as_dumped(trees: Sequence[CarriedTree], sockets: Amended) -> list[CarriedTre
         )
         for tree in trees
     ]
+
+
+def highest_number(trees: Sequence[CarriedTree]) -> int:
+    """None of their processes, threads, sessions and groups has a higher number.
+
+    All were given out by this kernel or, those of processes, by one before; since the numbers began
+    again from below, if they ever did, only those of processes are known.
+    """
+    last = int(Path("/proc/sys/kernel/ns_last_pid").read_text())
+    return max([last, *(pid for tree in trees for pid in tree.processes)])
 
 
 def for_manifest(tree: CarriedTree, images: str) -> Tree:

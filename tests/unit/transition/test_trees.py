@@ -229,3 +229,10 @@ def test_what_was_left_below_a_users_manager_may_end(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {8: group})
     there, ended = trees.remaining([manager, daemon])
     assert (there, [item.reason for item in ended]) == ([], ["logged out meanwhile"])
+
+
+def test_no_number_is_higher() -> None:
+    last = int(Path("/proc/sys/kernel/ns_last_pid").read_text())
+    assert trees.highest_number([tree()]) >= last
+    high = dataclasses.replace(tree(), processes={1 << 30: "/a"})
+    assert trees.highest_number([tree(), high]) == 1 << 30
