@@ -10,7 +10,7 @@ from rekernel.census import attempt
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
-from rekernel.errors import BlockedError, NothingToDoError
+from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.host import disks, mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
@@ -133,6 +133,10 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     # Not the one that does it.
     services = [unit for unit in running_units() if unit.name != attempt.UNIT]
     units = judge(services, policy, parents())
+    nowhere = policy.without_units(item.unit.name for item in units)
+    for name in nowhere:
+        if name in policy.asked:
+            raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
     pids = [pid for item in units if item.verdict is Verdict.CARRIED for pid in item.processes]
     memory_of = resident(pids)
     return Plan(
@@ -142,7 +146,10 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         where=where,
         units=tuple(units),
         resident_bytes=memory_of.total,
-        warnings=tuple(warnings_for(units)),
+        warnings=(
+            *(f"policy names {name}, which does not run" for name in nowhere),
+            *warnings_for(units),
+        ),
         pages=survey(pids, region.ram_ranges(where)) if where else None,
         anonymous_bytes=memory_of.anonymous,
         shared_bytes=memory_of.shared,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ class Policy:
 
     rules: tuple[tuple[str, str], ...] = ()
     max_blackout: float | None = None
+    # What was asked to be carried by an option.
+    asked: tuple[str, ...] = ()
 
     def wish(self, unit: str) -> str | None:
         """ "carry" (or stop the upgrade), "restart", "block", or None for the product's choice."""
@@ -27,6 +29,11 @@ class Policy:
             if fnmatch.fnmatch(unit, pattern):
                 return wish
         return None
+
+    def without_units(self, units: Iterable[str]) -> list[str]:
+        """The patterns that fit none of these."""
+        names = list(units)
+        return [pattern for pattern, _ in self.rules if not fnmatch.filter(names, pattern)]
 
 
 def _full(name: str) -> str:
@@ -58,4 +65,4 @@ def load(carry: Sequence[str] = (), restart: Sequence[str] = (), config: Path = 
                 limit = float(value)
             else:
                 raise UsageError(f"{config}: unknown key {key}", "see rekernel.toml(5)")
-    return Policy(tuple(rules), limit)
+    return Policy(tuple(rules), limit, tuple(_full(name) for name in carry))

@@ -82,6 +82,15 @@ def test_unknown_kernel(machine: dict[str, Any]) -> None:
         plan.make("9", Policy())
 
 
+def test_units_that_do_not_run(machine: dict[str, Any]) -> None:
+    rules = (("redis*", "carry"), ("gone.service", "restart"))
+    assert plan.make(None, Policy(rules)).warnings == (
+        "policy names gone.service, which does not run",
+    )
+    with pytest.raises(UsageError, match=r"gone\.service does not run"):
+        plan.make(None, Policy(rules, None, ("gone.service",)))
+
+
 def test_what_cannot_be_set_up_again(machine: dict[str, Any]) -> None:
     machine["mounts"], machine["links"] = ["/srv (xfs on /dev/sdb)"], ["br0 (bridge)"]
     with pytest.raises(BlockedError, match=r"/srv \(xfs on /dev/sdb\), br0 \(bridge\)"):
