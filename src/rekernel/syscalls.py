@@ -14,7 +14,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
 # include/uapi/linux/mount.h
@@ -29,10 +29,12 @@ MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
 
 # include/uapi/linux/sched.h
 CLONE_FS = 0x00000200
+CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 
 # include/uapi/linux/sockios.h, include/uapi/linux/if.h, include/linux/socket.h, include/linux/net.h
@@ -89,6 +91,35 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
         data.encode() or None,
     )
     _check(result, target)
+
+
+# As mountinfo shows them (proc(5)).
+_MOUNT_OPTIONS = {
+    "ro": MS_RDONLY,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "noexec": MS_NOEXEC,
+    "nosymfollow": 256,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "relatime": MS_RELATIME,
+}
+
+
+def mount_flags(options: Iterable[str]) -> int:
+    """MS_* of the options of a mount, not of its file system."""
+    flags = 0
+    for option in options:
+        flags |= _MOUNT_OPTIONS.get(option, 0)
+    # What mountinfo shows by nothing.
+    if not flags & (MS_RELATIME | _MOUNT_OPTIONS["noatime"]):
+        flags |= MS_STRICTATIME
+    return flags
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter a namespace of this kind (CLONE_NEW*). Raises OSError."""
+    _check(_libc.setns(fd, kind), "setns")
 
 
 def umount(target: str, flags: int = 0) -> None:

@@ -156,7 +156,17 @@ def mount_all(mounts: Sequence[Mount]) -> None:
                 syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
             continue
         os.makedirs(item.target, exist_ok=True)
-        syscalls.mount(item.source, item.target, item.fstype, item.flags, item.data)
+        # One that is read-only, too, is filled first.
+        flags = item.flags & ~syscalls.MS_RDONLY if item.contents else item.flags
+        syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
+
+
+def protect(mounts: Sequence[Mount]) -> None:
+    """Make those read-only that were to be filled first."""
+    for item in mounts:
+        if item.contents and item.flags & syscalls.MS_RDONLY:
+            flags = item.flags | syscalls.MS_REMOUNT | syscalls.MS_BIND
+            syscalls.mount("", item.target, "", flags)
 
 
 def _mount_disk(item: Mount) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rekernel.agent import processes
+from rekernel.agent import processes, sandboxes
 from rekernel.agent.console import say
 from rekernel.agent.links import Links
 from rekernel.agent.terminals import REACH, Numbers
@@ -314,6 +314,7 @@ def _hold(connection: socket.socket, restores: Restores) -> None:
     owner.hook = connection
     _enter_cgroups(owner)
     set_again(owner.tree.unkept)
+    sandboxes.remount(owner.tree.root_pid, owner.tree.mounts)
 
 
 def _fail_whole_units(restores: Restores) -> None:

@@ -255,6 +255,7 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
                 (restore.WORK / entry.name).write_bytes(reader.read(entry.name))
     for pid in tars:
         processes.wait(pid, "tar")
+    boot.protect(manifest.mounts)
     for directory in manifest.directories:
         os.makedirs(directory, exist_ok=True)
     for path, text in manifest.files.items():

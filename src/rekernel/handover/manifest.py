@@ -196,6 +196,8 @@ class Tree:
     terminals: tuple[int, ...] = ()
     # Signal for its first process as soon as it runs, 0 for none.
     signal: int = 0
+    # Of a mount namespace of its own: mount point -> flags as mount(2) takes them.
+    mounts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

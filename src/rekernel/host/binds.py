@@ -13,7 +13,6 @@ from rekernel.host.mounts import (
     contains,
     is_bind,
     is_of_init,
-    mount_flags,
     shows,
 )
 
@@ -26,7 +25,7 @@ def plan(mounts: Sequence[MountInfo]) -> list[Mount]:
             continue
         path = source(mount, mounts)
         if path is not None:
-            flags = syscalls.MS_BIND | mount_flags(mount.options)
+            flags = syscalls.MS_BIND | syscalls.mount_flags(mount.options)
             found.append(Mount(mount.target, "", path, flags))
     return found
 

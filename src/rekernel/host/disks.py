@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rekernel import syscalls
 from rekernel.agent import superblocks
 from rekernel.errors import BlockedError
 from rekernel.handover.config import RootConfig
@@ -17,7 +18,6 @@ from rekernel.host.mounts import (
     MountInfo,
     is_bind,
     is_of_init,
-    mount_flags,
     unescape,
 )
 
@@ -40,7 +40,7 @@ def root(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
             f"it must be {', '.join(_ROOT_TYPES)}, on a plain disk, a partition or LVM",
         )
     device = _root_device(mount)
-    flags = mount_flags(mount.options)
+    flags = syscalls.mount_flags(mount.options)
     return RootConfig(superblocks.uuid_on(device) or "", mount.fstype, flags, _data(mount)), device
 
 
@@ -75,7 +75,7 @@ def plan(mounts: Sequence[MountInfo]) -> list[Mount]:
     found = []
     for mount in _on_disks(mounts):
         uuid = superblocks.uuid_on(mount.source) or ""
-        flags = mount_flags(mount.options)
+        flags = syscalls.mount_flags(mount.options)
         found.append(Mount(mount.target, mount.fstype, "", flags, data=_data(mount), uuid=uuid))
     return found
 

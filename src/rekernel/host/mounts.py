@@ -91,24 +91,6 @@ def observe(pid: str = "self") -> list[MountInfo]:
     return parse_mountinfo(os.fsdecode(Path("/proc", pid, "mountinfo").read_bytes()))
 
 
-_FLAGS = {
-    "ro": syscalls.MS_RDONLY,
-    "nosuid": syscalls.MS_NOSUID,
-    "nodev": syscalls.MS_NODEV,
-    "noexec": syscalls.MS_NOEXEC,
-    "relatime": syscalls.MS_RELATIME,
-    "noatime": 1024,
-}
-
-
-def mount_flags(options: Sequence[str]) -> int:
-    """MS_* of the options of a mount."""
-    flags = 0
-    for option in options:
-        flags |= _FLAGS.get(option, 0)
-    return flags
-
-
 @dataclass(frozen=True, slots=True)
 class TmpfsPlan:
     """A tmpfs whose contents travel: its mount point and what of it stays behind."""
@@ -179,7 +161,7 @@ def plan(
                 target=mount.target,
                 fstype=mount.fstype,
                 source=mount.source,
-                flags=mount_flags(mount.options),
+                flags=syscalls.mount_flags(mount.options),
                 data=",".join(data),
                 contents=blob,
                 # Its automount unit would refuse to start over a mount.

@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from rekernel import syscalls
 from rekernel.agent.terminals import REACH
 from rekernel.census import sharing
 from rekernel.census.processes import parents
@@ -26,6 +27,7 @@ from rekernel.checkpoint.options import (
 )
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
+from rekernel.host import mounts
 from rekernel.host.mounts import stays_behind
 from rekernel.systemd.units import Unit, members
 
@@ -52,6 +54,8 @@ class CarriedTree:
     terminals: tuple[int, ...] = ()
     # Directories and files that it watches (inotify).
     watched: tuple[str, ...] = ()
+    # Of a mount namespace of its own: mount point -> flags as mount(2) takes them.
+    mounts: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -101,6 +105,11 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
         tuple(inherited),
         terminals=externals.owned_terminals(opened),
         watched=tuple(_watched(opened)),
+        mounts={
+            # Of several the last one, which is on top.
+            mount.target: syscalls.mount_flags(mount.options)
+            for mount in (mounts.observe(str(root)) if options.private_mounts else ())
+        },
     )
 
 
@@ -345,6 +354,7 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         unkept=tree.unkept,
         after=tree.lenders,
         terminals=tree.terminals,
+        mounts=tree.mounts,
         signal=_REEXECUTE if tree.options.root_pid == _manager(tree) else 0,
     )
 

@@ -11,17 +11,17 @@ from rekernel.handover.manifest import Mount
 from rekernel.host import binds, disks, mounts
 
 TABLE = """\
-21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
-22 21 0:30 / /run rw shared:2 - tmpfs tmpfs rw
-23 21 8:2 / /srv rw shared:3 - xfs /dev/sda2 rw
-24 21 8:1 /var/www /www rw shared:1 - ext4 /dev/sda1 rw
-25 23 8:2 /logs /var/log ro,nosuid shared:3 - xfs /dev/sda2 rw
-26 22 0:30 /netns /run/netns rw shared:2 - tmpfs tmpfs rw
-27 21 8:2 / /again rw shared:9 - xfs /dev/sda2 rw
-28 21 8:2 /own /own rw - xfs /dev/sda2 rw
-29 22 0:30 /user/7 /run/user/7 rw - tmpfs tmpfs rw
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+22 21 0:30 / /run rw,relatime shared:2 - tmpfs tmpfs rw
+23 21 8:2 / /srv rw,relatime shared:3 - xfs /dev/sda2 rw
+24 21 8:1 /var/www /www rw,relatime shared:1 - ext4 /dev/sda1 rw
+25 23 8:2 /logs /var/log ro,nosuid,relatime shared:3 - xfs /dev/sda2 rw
+26 22 0:30 /netns /run/netns rw,relatime shared:2 - tmpfs tmpfs rw
+27 21 8:2 / /again rw,relatime shared:9 - xfs /dev/sda2 rw
+28 21 8:2 /own /own rw,relatime - xfs /dev/sda2 rw
+29 22 0:30 /user/7 /run/user/7 rw,relatime - tmpfs tmpfs rw
 """
-BIND = syscalls.MS_BIND
+BIND = syscalls.MS_BIND | syscalls.MS_RELATIME
 
 
 def parse(text: str) -> list[mounts.MountInfo]:

@@ -49,7 +49,10 @@ def test_how_they_are_mounted() -> None:
             "/home", "btrfs", "", syscalls.MS_RELATIME,
             data="ssd,subvolid=256,subvol=/@home", uuid="uuid-of-vdb2",
         ),
-        Mount("/srv", "btrfs", "", 0, data="ssd,subvolid=257,subvol=/@srv", uuid="uuid-of-vdb2"),
+        Mount(
+            "/srv", "btrfs", "", syscalls.MS_STRICTATIME, data="ssd,subvolid=257,subvol=/@srv",
+            uuid="uuid-of-vdb2",
+        ),
         Mount(
             "/boot/efi", "vfat", "", syscalls.MS_RELATIME, data="fmask=0077,codepage=437",
             uuid="uuid-of-vdb3",

@@ -93,7 +93,9 @@ def test_the_plan_for_a_real_table(recorded: Recorded, monkeypatch: pytest.Monke
     assert run.contents == "tmpfs/run"
     assert by_target["/sys/fs/cgroup"].data == "nsdelegate,memory_recursiveprot"
     assert by_target["/sys/fs/cgroup"].contents == ""
-    assert by_target["/dev/shm"].flags == syscalls.MS_NOSUID | syscalls.MS_NODEV
+    # Neither relatime nor noatime is shown.
+    strict = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_STRICTATIME
+    assert by_target["/dev/shm"].flags == strict
     assert by_target["/dev/hugepages"].data == "pagesize=2M"
     # Under an automount, which shall find its place empty when the machine runs.
     assert [item.target for item in todo if item.transient] == ["/proc/sys/fs/binfmt_misc"]

@@ -1,0 +1,73 @@
+"""What a tree may do in the mounts of its own namespace: read-only stays read-only.
+
+criu (4.2, do_bind_mount_v2() in criu/mount-v2.c) takes mounts that come from the host as they are
+there, if any other one of the same file system has the flags that this one should have.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from rekernel import syscalls
+from rekernel.agent.console import say
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The part of mount(2)'s flags that belongs to a mount, with what changes nothing else.
+_REMOUNT = syscalls.MS_BIND | syscalls.MS_REMOUNT
+
+
+def remount(pid: int, wanted: Mapping[str, int]) -> None:
+    """Give the mounts that a held process sees their flags. ``wanted``: mount point -> MS_*.
+
+    What cannot be set is said: a mount that another one hides is not reached, nor is it used.
+    """
+    if not wanted:
+        return
+    now = _flags(pid)
+    wrong = [target for target, flags in wanted.items() if now.get(target, flags) != flags]
+    if not wrong:
+        return
+    child = os.fork()
+    if child == 0:
+        # Whatever happens, this must not go on as another agent.
+        try:
+            os._exit(_in_namespace(pid, {target: wanted[target] for target in wrong}))
+        finally:
+            os._exit(255)
+    _, status = os.waitpid(child, 0)
+    if status:
+        failed = os.waitstatus_to_exitcode(status)
+        say(f"process {pid}: {failed} of {len(wrong)} mounts have other flags than before")
+
+
+def _in_namespace(pid: int, wanted: Mapping[str, int]) -> int:
+    """Returns how many failed."""
+    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+    failed = 0
+    for target, flags in wanted.items():
+        try:
+            syscalls.mount("", target, "", flags | _REMOUNT)
+        except OSError:
+            failed += 1
+    return min(failed, 254)
+
+
+def _flags(pid: int) -> dict[str, int]:
+    """Mount point -> MS_*; of several the last one, which is on top."""
+    found = {}
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        for line in os.fsdecode(file.read()).splitlines():
+            fields = line.split(" ", 6)
+            found[_plain(fields[4])] = syscalls.mount_flags(fields[5].split(","))
+    return found
+
+
+def _plain(path: str) -> str:
+    """Without the escapes of mountinfo: space, tab, newline, backslash."""
+    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        path = path.replace(f"\\{code}", character)
+    return path

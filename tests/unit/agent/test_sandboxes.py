@@ -1,0 +1,58 @@
+"""Mounts of another namespace get the flags that they had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rekernel import syscalls
+from rekernel.agent import sandboxes
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+_SCRIPT = """
+mount -t tmpfs -o nosuid sandbox "$1" && mkdir "$1/a b" "$1/c" &&
+mount --bind "$1/a b" "$1/a b" && mount --bind "$1/c" "$1/c" && echo ready && exec sleep 60
+"""
+
+
+@pytest.fixture
+def pid(tmp_path: Path) -> Iterator[int]:
+    words = ["unshare", "--mount", "sh", "-c", _SCRIPT, "sh", str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.kill()
+
+
+def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sandboxes, "say", said.append)
+    before = sandboxes._flags(pid)
+    ours = sandboxes._flags(os.getpid())
+    assert before[f"{tmp_path}/a b"] & syscalls.MS_NOSUID
+    wanted = before | {
+        f"{tmp_path}/a b": syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_RELATIME,
+        f"{tmp_path}/c": syscalls.MS_STRICTATIME,
+        "/not/there": syscalls.MS_RDONLY,
+    }
+    sandboxes.remount(pid, wanted)
+    # Of one that is not there nothing is wrong.
+    del wanted["/not/there"]
+    assert sandboxes._flags(pid) == wanted
+    assert said == []
+    # Nobody else's are touched.
+    assert sandboxes._flags(os.getpid()) == ours
+
+
+def test_what_cannot_be_set_is_said(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sandboxes, "say", said.append)
+    monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/not/there": 0})
+    sandboxes.remount(pid, {"/not/there": syscalls.MS_RDONLY})
+    assert said == [f"process {pid}: 1 of 1 mounts have other flags than before"]
