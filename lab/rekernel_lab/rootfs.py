@@ -129,7 +129,7 @@ def ssh_keys() -> Keys:
 def preferences(criu: str) -> str:
     """Return the apt preferences for CRIU version `criu` ("" = forky's)."""
     pin = f"version {criu}*" if criu else "release n=forky"
-    libraries = "criu libcompel1 python3-pycriu"
+    libraries = "criu libcompel1 libcriu2 python3-pycriu"
     return PREFERENCES.format(
         criu_packages=libraries if criu else f"{libraries} libnl-3-200", criu_pin=pin
     )

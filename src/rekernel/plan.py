@@ -14,6 +14,7 @@ from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.host import disks, mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
+from rekernel.podman.containers import Container
 from rekernel.policy import Policy
 from rekernel.systemd.units import running_units
 
@@ -54,6 +55,14 @@ class Plan:
     def having(self, verdict: Verdict) -> list[UnitVerdict]:
         """The units with this verdict."""
         return [item for item in self.units if item.verdict is verdict]
+
+    def own(self, verdict: Verdict) -> list[UnitVerdict]:
+        """The same but for podman's containers."""
+        return [item for item in self.having(verdict) if not item.container]
+
+    def containers(self, verdict: Verdict) -> list[Container]:
+        """Podman's containers with this verdict."""
+        return [item.container for item in self.having(verdict) if item.container]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +146,8 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     for name in nowhere:
         if name in policy.asked:
             raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
-    pids = [pid for item in units if item.verdict is Verdict.CARRIED for pid in item.processes]
+    carried = [item for item in units if item.verdict is Verdict.CARRIED and not item.container]
+    pids = [pid for item in carried for pid in item.processes]
     memory_of = resident(pids)
     return Plan(
         kernel=kernel,

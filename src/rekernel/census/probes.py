@@ -71,9 +71,9 @@ class Context:
 
     @property
     def carried_pids(self) -> list[int]:
-        """All processes that an upgrade would carry."""
+        """All processes that an upgrade would carry, but for podman's containers."""
         carried = (item for item in self.units if item.verdict is Verdict.CARRIED)
-        return [pid for item in carried for pid in item.processes]
+        return [pid for item in carried if not item.container for pid in item.processes]
 
 
 Answer = tuple[Status, str, str]

@@ -82,7 +82,18 @@ def parents(proc: Path = _PROC) -> dict[int, int]:
 def account(processes: Sequence[Process], units: Sequence[UnitVerdict]) -> list[Account]:
     """One entry for each process, in their order."""
     owners = {pid: item for item in units for pid in item.processes}
-    return [_account(process, owners.get(process.pid)) for process in processes]
+    # A container starts and ends processes all the time.
+    containers = {item.unit.name: item for item in units if item.container}
+    return [
+        _account(process, owners.get(process.pid) or containers.get(_unit_of(process)))
+        for process in processes
+    ]
+
+
+def _unit_of(process: Process) -> str:
+    """The service or scope that it runs in, "" if it is none."""
+    match = _UNIT.search(process.cgroup)
+    return match[1] if match else ""
 
 
 def _account(process: Process, unit: UnitVerdict | None) -> Account:
@@ -92,13 +103,13 @@ def _account(process: Process, unit: UnitVerdict | None) -> Account:
         return Account(process, Fate.PLUMBING, "init.scope", "init: takes over what was carried")
     if unit is not None:
         return Account(process, Fate(unit.verdict), unit.unit.name, unit.reason)
-    name = _UNIT.search(process.cgroup)
-    if name is not None and name[1].endswith(".service"):
+    name = _unit_of(process)
+    if name.endswith(".service"):
         # Started or stopped between the two looks.
-        return Account(process, Fate.RESTARTED, name[1], "its service changes just now")
-    if name is not None:
-        reason = "only services and logins are carried so far"
-        return Account(process, Fate.ENDS, name[1], reason)
+        return Account(process, Fate.RESTARTED, name, "its service changes just now")
+    if name:
+        reason = "only services, logins and podman's containers are carried so far"
+        return Account(process, Fate.ENDS, name, reason)
     return Account(process, Fate.ENDS, process.cgroup or "/", "it belongs to no unit")
 
 

@@ -24,6 +24,8 @@ from rekernel.checkpoint.unixsockets import (
     sent_to_init,
 )
 from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
+from rekernel.podman import containers
+from rekernel.podman.containers import Container
 from rekernel.policy import Policy
 from rekernel.systemd import logins, unitfiles
 from rekernel.systemd.logins import Login
@@ -53,6 +55,8 @@ class UnitVerdict:
     processes: dict[int, str] = field(default_factory=dict)
     # Of its process trees.
     roots: tuple[int, ...] = ()
+    # If it is one of podman's.
+    container: Container | None = None
 
 
 def plumbing_reason(name: str, of: str = "units") -> str | None:
@@ -174,6 +178,26 @@ def _judge(
     return Verdict.CARRIED, "", ""
 
 
+def _judge_container(
+    container: Container | None, processes: dict[int, str], shared: sharing.Shared | None
+) -> tuple[Verdict, str, str]:
+    if container is None:
+        return Verdict.ENDS, "podman does not run this container", "podman ps --all"
+    name = f"container {container.name}"
+    why, remedy = container.obstacle, container.remedy
+    if not why:
+        why, remedy = containers.runtime_obstacle()
+    if not why:
+        obstacle = obstacles.find(list(processes))
+        if obstacle is not None:
+            why, remedy = obstacle.what, obstacle.remedy
+    if not why and shared is not None:
+        why = f"process {shared.pid} shares {shared.what} with process {shared.other} outside of it"
+    if why:
+        return Verdict.RESTARTED, f"{name}: {why}", remedy
+    return Verdict.CARRIED, f"{name}: podman restores it when systemd runs again", ""
+
+
 def _group_of(pid: int) -> str:
     """The control group of a process, "" if it has ended."""
     try:
@@ -197,7 +221,10 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     are_logins = {unit.name for unit in units if unit.is_login}
     lending = [(name, root) for name, root in each if name in are_logins]
     harmless = {*journal_streams(sockets), *sent_to_init(sockets)}
-    common = sharing.find(each, parents, harmless, lending)
+    of_podman = containers.observe(processes_by_unit)
+    # The monitor of a container has the other ends of its pipes, and comes back with it.
+    everyone = parents.keys() - {item.monitor for item in of_podman.values()}
+    common = sharing.find(each, everyone, harmless, lending)
     # The last one of a unit is as good as the first.
     shared = {name: item for (name, _), item in common.shared.items()}
     for unit in sorted(units, key=lambda item: item.name):
@@ -210,22 +237,26 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
         # Whoever runs the machine comes before whoever wrote the unit.
         wish = policy.wish(unit.name) or unitfiles.wish(unit)
         roots = tuple(trees[unit.name])
+        container = of_podman.get(unit.name)
         if reason is not None and wish != "carry":
             found.append(UnitVerdict(unit, Verdict.PLUMBING, reason, "", processes, roots))
             continue
         if wish == "restart":
             text = "policy says so" if policy.wish(unit.name) else "its unit file says so"
             verdict = Verdict.ENDS if unit.is_login or unit.is_manager else Verdict.RESTARTED
-            found.append(UnitVerdict(unit, verdict, text, "", processes, roots))
+            found.append(UnitVerdict(unit, verdict, text, "", processes, roots, container))
             continue
-        verdict, why, remedy = _judge(unit, processes, shared.get(unit.name))
+        if unit.is_container:
+            verdict, why, remedy = _judge_container(container, processes, shared.get(unit.name))
+        else:
+            verdict, why, remedy = _judge(unit, processes, shared.get(unit.name))
         if unit.is_login:
             verdict, why, remedy = _of_login(known.get(unit.name), verdict, why, remedy)
         elif unit.is_manager:
             verdict, why = _of_manager(unit, verdict, why)
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
-        found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots))
+        found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots, container))
     lenders: dict[str, set[str]] = {}
     for (name, _), others in common.borrowed.items():
         lenders.setdefault(name, set()).update(other for other, _ in others)

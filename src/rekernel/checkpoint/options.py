@@ -45,6 +45,8 @@ class TreeOptions:
     externals: tuple[str, ...] = ()
     # Whether the leader of its session is another one, or gone: it comes back in one of its own.
     led_elsewhere: bool = False
+    # Mount points of its own namespace that are not there on the next kernel.
+    skipped: tuple[str, ...] = ()
 
 
 def dump_argv(
@@ -74,6 +76,8 @@ def dump_argv(
         argv.append("--shell-job")
     if tree.private_mounts:
         argv += _MOUNTS
+    for target in tree.skipped:
+        argv += ["--skip-mnt", target]
     for external in tree.externals:
         argv += ["--external", external]
     return argv

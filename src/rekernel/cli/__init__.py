@@ -25,7 +25,11 @@ VERBS = {
     "report": "report",
 }
 # For the units that the package installs: not in the help text.
-HIDDEN_VERBS = {"region-up": "region_up", "finish": "finish"}
+HIDDEN_VERBS = {
+    "region-up": "region_up",
+    "containers-up": "containers_up",
+    "finish": "finish",
+}
 
 
 def _module(verb: str) -> ModuleType:

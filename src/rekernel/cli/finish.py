@@ -21,6 +21,8 @@ from rekernel.cli.in_unit import new_id
 from rekernel.errors import RekernelError
 from rekernel.host import swap
 from rekernel.memory import region
+from rekernel.podman.containers import is_container
+from rekernel.podman.restore import RESULT
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command
@@ -92,8 +94,9 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
+    notes = _add_containers(agent)
     _wait_for_units(agent)
-    notes = _turn_swap_on(agent)
+    notes += _turn_swap_on(agent)
     seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
     history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
@@ -122,7 +125,27 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
     """Units that ran before and that no target of the new boot wants, or whose restore failed."""
     failed = [item["unit"] for item in agent.get("trees", []) if item["failure"]]
     for unit in [*after.names(agent, "restarted"), *failed]:
+        if is_container(unit):
+            # Podman has done that: rekernel-containers.service.
+            continue
         run_command(["systemctl", "start", "--no-block", "--", unit], check=False)
+
+
+def _add_containers(agent: dict[str, Any]) -> list[str]:
+    """What became of podman's, as trees of the agent; returns how long they stood still, in words.
+
+    rekernel-containers.service comes before this.
+    """
+    result = brownout.read_json(RESULT)
+    if result is None:
+        return []
+    agent["trees"] = [*agent.get("trees", []), *result["trees"]]
+    return [
+        f"container {item['name']} ran again "
+        f"{(item['resumed_ns'] - agent['frozen_ns']) / 1e9:.1f} s after the freeze"
+        for item in result["trees"]
+        if not item["failure"]
+    ]
 
 
 def _turn_swap_on(agent: dict[str, Any]) -> list[str]:

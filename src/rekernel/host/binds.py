@@ -12,7 +12,7 @@ from rekernel.host.mounts import (
     MountInfo,
     contains,
     is_bind,
-    is_of_init,
+    is_of_others,
     shows,
 )
 
@@ -21,7 +21,7 @@ def plan(mounts: Sequence[MountInfo]) -> list[Mount]:
     """How the agent makes them again, in the kernel's order: all that it can."""
     found = []
     for mount in mounts:
-        if mount.target in MOVED_BY_AGENT or is_of_init(mount) or not is_bind(mount, mounts):
+        if mount.target in MOVED_BY_AGENT or is_of_others(mount) or not is_bind(mount, mounts):
             continue
         path = source(mount, mounts)
         if path is not None:
@@ -51,10 +51,21 @@ def obstacle(mount: MountInfo, mounts: Sequence[MountInfo]) -> str | None:
         return "of what another mount hides"
     if sum(other.target == mount.target for other in mounts) > 1:
         return "on or below another mount"
+    if _hides_its_peer(mount, mounts):
+        return "on itself"
     # The agent fills a tmpfs when all is mounted.
     if mount.fstype == "tmpfs" and not os.path.isdir(mount.target):
         return "of a file in a tmpfs"
     return None
+
+
+def _hides_its_peer(mount: MountInfo, mounts: Sequence[MountInfo]) -> bool:
+    """Whether there is a wider one that gets the same mounts, and no name for this part in it."""
+    wider = any(
+        other.peers == mount.peers and other.root != mount.root and shows(other, mount)
+        for other in mounts
+    )
+    return bool(mount.peers) and wider and canonical(mount.target, mounts) == mount.target
 
 
 def canonical(path: str, mounts: Sequence[MountInfo]) -> str:

@@ -17,7 +17,7 @@ from rekernel.host.mounts import (
     UNBACKED,
     MountInfo,
     is_bind,
-    is_of_init,
+    is_of_others,
     unescape,
 )
 
@@ -62,7 +62,7 @@ def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
     """Mounts that the agent cannot make again before the restore, and why."""
     found = []
     for mount in mounts:
-        if mount.target in MOVED_BY_AGENT or is_of_init(mount):
+        if mount.target in MOVED_BY_AGENT or is_of_others(mount):
             continue
         why = _obstacle(mount, mounts)
         if why is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.handover.manifest import Mount
+from rekernel.podman.containers import is_own_mount
 from rekernel.run import run
 
 # Kernel interfaces: mounted afresh, as a unit's own mount namespace may hold copies of them.
@@ -30,9 +31,10 @@ BY_INIT = ("autofs", "ramfs")
 
 # Parts of /run that belong to what boots afresh, or to this kernel: stale, they would mislead.
 RUN_OF_PLUMBING = (
-    "blkid", "console-setup", "credentials", "criu.kdat", "cryptsetup", "dbus", "initctl",
-    "initramfs", "log/journal", "lvm", "motd.dynamic", "mount", "network", "nologin", "nscd",
-    "reboot-required", "rekernel", "sshd", "sshd.pid", "tmpfiles.d", "udev", "user", "utmp",
+    "blkid", "console-setup", "containers", "credentials", "criu.kdat", "crun", "cryptsetup",
+    "dbus", "initctl", "initramfs", "libpod", "log/journal", "lvm", "motd.dynamic", "mount",
+    "network", "nologin", "nscd", "reboot-required", "rekernel", "sshd", "sshd.pid", "tmpfiles.d",
+    "udev", "user", "utmp",
 )  # fmt: skip
 
 # Of /run/systemd only what the mounts of a unit's own namespace were made from.
@@ -115,13 +117,14 @@ def contains(directory: str, path: str) -> bool:
     return directory == "/" or path == directory or path.startswith(f"{directory}/")
 
 
-def is_of_init(mount: MountInfo, of_logins: Collection[str] = ()) -> bool:
-    """Whether init, or a user manager that it starts, mounts it again by itself.
+def is_of_others(mount: MountInfo, of_logins: Collection[str] = ()) -> bool:
+    """Whether init, a user manager that it starts, or podman mounts it again by itself.
 
     ``of_logins``: directories of carried ones.
     """
     own = mount.target.startswith(("/run/user/", "/run/credentials/"))
-    return mount.fstype in BY_INIT or (own and mount.target not in of_logins)
+    by_init = mount.fstype in BY_INIT or (own and mount.target not in of_logins)
+    return by_init or is_own_mount(mount.target)
 
 
 def plan(
@@ -137,7 +140,7 @@ def plan(
     todo: list[Mount] = []
     contents: list[TmpfsPlan] = []
     for mount in mounts:
-        elsewhere = mount.target in MOVED_BY_AGENT or is_of_init(mount, of_logins)
+        elsewhere = mount.target in MOVED_BY_AGENT or is_of_others(mount, of_logins)
         if elsewhere or mount.fstype not in UNBACKED or is_bind(mount, mounts):
             continue
         data = [

@@ -6,13 +6,14 @@ neighbours is named by :func:`unsupported`, never left out silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rekernel.handover.manifest import Link, Network
 from rekernel.host import conntrack, virtual_links
+from rekernel.podman.containers import is_namespace
 from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"
@@ -62,6 +63,9 @@ _RULE_PARTS = {
 # What an interface gets by itself (net.core.default_qdisc).
 _DEFAULT_QDISCS = ("noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "pfifo")
 
+# Of podman's netavark, which makes it anew with the first container.
+_TABLES_OF_OTHERS = ("inet netavark",)
+
 # IFA_F_*/route protocols that the kernel makes by itself when an address appears.
 _KERNEL_ROUTES = ("kernel", "ra", "redirect")
 
@@ -80,6 +84,8 @@ class NetworkFacts:
     qdiscs: list[dict[str, Any]] = field(default_factory=list)
     others: tuple[str, ...] = ()
     conntrack_max: int = 0
+    # Names of network namespaces by their number here (ip-netns(8)).
+    namespaces: dict[int, str] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -109,6 +115,11 @@ def observe() -> NetworkFacts:
         qdiscs=run_json(["tc", "-json", "qdisc", "show"]),
         others=tuple(_observe_others()),
         conntrack_max=conntrack.maximum(),
+        namespaces={
+            item["nsid"]: item["name"]
+            for item in run_json(["ip", "-json", "netns", "list-id"])
+            if "name" in item
+        },
     )
 
 
@@ -129,7 +140,7 @@ def _observe_others() -> Iterator[str]:
 def unsupported(facts: NetworkFacts) -> list[str]:
     """Interfaces (with their kind) and routes that :func:`describe` cannot make again."""
     found = []
-    for link in facts.links:
+    for link in _own_links(facts):
         if virtual_links.kind_of(link) and (why := virtual_links.unsupported(link)):
             found.append(f"{link['ifname']} ({why})")
     for route in facts.routes:
@@ -148,9 +159,10 @@ def unsupported(facts: NetworkFacts) -> list[str]:
 
 def describe(facts: NetworkFacts) -> Network:
     """The settings as scripts. Loopback comes first, then links, addresses, routes."""
-    devices = [link for link in facts.links if not virtual_links.kind_of(link)]
+    own = _own_links(facts)
+    devices = [link for link in own if not virtual_links.kind_of(link)]
     made = virtual_links.ordered(
-        link for link in facts.links if virtual_links.kind_of(link) in virtual_links.KINDS
+        link for link in own if virtual_links.kind_of(link) in virtual_links.KINDS
     )
     # By the address that a device has by itself: a bond gives it another one.
     links = [
@@ -196,12 +208,41 @@ def describe(facts: NetworkFacts) -> Network:
     return Network(
         lock_rules=LOCK_RULES,
         unlock_rules=UNLOCK_RULES,
-        ruleset=facts.ruleset,
+        ruleset=_without_tables(facts.ruleset, _TABLES_OF_OTHERS),
         links=tuple(links),
         batch="\n".join(lines) + "\n",
         rules={family: _rules(family, rules) for family, rules in facts.rules.items()},
         conntrack_max=facts.conntrack_max,
     )
+
+
+def _own_links(facts: NetworkFacts) -> list[dict[str, Any]]:
+    """All but what podman makes again: the ends of containers' interfaces, and their bridges."""
+    ends = {
+        link["ifname"]
+        for link in facts.links
+        if virtual_links.kind_of(link) == "veth"
+        and is_namespace(facts.namespaces.get(link.get("link_netnsid", -1), ""))
+    }
+    masters = {link["ifname"]: link.get("master") for link in facts.links}
+    bridges = {
+        master
+        for master in masters.values()
+        if master and {name for name in masters if masters[name] == master} <= ends
+    }
+    return [link for link in facts.links if link["ifname"] not in ends | bridges]
+
+
+def _without_tables(ruleset: str, names: Collection[str]) -> str:
+    """As nft lists it, without these tables."""
+    kept = []
+    inside = False
+    for line in ruleset.splitlines(keepends=True):
+        inside = inside or line.rstrip(" {\n") in {f"table {name}" for name in names}
+        if not inside:
+            kept.append(line)
+        inside = inside and line != "}\n"
+    return "".join(kept)
 
 
 def _rules(family: str, rules: list[dict[str, Any]]) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Of containers and their monitors.
+_LONG = re.compile(r"(libpod-(?:conmon-)?[0-9a-f]{12})[0-9a-f]{52}")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -57,6 +59,11 @@ def pad(text: str, columns: int, *, right: bool = False) -> str:
     return blanks + text if right else text + blanks
 
 
+def short(text: str) -> str:
+    """The same with containers by twelve digits, as podman shows them, instead of all."""
+    return _LONG.sub(r"\1…", text)
+
+
 def table(
     rows: Sequence[Sequence[str]],
     head: Sequence[str] = (),
@@ -69,9 +76,10 @@ def table(
 
     ``right``: indexes of the columns that hold numbers.
     """
-    every = [list(map(paint.dim, head)), *rows] if head else list(rows)
     if not rows:
         return []
+    every = [list(map(paint.dim, head))] if head else []
+    every += [list(map(short, row)) for row in rows]
     widths = [max(width(row[i]) for row in every) for i in range(len(every[0]))]
     return [
         (

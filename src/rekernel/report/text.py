@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rekernel.podman.containers import is_container
 from rekernel.report.layout import (
     PLAIN,
     Paint,
@@ -13,6 +14,7 @@ from rekernel.report.layout import (
     human_bytes,
     human_seconds,
     plural,
+    short,
     table,
 )
 
@@ -90,6 +92,9 @@ def _pids(unit: Mapping[str, Any], paint: Paint) -> tuple[str, str]:
     before = unit["main_pid_before"] or first
     after = unit["main_pid_after"] or (first if first in same else 0)
     count = f"{len(same)}/{len(unit['processes_before'])}"
+    if unit["kept"] and is_container(unit["unit"]):
+        # Where its processes have numbers of their own they are the same.
+        return paint.good("restored ✓"), str(len(unit["processes_after"]))
     if unit["kept"] and not after:
         # A login: whoever came back has left since.
         return f"{before}, ended since", count
@@ -221,7 +226,7 @@ def _others(report: Mapping[str, Any], paint: Paint) -> list[str]:
     plumbing = [unit["unit"] for unit in report["units"] if unit["verdict"] == "plumbing"]
     if plumbing:
         names = ", ".join(name.removesuffix(".service") for name in plumbing)
-        lines.append(paint.dim(f"booted afresh, as plumbing: {names}"))
+        lines.append(paint.dim(f"booted afresh, as plumbing: {short(names)}"))
     return lines
 
 

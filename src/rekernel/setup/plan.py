@@ -17,7 +17,12 @@ from rekernel.setup.host import Host
 from rekernel.setup.proposal import Memory, parse_iomem, propose
 from rekernel.systemd.units import Unit
 
-SERVICES = ("rekernel-pids.service", "rekernel-region.service", "rekernel-finish.service")
+SERVICES = (
+    "rekernel-pids.service",
+    "rekernel-region.service",
+    "rekernel-containers.service",
+    "rekernel-finish.service",
+)
 _BLOCK_SIZE = "/sys/devices/system/memory/block_size_bytes"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rekernel.podman.containers import is_container
 from rekernel.run import run
 
 _PROPERTIES = (
@@ -55,6 +56,11 @@ class Unit:
     def is_manager(self) -> bool:
         """Whether it is the manager of a user's own services, with those."""
         return manager_of(self.name) is not None
+
+    @property
+    def is_container(self) -> bool:
+        """Whether it is the scope of a container of podman's."""
+        return is_container(self.name)
 
     @property
     def private_users(self) -> bool:
@@ -107,9 +113,10 @@ def running_services() -> list[Unit]:
 
 
 def running_units() -> list[Unit]:
-    """Every service that is active in any way, and every login."""
+    """Every service that is active in any way, every login, and podman's containers."""
     names = _active("service,scope")
-    return show([name for name in names if name.endswith(".service") or is_login(name)])
+    own = [name for name in names if name.endswith(".service") or is_login(name)]
+    return show([*own, *(name for name in names if name.startswith("libpod-"))])
 
 
 def _active(

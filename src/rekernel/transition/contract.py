@@ -11,6 +11,7 @@ from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
 from rekernel.host import cgroups
 from rekernel.plan import Plan
 from rekernel.transition import cut, staging, trees
+from rekernel.transition.containers import Containers
 from rekernel.transition.host_facts import HostFacts
 
 
@@ -35,6 +36,7 @@ class Attempt:
     id: str
     plan: Plan
     host: HostFacts
+    containers: Containers
     phases: tuple[Phase, ...]
 
 
@@ -61,9 +63,9 @@ def manifest(
         mounts=host.mounts,
         directories=host.directories,
         prefetch=host.prefetch,
-        files=host.files,
+        files={**host.files, **attempt.containers.files()},
         fifos=host.fifos,
-        network=host.network,
+        network=attempt.containers.network(host.network),
         hostname=host.hostname,
         sysctls=host.sysctls,
         trees=tuple(trees.for_manifest(tree, f"{prefix}{tree.name}") for tree in made.trees),

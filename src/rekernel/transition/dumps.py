@@ -7,13 +7,12 @@ import selectors
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
-from rekernel.checkpoint.options import TreeOptions, dump_argv
 from rekernel.errors import RekernelError
 from rekernel.run import start
 from rekernel.stuck import where_they_wait
@@ -41,11 +40,15 @@ class DumpJob:
 
     name: str
     unit: str
-    options: TreeOptions
+    root_pid: int
+    # criu, or what starts it.
+    argv: tuple[str, ...]
     images: Path
     work: Path
-    # Of all units that have some of its processes: that of a login, and of the user's manager.
+    # Of all units that have some of its processes: that of a login, and of the user's manager. Its
+    # own comes first.
     cgroups: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -73,6 +76,20 @@ def criu_of_hook(words: Sequence[str]) -> str:
     return parts[2] if len(parts) > 2 else ""
 
 
+def _parent(pid: str) -> str:
+    """Who started a criu: crun, say; "" if that cannot be told."""
+    with suppress(OSError):
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
+    return ""
+
+
+def _children(pid: int) -> list[int]:
+    """The criu that a program has started; none if it is criu itself, or has ended."""
+    with suppress(OSError):
+        return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    return []
+
+
 class Dumps:
     """Dumps under way. Closing it tells every criu to let its tree run on; it may start again."""
 
@@ -85,8 +102,8 @@ class Dumps:
         self._frozen: dict[str, set[int]] = {}
         self._seizing = Seizing(())
 
-    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int], parent: Path) -> None:
-        """Start them all. ``pids``: of all trees; ``parent``: see :func:`dump_argv`."""
+    def start(self, jobs: Sequence[DumpJob], pids: Sequence[int]) -> None:
+        """Start them all. ``pids``: of all trees."""
         Path(HOOK_SOCKET).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(HOOK_SOCKET)
@@ -96,20 +113,20 @@ class Dumps:
         roots: dict[str, set[int]] = {}
         for job in jobs:
             for cgroup in job.cgroups:
-                roots.setdefault(cgroup, set()).add(job.options.root_pid)
+                roots.setdefault(cgroup, set()).add(job.root_pid)
         # Before it waits for them: criu's parasites must run to leave.
         self._undo.push("thaw", *sorted(roots))
         self._frozen = roots
-        self._seizing = Seizing(job.options.root_pid for job in jobs)
+        self._seizing = Seizing(job.root_pid for job in jobs)
         for job in jobs:
             # Of an attempt before.
             shutil.rmtree(job.images, ignore_errors=True)
             job.images.mkdir(parents=True, exist_ok=True)
             job.work.mkdir(parents=True, exist_ok=True)
             process = start(
-                dump_argv(job.options, job.images, job.work, parent),
+                job.argv,
                 output=str(job.work / "output.log"),
-                environment={"REKERNEL_HOOK": HOOK_SOCKET},
+                environment={"REKERNEL_HOOK": HOOK_SOCKET, **job.environment},
             )
             self._running.append(_Running(job, process))
 
@@ -140,7 +157,8 @@ class Dumps:
                         connection, _ = self._listener.accept()
                         self._connections.append(connection)
                         words = connection.makefile("r").readline().split()
-                        holder = by_pid.get(criu_of_hook(words))
+                        criu = criu_of_hook(words)
+                        holder = by_pid.get(criu) or by_pid.get(_parent(criu))
                         # One that was killed before it could speak: its criu tells the rest.
                         if holder is not None:
                             holder.held = True
@@ -210,14 +228,15 @@ class Dumps:
     def _stuck(self) -> DumpStuckError:
         late = [item for item in self._running if not item.held]
         for item in late:
-            tree = Path("/sys/fs/cgroup", item.job.options.cgroup.lstrip("/"), "cgroup.procs")
+            tree = Path("/sys/fs/cgroup", item.job.cgroups[0].lstrip("/"), "cgroup.procs")
             pids = [item.process.pid]
             with suppress(OSError):
                 pids += map(int, tree.read_text().split())
             with suppress(OSError):
                 (item.job.work / "stuck.log").write_text(where_they_wait(pids))
             # Not those that are merely slow, when another fails: they give up in their hook.
-            interrupt(item.process.pid)
+            for pid in _children(item.process.pid) or [item.process.pid]:
+                interrupt(pid)
         units = ", ".join(item.job.unit for item in late)
         return DumpStuckError(
             f"{units} could not be dumped: nothing more from criu for {PATIENCE_S:.0f} s",

@@ -49,7 +49,9 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
     table = mounts.observe()
-    todo, contents = mounts.plan(table, left.directories)
+    # systemd gives each service its own.
+    credentials = {f"/run/credentials/{unit.name}": () for unit in units}
+    todo, contents = mounts.plan(table, {**left.directories, **credentials})
     order = [mount.target for mount in table]
     todo += [*disks.plan(table), *binds.plan(table)]
     todo.sort(key=lambda item: order.index(item.target))

@@ -113,6 +113,28 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
     )
 
 
+def without_mounts_of_others(
+    trees: Sequence[CarriedTree], made_again: Container[str]
+) -> list[CarriedTree]:
+    """The same trees; what init or podman has mounted since, and where they see it, too, stays.
+
+    ``made_again``: mount points that the agent has for the restore. Raises OSError if one ended.
+    """
+    found = []
+    for tree in trees:
+        skipped: tuple[str, ...] = ()
+        if tree.options.private_mounts:
+            skipped = tuple(
+                mount.target
+                for mount in mounts.observe(str(tree.options.root_pid))
+                if mounts.is_of_others(mount) and mount.target not in made_again
+            )
+        options = dataclasses.replace(tree.options, skipped=skipped)
+        left = {target: flags for target, flags in tree.mounts.items() if target not in skipped}
+        found.append(dataclasses.replace(tree, options=options, mounts=left))
+    return found
+
+
 def _watched(opened: Iterable[externals.Descriptor]) -> Iterator[str]:
     for item in opened:
         with suppress(FileNotFoundError, ProcessLookupError):

@@ -149,8 +149,11 @@ def _write(assignment: str) -> None:
     Path(path).write_text(value)
 
 
-def _remove(directory: str) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def _swap_on(value: str) -> None:
@@ -171,5 +174,6 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "write": _write,
     "remove": _remove,
     "swap-on": _swap_on,
+    "start-container": lambda name: run(["podman", "start", name], timeout=600),
     "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
 }

@@ -19,6 +19,7 @@ from rekernel.checkpoint import leaving
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
+from rekernel.checkpoint.options import dump_argv
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
@@ -29,6 +30,7 @@ from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.run import run
 from rekernel.transition import contract, cut, host_facts, room, staging, trees
+from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpJob, Dumps, DumpStuckError
 from rekernel.transition.events import EventStream
@@ -65,6 +67,7 @@ class Upgrade:
         self._calibration = staging.TscCalibration()
         self._stand_in = StandIn(())
         self._mounted: Sequence[MountInfo] = ()
+        self._containers = Containers(plan)
 
     @property
     def id(self) -> str:
@@ -122,8 +125,11 @@ class Upgrade:
         with self._events.phase("describe host"):
             staging.probe_kernel()
             staging.tune_kernel(self._undo)
-            carried = trees.describe(plan.having(Verdict.CARRIED), lazy=plan.where is not None)
+            carried = trees.describe(plan.own(Verdict.CARRIED), lazy=plan.where is not None)
             host = host_facts.observe(carried)
+            again = {mount.target for mount in host.mounts}
+            carried = trees.without_mounts_of_others(carried, again)
+            self._containers.prepare(self._undo)
         self._check()
         pids = [pid for tree in carried for pid in tree.pids]
         leaving.pretend(PARENT, pids)
@@ -132,8 +138,9 @@ class Upgrade:
         self._assert_room(host, images, store_file, strays)
         self._check()
         with self._events.phase("stop what restarts"):
-            for item in plan.having(Verdict.RESTARTED):
+            for item in plan.own(Verdict.RESTARTED):
                 self._stop(item.unit.name)
+            self._containers.stop(self._undo)
         with self._events.phase("sync"):
             # Closed on disk, so that the next boot finds no journal torn off.
             self._undo.push("flush-journal")
@@ -213,7 +220,9 @@ class Upgrade:
             }
             memory = cut.memory_facts(plan.where, record, strays_at)
             clock = Clock(time.time_ns(), syscalls.rdtsc(), hertz)
-            made_of = contract.Attempt(self._id, plan, host, tuple(self._events.phases))
+            made_of = contract.Attempt(
+                self._id, plan, host, self._containers, tuple(self._events.phases)
+            )
             manifest = contract.manifest(made_of, made, memory, report, clock, frozen_ns)
             cut.seal(writer, manifest)
             if plan.where is None:
@@ -277,7 +286,10 @@ class Upgrade:
 
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
         """All trees at one instant, with what they are at that instant."""
-        cgroups = list(dict.fromkeys(tree.verdict.unit.cgroup for tree in carried))
+        cgroups = [
+            *dict.fromkeys(tree.verdict.unit.cgroup for tree in carried),
+            *self._containers.cgroups,
+        ]
         deadline = time.monotonic() + _SETTLE_S
         if cgroups:
             self._undo.push("thaw", *cgroups)
@@ -360,15 +372,17 @@ class Upgrade:
         work = staging.SCRATCH / "work"
         jobs = [
             DumpJob(
-                tree.name,
-                tree.verdict.unit.name,
-                tree.options,
-                images / tree.name,
-                work / tree.name,
-                trees.cgroups_of(tree, carried),
+                name=tree.name,
+                unit=tree.verdict.unit.name,
+                root_pid=tree.options.root_pid,
+                argv=tuple(dump_argv(tree.options, images / tree.name, work / tree.name, PARENT)),
+                images=images / tree.name,
+                work=work / tree.name,
+                cgroups=trees.cgroups_of(tree, carried),
             )
             for tree in carried
         ]
+        everyone = [*pids, *self._containers.pids]
         stand_ins = {handle.inode for handle in self._stand_in.handles}
         canonical = functools.partial(binds.canonical, mounts=self._mounted)
         wanted = Wanted(links.disconnected, stand_ins, canonical)
@@ -377,9 +391,10 @@ class Upgrade:
             # There may be new ones.
             leaving.pretend(PARENT, pids)
             leaving.nothing_written(pids)
-        dumps.start(jobs, pids, PARENT)
+        dumps.start([*jobs, *self._containers.jobs(work)], everyone)
         dumps.wait(self._check)
-        dumps.freeze(pids)
+        dumps.freeze(everyone)
+        self._containers.seal()
         if not in_place:
             return None, amend_images(images, wanted)
         # Only now: a page that is written while criu is inside of its process may be copied.

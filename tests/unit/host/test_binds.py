@@ -16,7 +16,7 @@ TABLE = """\
 23 21 8:2 / /srv rw,relatime shared:3 - xfs /dev/sda2 rw
 24 21 8:1 /var/www /www rw,relatime shared:1 - ext4 /dev/sda1 rw
 25 23 8:2 /logs /var/log ro,nosuid,relatime shared:3 - xfs /dev/sda2 rw
-26 22 0:30 /netns /run/netns rw,relatime shared:2 - tmpfs tmpfs rw
+26 22 0:30 /self /run/self rw,relatime shared:2 - tmpfs tmpfs rw
 27 21 8:2 / /again rw,relatime shared:9 - xfs /dev/sda2 rw
 28 21 8:2 /own /own rw,relatime - xfs /dev/sda2 rw
 29 22 0:30 /user/7 /run/user/7 rw,relatime - tmpfs tmpfs rw
@@ -33,7 +33,7 @@ def test_how_they_are_made_again() -> None:
     assert binds.plan(table) == [
         Mount("/www", "", "/var/www", BIND),
         Mount("/var/log", "", "/srv/logs", BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID),
-        Mount("/run/netns", "", "/run/netns", BIND),
+        Mount("/run/self", "", "/run/self", BIND),
         Mount("/again", "", "/srv", BIND),
         Mount("/own", "", "/srv/own", BIND),
     ]
@@ -49,7 +49,7 @@ def test_how_they_are_made_again() -> None:
         ("/www", "/var/www"),
         ("/wwww", "/wwww"),
         ("/var/log", "/srv/logs"),
-        ("/run/netns/x", "/run/netns/x"),
+        ("/run/self/x", "/run/self/x"),
         # Of other peers, and of none.
         ("/again/x", "/again/x"),
         ("/own/x", "/own/x"),
@@ -85,3 +85,11 @@ def test_what_cannot_be_made_again(tmp_path: Path) -> None:
     assert obstacle(hiding, line) == "of what another mount hides"
     again = f"23 21 8:1 /x {directory} rw - ext4 /dev/sda1 rw"
     assert obstacle(again, f"24 23{again[5:]}") == "on or below another mount"
+
+
+def test_a_part_of_a_mount_on_itself() -> None:
+    # criu would look for the wider one by this name.
+    table = parse(TABLE)
+    found = {mount.target: binds.obstacle(mount, table) for mount in table[3:8]}
+    assert found.pop("/run/self") == "on itself"
+    assert set(found.values()) == {None}

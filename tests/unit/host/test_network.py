@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -198,3 +199,31 @@ def test_without_rules_of_its_own(recorded: Recorded = OLD) -> None:
     rules = {"-4": defaults, "-6": defaults[:2]}
     described = network.describe(dataclasses.replace(facts, rules=rules))
     assert described.rules == {"-4": "", "-6": ""}
+
+
+CONTAINERS = Path(__file__).parents[2] / "fixtures" / "podman"
+
+
+def test_what_podman_makes_again_is_left_to_it() -> None:
+    other = "table inet mine {\n\tchain input {\n\t\ttype filter hook input priority 0;\n\t}\n}\n"
+    facts = NetworkFacts(
+        links=json.loads((CONTAINERS / "link.json").read_text()),
+        addresses=[{"ifname": "podman0", "addr_info": [{"local": "10.88.0.1", "prefixlen": 16}]}],
+        routes=[],
+        neighbours=[],
+        ruleset=other + (CONTAINERS / "ruleset.nft").read_text() + other,
+        namespaces={0: "netns-1c4ab884-b9a2-a182-be30-46e3a1a8182f"},
+    )
+    assert network.unsupported(facts) == []
+    described = network.describe(facts)
+    assert "podman0" not in described.batch
+    assert "veth0" not in described.batch
+    assert described.ruleset == other * 2
+    # Somebody else's namespace does not come back by itself.
+    theirs = dataclasses.replace(facts, namespaces={0: "blue"})
+    assert "veth0 (veth)" in network.unsupported(theirs)
+    # Nor does a bridge with anything else in it.
+    plain = {"ifname": "enp0s3", "address": "52:54:00:4c:41:43", "mtu": 1500, "flags": ["UP"]}
+    shared = dataclasses.replace(facts, links=[*facts.links, plain | {"master": "podman0"}])
+    own = [link["ifname"] for link in network._own_links(shared)]
+    assert own == ["lo", "enp0s2", "podman0", "enp0s3"]

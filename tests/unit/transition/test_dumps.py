@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from recorded import Recorded, on_each_kernel
 
-from rekernel.checkpoint.options import TreeOptions
 from rekernel.transition import dumps
 from rekernel.transition.dumps import DumpJob, Dumps, criu_of_hook, last_error
 from rekernel.transition.undo import UndoList
@@ -64,13 +63,12 @@ def test_whose_hook_it_is(line: str, pid: str) -> None:
 def under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dumps:
     monkeypatch.setattr(dumps, "HOOK_SOCKET", str(tmp_path / "hook.sock"))
     found = Dumps(UndoList(tmp_path / "undo.json"))
-    found.start([], [], tmp_path / "parent")
+    found.start([], [])
     return found
 
 
 def failed(tmp_path: Path, status: int) -> dumps._Running:
-    options = TreeOptions(7, "/a", False, False)
-    job = DumpJob("a", "a.service", options, tmp_path / "images", tmp_path, (options.cgroup,))
+    job = DumpJob("a", "a.service", 7, ("criu",), tmp_path / "images", tmp_path, ("/a",))
     return dumps._Running(job, subprocess.Popen(["sh", "-c", f"exit {status}"]))
 
 
@@ -113,7 +111,7 @@ def test_a_dump_that_stands_still(
     under_way.close()
     # Once more, and this time it fails by itself.
     monkeypatch.setattr(dumps, "PATIENCE_S", 20)
-    under_way.start([], [], tmp_path / "parent")
+    under_way.start([], [])
     under_way._running.append(failed(tmp_path, 3))
     with pytest.raises(dumps.DumpFailedError, match="criu ended with 3"):
         under_way.wait(lambda: None)

@@ -1,0 +1,95 @@
+"""The new side: podman brings the containers back, once systemd runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rekernel.errors import RekernelError
+from rekernel.podman.checkpoint import BRIDGE_RULES, TABLE, WANTED
+from rekernel.run import run, run_json
+
+RESULT = Path("/run/rekernel/containers-up.json")
+_LOGS = Path("/run/rekernel/restore")
+# Seconds; images of gigabytes come from a disk.
+_LIMIT_S = 600
+
+
+def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
+    """Bring them all back and write down what came of it; returns how many failed.
+
+    The result has a member of the report's ``trees`` for each container. Raises RekernelError if
+    the list cannot be read.
+    """
+    try:
+        lists = json.loads(wanted.read_text())
+    except (OSError, ValueError) as error:
+        raise RekernelError(f"{wanted}: {error}", "podman start --all") from None
+    trees = []
+    if lists["restore"]:
+        run(["nft", "-f", "-"], stdin=BRIDGE_RULES)
+    try:
+        trees = [_restore(item) for item in lists["restore"]]
+    finally:
+        for family in ("inet", "bridge"):
+            run(["nft", "delete", "table", family, TABLE], check=False)
+    for item in lists["start"]:
+        run(["podman", "start", item["id"]], check=False, timeout=_LIMIT_S)
+    result.write_text(json.dumps({"schema": 1, "trees": trees}) + "\n")
+    # Once is enough.
+    wanted.unlink()
+    return sum(bool(item["failure"]) for item in trees)
+
+
+def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
+    failure = ""
+    log = _LOGS / f"libpod-{item['id'][:12]}"
+    argv = ["podman", "container", "restore", "--tcp-established", "--file-locks", item["id"]]
+    try:
+        run(argv, timeout=_LIMIT_S)
+    except RekernelError as error:
+        failure = f"podman could not restore it: {_cause(item) or error.message}"
+        _keep_log(item, log)
+        _start_afresh(item)
+    return {
+        "name": item["name"],
+        "unit": item["unit"],
+        "root_pid": _pid_of(item["id"]),
+        "failure": failure,
+        "log": str(log),
+        "resumed_ns": time.time_ns(),
+    }
+
+
+def _cause(item: Mapping[str, Any]) -> str:
+    """criu's own first error."""
+    with suppress(OSError):
+        for line in Path(item["log"]).read_text(errors="replace").splitlines():
+            if "Error (" in line:
+                return line.partition("Error (")[2].partition("): ")[2]
+    return ""
+
+
+def _keep_log(item: Mapping[str, Any], log: Path) -> None:
+    with suppress(OSError):
+        log.mkdir(parents=True, exist_ok=True)
+        shutil.copy(item["log"], log)
+
+
+def _start_afresh(item: Mapping[str, Any]) -> None:
+    """Without the checkpoint: nobody shall restore that at any later time."""
+    run(["rm", "-rf", "--", *item["leftovers"]], check=False)
+    run(["podman", "start", item["id"]], check=False, timeout=_LIMIT_S)
+
+
+def _pid_of(container: str) -> int:
+    """Its first process; 0 if it does not run."""
+    with suppress(RekernelError, LookupError):
+        shown = run_json(["podman", "inspect", "--type", "container", container])
+        return int(shown[0]["State"]["Pid"])
+    return 0

@@ -1,0 +1,96 @@
+"""What an attempt does with podman's containers: dumps in the same cut, and who starts again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rekernel.census.verdicts import Verdict
+from rekernel.handover.manifest import Network
+from rekernel.plan import Plan, resident
+from rekernel.podman import checkpoint
+from rekernel.podman.checkpoint import WANTED
+from rekernel.run import run
+from rekernel.transition import room
+from rekernel.transition.dumps import DumpJob
+from rekernel.transition.staging import SCRATCH
+from rekernel.transition.undo import UndoList
+
+# Seconds that podman may take to stop one; it kills what does not end in ten.
+_STOP_S = 120
+
+
+class Containers:
+    """Those of one attempt."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._units = [
+            item for item in plan.units if item.container and item.verdict is Verdict.CARRIED
+        ]
+        self._carried = plan.containers(Verdict.CARRIED)
+        self._restarted = plan.containers(Verdict.RESTARTED)
+        self._environment: dict[str, str] = {}
+
+    @property
+    def cgroups(self) -> list[str]:
+        """Their control groups."""
+        return [item.unit.cgroup for item in self._units]
+
+    @property
+    def pids(self) -> list[int]:
+        """Their processes, as far as known when all was judged."""
+        return sorted(pid for item in self._units for pid in item.processes)
+
+    def prepare(self, undo: UndoList) -> None:
+        """What can be done while they run. Raises BlockedError if there is no room for them."""
+        if not self._carried:
+            return
+        memory = resident(self.pids)
+        directory = self._carried[0].directory
+        room.assert_on_disk(directory, memory.anonymous + memory.shared)
+        self._environment = checkpoint.configure(SCRATCH / "crun")
+        for container in self._carried:
+            undo.push("remove", *map(str, checkpoint.leftovers(container)))
+            checkpoint.write_status(container)
+
+    def stop(self, undo: UndoList) -> None:
+        """Those that cannot be carried. Raises CommandFailedError."""
+        for container in self._restarted:
+            undo.push("start-container", container.id)
+            run(["podman", "stop", container.id], timeout=_STOP_S)
+
+    def jobs(self, work: Path) -> list[DumpJob]:
+        """Their dumps; each gets a directory below ``work``."""
+        found = []
+        for item, container in zip(self._units, self._carried, strict=True):
+            directory = work / f"libpod-{container.id[:12]}"
+            found.append(
+                DumpJob(
+                    name=container.name,
+                    unit=item.unit.name,
+                    root_pid=container.pid,
+                    argv=tuple(checkpoint.argv(container, directory)),
+                    images=checkpoint.images(container),
+                    work=directory,
+                    cgroups=(item.unit.cgroup,),
+                    environment=self._environment,
+                )
+            )
+        return found
+
+    def seal(self) -> None:
+        """What else is needed of them, while they stand still. Raises RekernelError."""
+        for container in self._carried:
+            checkpoint.add_shared_memory(container)
+
+    def network(self, network: Network) -> Network:
+        """The same, but that after the commit nobody answers in their place."""
+        addresses = [address for container in self._carried for address in container.addresses]
+        rules = network.unlock_rules + checkpoint.lock_rules(addresses)
+        return dataclasses.replace(network, unlock_rules=rules)
+
+    def files(self) -> dict[str, str]:
+        """What tells the new side of them."""
+        if not self._carried and not self._restarted:
+            return {}
+        return {WANTED: checkpoint.wanted(self._carried, self._restarted)}

@@ -1,0 +1,120 @@
+"""What of a container's dump and restore is decided by us."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rekernel.errors import RekernelError
+from rekernel.podman import checkpoint, restore
+from rekernel.podman.containers import Container
+
+
+def container(directory: Path, name: str = "web") -> Container:
+    return Container("0" * 64, name, f"libpod-{'0' * 64}.scope", 7, 6, directory, ("10.88.0.2",))
+
+
+def test_the_dump(tmp_path: Path) -> None:
+    words = checkpoint.argv(container(tmp_path), tmp_path / "work")
+    assert words[:2] == ["crun", "checkpoint"]
+    assert words[-1] == "0" * 64
+    assert {"--leave-running", "--tcp-established", "--file-locks"} <= set(words)
+    environment = checkpoint.configure(tmp_path / "home")
+    assert environment == {"HOME": str(tmp_path / "home")}
+    text = (tmp_path / "home/.criu/default.conf").read_text()
+    assert "action-script /usr/lib/rekernel/rekernel-hook\n" in text
+    assert "network-lock nftables\n" in text
+
+
+def test_what_is_in_shared_memory(tmp_path: Path) -> None:
+    own = container(tmp_path)
+    (tmp_path / "shm").mkdir()
+    checkpoint.add_shared_memory(own)
+    assert [*tmp_path.iterdir()] == [tmp_path / "shm"]
+    (tmp_path / "shm/note").write_text("kept")
+    checkpoint.add_shared_memory(own)
+    with tarfile.open(tmp_path / "devshm-checkpoint.tar") as tar:
+        assert tar.getnames() == [".", "./note"]
+    assert tmp_path / "devshm-checkpoint.tar" in checkpoint.leftovers(own)
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")
+def test_nft_takes_the_locks() -> None:
+    rules = checkpoint.lock_rules(["10.88.0.2", "fd00::2"]) + checkpoint.BRIDGE_RULES
+    words = ["unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset"]
+    shown = subprocess.run(words, input=rules, capture_output=True, text=True, check=True).stdout
+    assert shown.count("ip daddr 10.88.0.2 drop") == 2
+    assert shown.count("ip6 saddr fd00::2 drop") == 2
+    assert "table bridge rekernel_containers" in shown
+    assert checkpoint.lock_rules([]) == ""
+
+
+class Podman:
+    """Notes what is asked of it; fails for one verb."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.asked: list[list[str]] = []
+        self._failing = failing
+
+    def run(self, argv: list[str], **more: Any) -> str:
+        self.asked.append(argv)
+        if self._failing and self._failing in argv:
+            raise RekernelError("podman failed (125)")
+        return ""
+
+
+@pytest.fixture
+def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(restore, "_pid_of", lambda name: 42)
+    monkeypatch.setattr(restore, "_LOGS", tmp_path / "logs")
+    path = tmp_path / "containers.json"
+    path.write_text(checkpoint.wanted([container(tmp_path)], [container(tmp_path, "other")]))
+    return path
+
+
+def test_all_come_back(wanted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    podman = Podman()
+    monkeypatch.setattr(restore, "run", podman.run)
+    assert restore.run_all(wanted, tmp_path / "result") == 0
+    (tree,) = json.loads((tmp_path / "result").read_text())["trees"]
+    assert (tree["name"], tree["root_pid"], tree["failure"]) == ("web", 42, "")
+    verbs = [" ".join(words[:3]) for words in podman.asked]
+    assert verbs == [
+        "nft -f -",
+        "podman container restore",
+        "nft delete table",
+        "nft delete table",
+        f"podman start {'0' * 64}",
+    ]
+    assert not wanted.exists()
+
+
+def test_one_that_cannot_be_restored(
+    wanted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    podman = Podman("restore")
+    monkeypatch.setattr(restore, "run", podman.run)
+    (tmp_path / "restore.log").write_text(
+        "(00.1) 7: Error (criu/x.c:1): it went wrong\n(00.2) Error (y): no\n"
+    )
+    assert restore.run_all(wanted, tmp_path / "result") == 1
+    (tree,) = json.loads((tmp_path / "result").read_text())["trees"]
+    assert tree["failure"] == "podman could not restore it: it went wrong"
+    assert (Path(tree["log"]) / "restore.log").exists()
+    # Never later either: without its checkpoint it starts afresh.
+    assert ["rm", "-rf", "--", *map(str, checkpoint.leftovers(container(tmp_path)))] in podman.asked
+    assert ["podman", "start", "0" * 64] in podman.asked
+    # Whatever comes of it, nobody is locked out.
+    assert ["nft", "delete", "table", "inet", "rekernel_containers"] in podman.asked
+
+
+def test_no_list(tmp_path: Path) -> None:
+    with pytest.raises(RekernelError, match="nowhere") as error:
+        restore.run_all(tmp_path / "nowhere")
+    assert error.value.hint == "podman start --all"
