@@ -1,4 +1,4 @@
-"""The host around the services: LVM below the root, a bridge on a bond, a firewall."""
+"""The host around the services: LVM below the root, a bridge on a bond, a firewall, AppArmor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def guest() -> Iterator[Guest]:
         limit_s=1200,
         memory_mib=3072,
         disk_mib=3072,
-        packages=("fdisk", "lvm2", "xfsprogs"),
+        packages=("apparmor", "chrony", "fdisk", "lvm2", "xfsprogs"),
     ) as running:
         script = Path(__file__).with_name("root-on-lvm").read_text()
         running.write("/root/root-on-lvm", script)
@@ -179,6 +179,9 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     guest.text("dd if=/dev/urandom of=/data/random bs=1M count=50 status=none")
     kept = guest.text("sha256sum /data/random")
     sees = redis_sees(guest)
+    chrony = guest.main_pid("chrony")
+    confined = guest.text(f"cat /proc/{chrony}/attr/current")
+    assert confined == "/usr/sbin/chronyd (enforce)"
     redirect(guest, 8080)
     with guest.connect(80) as connection, guest.connect(8080) as translated:
         get(connection)
@@ -190,6 +193,8 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
         get(connection)
         get(translated)
     assert outcome.report["connections"]["lost"] == []
+    assert guest.main_pid("chrony") == chrony
+    assert guest.text(f"cat /proc/{chrony}/attr/current") == confined
     assert links(guest) == before
     assert mounted(guest) == mounts_before
     assert volumes(guest) == volumes_before

@@ -16,6 +16,7 @@ from typing import Any
 
 from rekernel import syscalls
 from rekernel.agent import (
+    apparmor,
     boot,
     cgroups,
     conntrack,
@@ -196,6 +197,7 @@ def _set_up_host(
             cgroups.make(manifest.cgroups)
         with timeline.phase("unpack"):
             _unpack(reader, manifest)
+            apparmor.load(reader)
             between = links.Links(manifest.links, reader.read)
         with timeline.phase("pager"):
             wait_for_pager = _start_pager(manifest, region, store, reader)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rekernel.checkpoint import handles, pressure, watches
 from rekernel.checkpoint.externals import HUNG, Descriptor, descriptors, socket_of
+from rekernel.host import apparmor
 from rekernel.host.mounts import stays_behind
 
 
@@ -271,6 +272,14 @@ def _of_process(pid: int) -> Iterator[Obstacle]:
     tracer = _status(pid).get("TracerPid", "0")
     if tracer != "0":
         yield Obstacle(f"process {pid} is traced by process {tracer}", "end that debugger")
+    confined = apparmor.label(pid)
+    if confined and not apparmor.is_simple(confined):
+        yield Obstacle(f"process {pid} is confined by several AppArmor profiles ({confined})")
+    elif confined and apparmor.policy(confined) is None:
+        yield Obstacle(
+            f"process {pid} is confined by {confined}, and this kernel does not keep the policy",
+            "reload that AppArmor profile",
+        )
     deadline = time.monotonic() + _DISK_WAIT_S
     while _status(pid).get("State", "").startswith("D"):
         if time.monotonic() < deadline:

@@ -17,6 +17,8 @@ SCHEMA = 1
 MANIFEST_BLOB = "manifest.json"
 # Requests to ctnetlink, as they are sent; not there if nothing is remembered of connections.
 CONNTRACK_BLOB = "conntrack"
+# Prefix of the blobs with AppArmor's policies.
+APPARMOR_BLOBS = "apparmor/"
 # Where criu's images look for watched files that have no path for it.
 WATCHED = "/run/rekernel/watched"
 

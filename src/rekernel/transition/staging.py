@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rekernel import syscalls
@@ -14,7 +14,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import disks, mounts, network
+from rekernel.host import apparmor, disks, mounts, network
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -155,6 +155,16 @@ def tune_kernel(undo: UndoList) -> None:
         ("/sys/kernel/rcu_expedited", "1"),
     ):
         _set(undo, Path(path), value)
+
+
+def keep_profiles(pids: Iterable[int], undo: UndoList) -> list[bytes]:
+    """The policies that confine these processes, kept for the undo list. Raises RekernelError."""
+    kept = apparmor.policies(pids)
+    for number, policy in enumerate(kept):
+        path = SCRATCH / f"profile-{number}"
+        path.write_bytes(policy)
+        undo.push("profile", str(path))
+    return kept
 
 
 def swap_off(areas: Sequence[SwapArea], undo: UndoList, check: Callable[[], None]) -> None:

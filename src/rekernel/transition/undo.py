@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.checkpoint import handles, repair
-from rekernel.host import network, swap
+from rekernel.host import apparmor, network, swap
 from rekernel.run import run
 
 STATE = Path("/run/rekernel/undo.json")
@@ -174,6 +174,7 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "write": _write,
     "remove": _remove,
     "swap-on": _swap_on,
+    "profile": lambda path: apparmor.replace(Path(path).read_bytes()),
     "start-container": lambda name: run(["podman", "start", name], timeout=600),
     "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
 }

@@ -21,9 +21,9 @@ from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.checkpoint.options import dump_argv
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
-from rekernel.handover.manifest import CONNTRACK_BLOB, Clock
+from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import binds, conntrack, swap
+from rekernel.host import apparmor, binds, conntrack, swap
 from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
@@ -68,6 +68,7 @@ class Upgrade:
         self._stand_in = StandIn(())
         self._mounted: Sequence[MountInfo] = ()
         self._containers = Containers(plan)
+        self._profiles: list[bytes] = []
 
     @property
     def id(self) -> str:
@@ -130,8 +131,9 @@ class Upgrade:
             again = {mount.target for mount in host.mounts}
             carried = trees.without_mounts_of_others(carried, again)
             self._containers.prepare(self._undo)
+            pids = [pid for tree in carried for pid in tree.pids]
+            self._profiles = staging.keep_profiles(pids, self._undo)
         self._check()
-        pids = [pid for tree in carried for pid in tree.pids]
         leaving.pretend(PARENT, pids)
         swapped = any(area.used_bytes for area in areas)
         strays = self._gather(pids, swapped=swapped)
@@ -165,6 +167,9 @@ class Upgrade:
         connections = established(pids)
         hertz = self._calibration.hertz()
 
+        # criu's code could not run under them.
+        for policy in self._profiles:
+            apparmor.replace(apparmor.relaxed(policy))
         mark = len(self._undo)
         self._mounted = host.table
         self._let_stand_in(pids)
@@ -189,6 +194,10 @@ class Upgrade:
                     image_bytes = cut.add_images(writer, images)
                 tmpfs_bytes = cut.add_tmpfs(writer, host.contents)
                 cut.add_blobs(writer, {**made.links.queues, CONNTRACK_BLOB: made.tracked})
+                cut.add_blobs(
+                    writer,
+                    {f"{APPARMOR_BLOBS}{i}": policy for i, policy in enumerate(self._profiles)},
+                )
             self._check()
             with self._events.phase("freeze file systems"):
                 # With the store on a disk that must come after the last write to it.
