@@ -211,6 +211,6 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     assert guest.text("sha256sum /data/random") == kept
     # Nothing of this failed, and LVM may do with its volumes what it likes.
     assert guest.text("systemctl is-system-running") == "running"
-    guest.text("lvextend --quiet --size +20M --resizefs /dev/some-vg/data")
+    guest.text("lvextend --quiet --size +20M --resizefs /dev/some-vg/the-root")
     # Nothing was left for whoever configures the network afterwards.
     assert guest.text("cat /run/rekernel/network.log") == ""

@@ -187,7 +187,7 @@ def _mount_disk(item: Mount) -> None:
 def _bind(item: Mount) -> None:
     """Something in a second place; its own flags the kernel takes afterwards only."""
     try:
-        if os.path.isfile(item.source):
+        if os.path.lexists(item.source) and not os.path.isdir(item.source):
             os.makedirs(os.path.dirname(item.target), exist_ok=True)
             open(item.target, "a").close()
         else:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 
 from rekernel.agent import superblocks
 from rekernel.agent.console import say
@@ -25,6 +26,8 @@ _HEADER = struct.Struct("<3I II I i I I I Q 128s 129s 7s")
 # struct dm_target_spec: first sector, sectors, status, bytes to the next one, kind.
 _TARGET = struct.Struct("<QQiI16s")
 _VERSION = (4, 0, 0)
+# Seconds for all of them: the root's come first.
+_LIMIT_S = 30.0
 _READ_ONLY = 1
 _CREATE, _REMOVE, _RESUME, _LOAD = 3, 4, 6, 9
 
@@ -34,9 +37,10 @@ def activate(devices: Sequence[Mapping[str, Any]]) -> None:
 
     One that cannot be is said, and left to init.
     """
+    deadline = time.monotonic() + _LIMIT_S
     for device in devices:
         try:
-            _set_up(device)
+            _set_up(device, deadline)
         except (OSError, superblocks.NotFoundError) as error:
             say(f"{device['name']} is not set up: {error}")
 
@@ -66,8 +70,8 @@ def table(device: Mapping[str, Any], numbers: Sequence[tuple[int, int]]) -> byte
     return packed
 
 
-def _set_up(device: Mapping[str, Any]) -> None:
-    numbers = [_number(_below(name)) for name in device["below"]]
+def _set_up(device: Mapping[str, Any], deadline: float) -> None:
+    numbers = [_number(_below(name, deadline)) for name in device["below"]]
     name, uuid = os.fsencode(device["name"]), os.fsencode(device["uuid"])
     targets = table(device, numbers)
     control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
@@ -86,10 +90,11 @@ def _set_up(device: Mapping[str, Any]) -> None:
     os.symlink(f"../{os.path.basename(block)}", superblocks.mapped_node(device["name"]))
 
 
-def _below(name: str) -> str:
+def _below(name: str, deadline: float) -> str:
     kind, _, value = name.partition("=")
     if kind == "volume":
-        return superblocks.find(value, superblocks.volume_on)
+        left = max(0.0, deadline - time.monotonic())
+        return superblocks.find(value, superblocks.volume_on, timeout=left)
     return superblocks.mapped_node(value)
 
 

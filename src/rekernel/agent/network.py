@@ -70,10 +70,14 @@ def set_up(network: Network) -> None:
 
 
 def unlock(network: Network) -> None:
-    """Let packets through. Raises ProgramFailedError."""
-    processes.wait(
-        processes.feed(["nft", "-f", "-"], network.unlock_rules.encode(), log=_LOG), "nft"
-    )
+    """Let packets through, whatever else the rules for that want and the kernel may not have."""
+    try:
+        processes.wait(
+            processes.feed(["nft", "-f", "-"], network.unlock_rules.encode(), log=_LOG), "nft"
+        )
+    except processes.ProgramFailedError:
+        say(f"containers are not protected until they are back, see {_LOG}")
+        give_up()
 
 
 def give_up() -> None:

@@ -26,41 +26,59 @@ def remount(pid: int, wanted: Mapping[str, int]) -> None:
     """
     if not wanted:
         return
+    try:
+        _remount(pid, wanted)
+    except (OSError, ValueError, IndexError) as error:
+        # Its criu may just have ended: whoever waits for that will tell.
+        say(f"process {pid}: mounts may have other flags than before: {error}")
+
+
+def _remount(pid: int, wanted: Mapping[str, int]) -> None:
     now = _flags(pid)
     wrong = [target for target, flags in wanted.items() if now.get(target, flags) != flags]
     if not wrong:
         return
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         # Whatever happens, this must not go on as another agent.
         try:
-            os._exit(_in_namespace(pid, {target: wanted[target] for target in wrong}))
+            failed = _in_namespace(pid, {target: wanted[target] for target in wrong})
+            os.write(writing, os.fsencode(", ".join(failed)))
+            os._exit(0)
         finally:
-            os._exit(255)
+            os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        words = os.fsdecode(file.read())
     _, status = os.waitpid(child, 0)
-    if status:
-        failed = os.waitstatus_to_exitcode(status)
-        say(f"process {pid}: {failed} of {len(wrong)} mounts have other flags than before")
+    if status or words:
+        say(f"process {pid}: mounts with other flags than before: {words or 'perhaps all'}")
 
 
-def _in_namespace(pid: int, wanted: Mapping[str, int]) -> int:
-    """Returns how many failed."""
+def _in_namespace(pid: int, wanted: Mapping[str, int]) -> list[str]:
+    """Returns which could not be set, and why."""
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    # It names mounts by its own root directory, which may be another one.
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)
-    failed = 0
+    os.fchdir(root)
+    os.chroot(".")
+    failed = []
     for target, flags in wanted.items():
         try:
             syscalls.mount("", target, "", flags | _REMOUNT)
-        except OSError:
-            failed += 1
-    return min(failed, 254)
+        except OSError as error:
+            failed.append(f"{target} ({error.strerror})")
+    return failed
 
 
 def _flags(pid: int) -> dict[str, int]:
     """Mount point -> MS_*; of several the last one, which is on top."""
     found = {}
     with open(f"/proc/{pid}/mountinfo", "rb") as file:
-        for line in os.fsdecode(file.read()).splitlines():
+        # Not splitlines(): a name may hold what that takes for the end of a line.
+        for line in os.fsdecode(file.read()).removesuffix("\n").split("\n"):
             fields = line.split(" ", 6)
             found[_plain(fields[4])] = syscalls.mount_flags(fields[5].split(","))
     return found

@@ -194,7 +194,9 @@ def _judge_container(
     if not why and shared is not None:
         why = f"process {shared.pid} shares {shared.what} with process {shared.other} outside of it"
     if why:
-        return Verdict.RESTARTED, f"{name}: {why}", remedy
+        # Nobody could start again what podman removes.
+        verdict = Verdict.ENDS if container.fleeting else Verdict.RESTARTED
+        return verdict, f"{name}: {why}", remedy
     return Verdict.CARRIED, f"{name}: podman restores it when systemd runs again", ""
 
 
@@ -243,7 +245,8 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             continue
         if wish == "restart":
             text = "policy says so" if policy.wish(unit.name) else "its unit file says so"
-            verdict = Verdict.ENDS if unit.is_login or unit.is_manager else Verdict.RESTARTED
+            lost = unit.is_login or unit.is_manager or (container and container.fleeting)
+            verdict = Verdict.ENDS if lost else Verdict.RESTARTED
             found.append(UnitVerdict(unit, verdict, text, "", processes, roots, container))
             continue
         if unit.is_container:

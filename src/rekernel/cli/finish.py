@@ -21,8 +21,9 @@ from rekernel.cli.in_unit import new_id
 from rekernel.errors import RekernelError
 from rekernel.host import swap
 from rekernel.memory import region
+from rekernel.podman.checkpoint import WANTED
 from rekernel.podman.containers import is_container
-from rekernel.podman.restore import RESULT
+from rekernel.podman.restore import RESULT, forget
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command
@@ -31,6 +32,7 @@ from rekernel.systemd.units import show
 _log = logging.getLogger(__name__)
 
 RUN = Path("/run/rekernel")
+_CONTAINERS = "rekernel-containers.service"
 _SETTLED = ("active", "inactive", "failed")
 _UNITS_DEADLINE = 60.0
 # Longer where a look costs a process or two.
@@ -85,6 +87,7 @@ def _attempt_of(agent: dict[str, Any], history: History) -> dict[str, Any]:
 def _finish_failed(agent: dict[str, Any], history: History) -> None:
     reason = str(agent.get("reason", "no reason given"))
     history.record(builder.not_carried(_attempt_of(agent, history), reason), RUN)
+    forget()
     # Nothing that ran needs the mapped pages any more.
     state = brownout.read_json(RUN / brownout.DRAIN)
     if pager.ask("abort") is not None and state is not None:
@@ -94,9 +97,9 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
-    notes = _add_containers(agent)
+    notes = _turn_swap_on(agent)
+    notes += _add_containers(agent)
     _wait_for_units(agent)
-    notes += _turn_swap_on(agent)
     seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
     history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
@@ -134,8 +137,10 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
 def _add_containers(agent: dict[str, Any]) -> list[str]:
     """What became of podman's, as trees of the agent; returns how long they stood still, in words.
 
-    rekernel-containers.service comes before this.
+    Waits for rekernel-containers.service.
     """
+    while Path(WANTED).exists() and show([_CONTAINERS])[0].active in ("inactive", "activating"):
+        time.sleep(_UNITS_POLL)
     result = brownout.read_json(RESULT)
     if result is None:
         return []

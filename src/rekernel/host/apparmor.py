@@ -65,10 +65,15 @@ def policies(pids: Iterable[int]) -> list[bytes]:
 
 
 def relaxed(data: bytes) -> bytes:
-    """The same policy, but that it forbids nothing."""
+    """The same policy, but that it forbids only what it denies explicitly."""
     changed = bytearray(data)
-    (version,) = _VERSION.unpack_from(changed, len(_HEADER))
-    _VERSION.pack_into(changed, len(_HEADER), version | _FORCE_COMPLAIN)
+    # There may be one before each of several profiles.
+    at = changed.find(_HEADER)
+    while at >= 0:
+        at += len(_HEADER)
+        (version,) = _VERSION.unpack_from(changed, at)
+        _VERSION.pack_into(changed, at, version | _FORCE_COMPLAIN)
+        at = changed.find(_HEADER, at)
     return bytes(changed)
 
 

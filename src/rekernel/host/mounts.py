@@ -122,9 +122,10 @@ def is_of_others(mount: MountInfo, of_logins: Collection[str] = ()) -> bool:
 
     ``of_logins``: directories of carried ones.
     """
-    own = mount.target.startswith(("/run/user/", "/run/credentials/"))
-    by_init = mount.fstype in BY_INIT or (own and mount.target not in of_logins)
-    return by_init or is_own_mount(mount.target)
+    if mount.target in of_logins:
+        return False
+    by_init = mount.target.startswith(("/run/user/", "/run/credentials/"))
+    return by_init or mount.fstype in BY_INIT or is_own_mount(mount.target)
 
 
 def plan(
@@ -141,7 +142,8 @@ def plan(
     contents: list[TmpfsPlan] = []
     for mount in mounts:
         elsewhere = mount.target in MOVED_BY_AGENT or is_of_others(mount, of_logins)
-        if elsewhere or mount.fstype not in UNBACKED or is_bind(mount, mounts):
+        # Credentials are in a ramfs where a tmpfs could be swapped out.
+        if elsewhere or mount.fstype not in (*UNBACKED, "ramfs") or is_bind(mount, mounts):
             continue
         data = [
             option
@@ -149,7 +151,7 @@ def plan(
             if option not in ("rw", "ro") and not option.startswith("nr_blocks")
         ]
         blob = ""
-        if mount.fstype == "tmpfs":
+        if mount.fstype in ("tmpfs", "ramfs"):
             blob = f"tmpfs{mount.target}"
             inner = tuple(
                 os.path.relpath(other.target, mount.target)

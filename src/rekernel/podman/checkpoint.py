@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,6 @@ SCHEMA = 1
 # Drops what is meant for containers, until they are back. One of family inet, and one of family
 # bridge for what they send each other.
 TABLE = "rekernel_containers"
-BRIDGE_RULES = f"""
-table bridge {TABLE} {{
-    chain forward {{
-        type filter hook forward priority -400; policy accept;
-        ether type {{ ip, ip6 }} drop
-    }}
-}}
-"""
 
 # crun of Debian 13 passes no configuration file on, so criu reads the one of its user: of $HOME.
 # A lock in the container's own network, as packets between two containers of one bridge never
@@ -89,32 +81,72 @@ def add_shared_memory(container: Container) -> None:
         run(["tar", "-c", "--numeric-owner", "-f", str(target), "-C", str(directory), "."])
 
 
-def lock_rules(addresses: Iterable[str]) -> str:
+def free(pid: int, cgroup: str) -> None:
+    """Take away what a killed criu may have left: its lock in the container's network, its freeze.
+
+    ``cgroup``: the container's scope. Nothing to do is no error.
+    """
+    for path in Path("/sys/fs/cgroup", cgroup.lstrip("/")).glob("*/cgroup.freeze"):
+        path.write_text("0")
+    inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "nft"]
+    for line in run([*inside, "list", "tables"], check=False).splitlines():
+        if line.startswith("table inet CRIU-"):
+            run([*inside, "delete", *line.split()], check=False)
+
+
+# So that connections with translated addresses are recognised: netavark's rules come with the
+# containers, and without any the kernel would look at none.
+_TRACKING = """\
+    chain translated_in { type nat hook prerouting priority -100; policy accept; }
+    chain translated_local { type nat hook output priority -100; policy accept; }
+    chain translated_out { type nat hook postrouting priority 100; policy accept; }
+    chain translated_mine { type nat hook input priority 100; policy accept; }
+    chain tracked { type filter hook forward priority 0; policy accept; ct state new continue; }
+"""
+
+
+def lock_rules(containers: Sequence[Container]) -> str:
     """Input for nft: nothing gets to these, and nobody answers in their place; "" for none."""
-    lines = list(_drops(addresses))
-    if not lines:
+    if not containers:
         return ""
-    rules = "\n".join(f"        {line}" for line in lines)
-    chains = "\n".join(
-        f"    chain {hook} {{\n        type filter hook {hook} priority -400; policy accept;\n"
-        f"{rules}\n    }}"
-        for hook in ("forward", "output")
+    ports = sorted({port for container in containers for port in container.ports})
+    published = [f"fib daddr type local {name} dport {port} drop" for name, port in ports]
+    drops = _drops(containers)
+    return (
+        f"table inet {TABLE} {{\n"
+        + _chain("published", "prerouting", -300, published)
+        + _chain("published_local", "output", -400, [*published, *drops])
+        # Where the addresses are translated back already.
+        + _chain("forward", "forward", -400, drops)
+        + _TRACKING
+        + "}\n"
     )
-    return f"table inet {TABLE} {{\n{chains}\n}}\n"
 
 
-def _drops(addresses: Iterable[str]) -> Iterator[str]:
-    for address in addresses:
+def bridge_rules(containers: Sequence[Container]) -> str:
+    """The same for what they send each other over a bridge."""
+    return f"table bridge {TABLE} {{\n{_chain('forward', 'forward', -400, _drops(containers))}}}\n"
+
+
+def _chain(name: str, hook: str, priority: int, rules: Sequence[str]) -> str:
+    lines = [f"type filter hook {hook} priority {priority}; policy accept", *rules]
+    return f"    chain {name} {{ " + "; ".join(lines) + "; }\n"
+
+
+def _drops(containers: Sequence[Container]) -> list[str]:
+    found = []
+    for address in (address for container in containers for address in container.addresses):
         family = "ip6" if ":" in address else "ip"
-        yield f"{family} daddr {address} drop"
-        yield f"{family} saddr {address} drop"
+        found += [f"{family} daddr {address} drop", f"{family} saddr {address} drop"]
+    return found
 
 
-def wanted(carried: Iterable[Container], restarted: Iterable[Container]) -> str:
+def wanted(carried: Sequence[Container], restarted: Sequence[Container]) -> str:
     """What the new side reads: containers to restore, and to start again."""
     return json.dumps(
         {
             "schema": SCHEMA,
+            "bridge_rules": bridge_rules(carried),
             "restore": [_record(container) for container in carried],
             "start": [_record(container) for container in restarted],
         }

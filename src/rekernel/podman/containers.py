@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rekernel.run import CommandNotFoundError, run, run_json
 _SCOPE = re.compile(r"libpod-([0-9a-f]{64})\.scope$")
 # What podman keeps on disk; what it mounts and writes there is its own business.
 STORAGE = "/var/lib/containers/storage/"
+# Paths of what a checkpoint of ours writes there: one that podman makes by itself is not touched.
+LEFT = Path("/var/lib/rekernel/containers.json")
 _NAMESPACE = re.compile(r"netns-[0-9a-f-]{36}$")
 _NAMESPACES = "/run/netns"
 
@@ -33,6 +36,10 @@ class Container:
     status: Mapping[str, Any] | None = None
     obstacle: str = ""
     remedy: str = ""
+    # Started with --rm: podman removes it when it stops.
+    fleeting: bool = False
+    # Published on the machine: (protocol, port).
+    ports: tuple[tuple[str, int], ...] = ()
 
 
 def is_container(unit: str) -> bool:
@@ -87,7 +94,15 @@ def parse(raw: Mapping[str, Any]) -> Container:
         status={name: _status(network) for name, network in networks.items()},
         obstacle=obstacle,
         remedy=remedy,
+        fleeting=bool(raw["HostConfig"].get("AutoRemove")),
+        ports=tuple(_ports(raw["NetworkSettings"].get("Ports") or {})),
     )
+
+
+def _ports(published: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, places in published.items():
+        for place in places or ():
+            yield name.partition("/")[2], int(place["HostPort"])
 
 
 def _status(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +116,15 @@ def _status(network: Mapping[str, Any]) -> dict[str, Any]:
         if network.get(address)
     ]
     return {"interfaces": {"eth0": {"mac_address": network["MacAddress"], "subnets": subnets}}}
+
+
+def left_behind(kept: Path = LEFT) -> list[str]:
+    """What an attempt of ours has left in podman's directories, from which nothing came of it."""
+    try:
+        found: list[str] = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        return []
+    return found
 
 
 def _obstacle(raw: Mapping[str, Any], networks: Mapping[str, Any]) -> tuple[str, str]:
@@ -126,7 +150,8 @@ def _obstacle(raw: Mapping[str, Any], networks: Mapping[str, Any]) -> tuple[str,
     if host.get("UsernsMode") or host.get("IDMappings"):
         return "it has a user namespace of its own, which criu cannot dump", again
     # podman's restore would take that for ours.
-    if Path(raw["StaticDir"], "checkpoint").exists():
+    images = Path(raw["StaticDir"], "checkpoint")
+    if images.exists() and str(images) not in left_behind():
         return "podman has a checkpoint of it", f"remove {raw['StaticDir']}/checkpoint"
     return "", ""
 

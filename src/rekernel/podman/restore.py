@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.errors import RekernelError
-from rekernel.podman.checkpoint import BRIDGE_RULES, TABLE, WANTED
+from rekernel.podman.checkpoint import TABLE, WANTED
+from rekernel.podman.containers import LEFT, left_behind
 from rekernel.run import run, run_json
 
 RESULT = Path("/run/rekernel/containers-up.json")
@@ -31,19 +32,38 @@ def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
     except (OSError, ValueError) as error:
         raise RekernelError(f"{wanted}: {error}", "podman start --all") from None
     trees = []
-    if lists["restore"]:
-        run(["nft", "-f", "-"], stdin=BRIDGE_RULES)
     try:
+        if lists["restore"]:
+            # Without a filter for bridges they may meet a moment too early.
+            run(["nft", "-f", "-"], stdin=lists["bridge_rules"], check=False)
         trees = [_restore(item) for item in lists["restore"]]
     finally:
         for family in ("inet", "bridge"):
             run(["nft", "delete", "table", family, TABLE], check=False)
     for item in lists["start"]:
-        run(["podman", "start", item["id"]], check=False, timeout=_LIMIT_S)
+        _start(item)
     result.write_text(json.dumps({"schema": 1, "trees": trees}) + "\n")
     # Once is enough.
     wanted.unlink()
+    LEFT.unlink(missing_ok=True)
     return sum(bool(item["failure"]) for item in trees)
+
+
+def _start(item: Mapping[str, Any]) -> None:
+    """One that does not start, or hangs, must not keep the others from it."""
+    with suppress(RekernelError):
+        run(["podman", "start", item["id"]], timeout=_LIMIT_S)
+
+
+def forget() -> None:
+    """Remove what was written for containers by an attempt from which nothing came over.
+
+    Raises RekernelError.
+    """
+    paths = left_behind()
+    if paths:
+        run(["rm", "-rf", "--", *paths])
+    LEFT.unlink(missing_ok=True)
 
 
 def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +104,7 @@ def _keep_log(item: Mapping[str, Any], log: Path) -> None:
 def _start_afresh(item: Mapping[str, Any]) -> None:
     """Without the checkpoint: nobody shall restore that at any later time."""
     run(["rm", "-rf", "--", *item["leftovers"]], check=False)
-    run(["podman", "start", item["id"]], check=False, timeout=_LIMIT_S)
+    _start(item)
 
 
 def _pid_of(container: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from rekernel.census.verdicts import Verdict
@@ -10,6 +11,7 @@ from rekernel.handover.manifest import Network
 from rekernel.plan import Plan, resident
 from rekernel.podman import checkpoint
 from rekernel.podman.checkpoint import WANTED
+from rekernel.podman.containers import LEFT
 from rekernel.run import run
 from rekernel.transition import room
 from rekernel.transition.dumps import DumpJob
@@ -49,8 +51,12 @@ class Containers:
         directory = self._carried[0].directory
         room.assert_on_disk(directory, memory.anonymous + memory.shared)
         self._environment = checkpoint.configure(SCRATCH / "crun")
-        for container in self._carried:
-            undo.push("remove", *map(str, checkpoint.leftovers(container)))
+        left = [str(path) for item in self._carried for path in checkpoint.leftovers(item)]
+        undo.push("remove", str(LEFT), *left)
+        LEFT.parent.mkdir(parents=True, exist_ok=True)
+        LEFT.write_text(json.dumps(left))
+        for item, container in zip(self._units, self._carried, strict=True):
+            undo.push("free-container", f"{container.pid} {item.unit.cgroup}")
             checkpoint.write_status(container)
 
     def stop(self, undo: UndoList) -> None:
@@ -85,8 +91,7 @@ class Containers:
 
     def network(self, network: Network) -> Network:
         """The same, but that after the commit nobody answers in their place."""
-        addresses = [address for container in self._carried for address in container.addresses]
-        rules = network.unlock_rules + checkpoint.lock_rules(addresses)
+        rules = network.unlock_rules + checkpoint.lock_rules(self._carried)
         return dataclasses.replace(network, unlock_rules=rules)
 
     def files(self) -> dict[str, str]:

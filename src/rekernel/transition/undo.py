@@ -19,6 +19,7 @@ from pathlib import Path
 from rekernel import syscalls
 from rekernel.checkpoint import handles, repair
 from rekernel.host import apparmor, network, swap
+from rekernel.podman import checkpoint
 from rekernel.run import run
 
 STATE = Path("/run/rekernel/undo.json")
@@ -156,6 +157,11 @@ def _remove(path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def _free_container(value: str) -> None:
+    pid, _, cgroup = value.partition(" ")
+    checkpoint.free(int(pid), cgroup)
+
+
 def _swap_on(value: str) -> None:
     name, priority = json.loads(value)
     swap.turn_on(name, priority)
@@ -175,6 +181,7 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "remove": _remove,
     "swap-on": _swap_on,
     "profile": lambda path: apparmor.replace(Path(path).read_bytes()),
+    "free-container": _free_container,
     "start-container": lambda name: run(["podman", "start", name], timeout=600),
     "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
 }

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -132,7 +133,8 @@ class Upgrade:
             carried = trees.without_mounts_of_others(carried, again)
             self._containers.prepare(self._undo)
             pids = [pid for tree in carried for pid in tree.pids]
-            self._profiles = staging.keep_profiles(pids, self._undo)
+            confined = [*pids, *self._containers.pids]
+            self._profiles = staging.keep_profiles(confined, self._undo)
         self._check()
         leaving.pretend(PARENT, pids)
         swapped = any(area.used_bytes for area in areas)
@@ -271,11 +273,12 @@ class Upgrade:
             self._stand_in.end()
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
-            tracked = conntrack.requests(conntrack.observe())
         staging.allow_reservations(self._undo)
-        with self._events.phase("dump"):
+        with self._events.phase("dump"), ThreadPoolExecutor(1) as beside:
+            tracked = beside.submit(lambda: conntrack.requests(conntrack.observe()))
             record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
-        return Cut(trees.as_dumped(carried, amended), links, amended.watched, record, tracked)
+            dumped = trees.as_dumped(carried, amended)
+            return Cut(dumped, links, amended.watched, record, tracked.result())
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where

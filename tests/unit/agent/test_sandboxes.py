@@ -55,4 +55,9 @@ def test_what_cannot_be_set_is_said(pid: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sandboxes, "say", said.append)
     monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/not/there": 0})
     sandboxes.remount(pid, {"/not/there": syscalls.MS_RDONLY})
-    assert said == [f"process {pid}: 1 of 1 mounts have other flags than before"]
+    words = "/not/there (No such file or directory)"
+    assert said == [f"process {pid}: mounts with other flags than before: {words}"]
+    said.clear()
+    monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted: 1 / 0)
+    sandboxes.remount(pid, {"/not/there": syscalls.MS_RDONLY})
+    assert said == [f"process {pid}: mounts with other flags than before: perhaps all"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from rekernel.errors import RekernelError
-from rekernel.podman import checkpoint, restore
+from rekernel.podman import checkpoint, containers, restore
 from rekernel.podman.containers import Container
 
 
@@ -46,11 +47,20 @@ def test_what_is_in_shared_memory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")
 def test_nft_takes_the_locks() -> None:
-    rules = checkpoint.lock_rules(["10.88.0.2", "fd00::2"]) + checkpoint.BRIDGE_RULES
+    both = dataclasses.replace(
+        container(Path("/x")),
+        addresses=("10.88.0.2", "fd00::2"),
+        ports=(("tcp", 8080), ("udp", 53)),
+    )
+    rules = checkpoint.lock_rules([both]) + checkpoint.bridge_rules([both])
     words = ["unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset"]
     shown = subprocess.run(words, input=rules, capture_output=True, text=True, check=True).stdout
-    assert shown.count("ip daddr 10.88.0.2 drop") == 2
-    assert shown.count("ip6 saddr fd00::2 drop") == 2
+    # Of what is forwarded, sent by the machine, and sent from one to the other.
+    assert shown.count("ip daddr 10.88.0.2 drop") == 3
+    assert shown.count("ip6 saddr fd00::2 drop") == 3
+    # Where nobody listens yet.
+    assert shown.count("fib daddr type local tcp dport 8080 drop") == 2
+    assert shown.count("fib daddr type local udp dport 53 drop") == 2
     assert "table bridge rekernel_containers" in shown
     assert checkpoint.lock_rules([]) == ""
 
@@ -73,6 +83,7 @@ class Podman:
 def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(restore, "_pid_of", lambda name: 42)
     monkeypatch.setattr(restore, "_LOGS", tmp_path / "logs")
+    monkeypatch.setattr(restore, "LEFT", tmp_path / "left")
     path = tmp_path / "containers.json"
     path.write_text(checkpoint.wanted([container(tmp_path)], [container(tmp_path, "other")]))
     return path
@@ -118,3 +129,28 @@ def test_no_list(tmp_path: Path) -> None:
     with pytest.raises(RekernelError, match="nowhere") as error:
         restore.run_all(tmp_path / "nowhere")
     assert error.value.hint == "podman start --all"
+
+
+def test_what_nothing_came_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "left"
+    monkeypatch.setattr(restore, "LEFT", left)
+    monkeypatch.setattr(restore, "left_behind", lambda: containers.left_behind(left))
+    restore.forget()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "other").mkdir()
+    left.write_text(json.dumps([str(tmp_path / "checkpoint"), str(tmp_path / "gone")]))
+    restore.forget()
+    assert [*tmp_path.iterdir()] == [tmp_path / "other"]
+
+
+def test_what_a_killed_criu_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(argv: list[str], **more: Any) -> str:
+        asked.append(argv)
+        return "table inet CRIU-7\ntable inet own\n" if argv[-1] == "tables" else ""
+
+    monkeypatch.setattr(checkpoint, "run", run)
+    checkpoint.free(7, "/machine.slice/libpod-x.scope")
+    inside = ["nsenter", "--net=/proc/7/ns/net", "nft"]
+    assert asked == [[*inside, "list", "tables"], [*inside, "delete", "table", "inet", "CRIU-7"]]

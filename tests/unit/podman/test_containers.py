@@ -27,6 +27,7 @@ def test_one_that_can_be_carried(raw: dict[str, Any]) -> None:
     assert (found.name, found.unit, found.pid, found.monitor) == ("web", SCOPE, 577, 574)
     assert found.directory.name == "userdata"
     assert found.addresses == ("10.88.0.2",)
+    assert (found.ports, found.fleeting) == ((("tcp", 8080),), False)
     assert found.obstacle == ""
     # As podman itself writes network.status.
     assert found.status == {
@@ -68,10 +69,15 @@ def test_why_not(raw: dict[str, Any], place: tuple[str, ...], value: object, wor
     assert bool(found.obstacle) == bool(found.remedy) == bool(words)
 
 
-def test_a_checkpoint_of_podman_itself(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_of_podman_itself(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw["StaticDir"] = str(tmp_path)
     (tmp_path / "checkpoint").mkdir()
     assert containers.parse(raw).obstacle == "podman has a checkpoint of it"
+    # What an attempt of ours has left stands in nobody's way.
+    monkeypatch.setattr(containers, "left_behind", lambda: [str(tmp_path / "checkpoint")])
+    assert containers.parse(raw).obstacle == ""
 
 
 def test_only_what_runs_is_asked_for(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any]) -> None:
