@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 RUN = Path("/run/rekernel")
 _CONTAINERS = "rekernel-containers.service"
+# Seconds until systemd has begun with it.
+_BOOT_S = 300
 _SETTLED = ("active", "inactive", "failed")
 _UNITS_DEADLINE = 60.0
 # Longer where a look costs a process or two.
@@ -139,7 +141,12 @@ def _add_containers(agent: dict[str, Any]) -> list[str]:
 
     Waits for rekernel-containers.service.
     """
-    while Path(WANTED).exists() and show([_CONTAINERS])[0].active in ("inactive", "activating"):
+    deadline = time.monotonic() + _BOOT_S
+    while Path(WANTED).exists():
+        state = show([_CONTAINERS])[0].active
+        too_late = state == "inactive" and time.monotonic() > deadline
+        if too_late or state not in ("inactive", "activating"):
+            break
         time.sleep(_UNITS_POLL)
     result = brownout.read_json(RESULT)
     if result is None:

@@ -18,6 +18,7 @@ from rekernel.memory import region
 from rekernel.report import after, builder
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.history import History
+from rekernel.systemd.units import Unit
 
 AGENT = Path(__file__).parents[1] / "report" / "data" / "agent-6.12-to-7.3.json"
 ID = "20261122-220201"
@@ -206,6 +207,53 @@ def test_finish_with_images(run_directory: Path, history: History, new_kernel: l
     agent_says(run_directory, memory={"backend": "image", "occupied": [], "free": []})
     assert finish.run(NO_ARGUMENTS) == 0
     assert history.get(ID)["backend"] == "image"
+
+
+@pytest.mark.parametrize("state", ["active", "failed", "inactive"])
+def test_finish_with_containers(
+    state: str,
+    run_directory: Path,
+    history: History,
+    new_kernel: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted, result = run_directory / "containers.json", run_directory / "containers-up.json"
+    wanted.touch()
+    monkeypatch.setattr(finish, "WANTED", str(wanted))
+    monkeypatch.setattr(finish, "RESULT", result)
+    monkeypatch.setattr(finish, "_UNITS_POLL", 0)
+    monkeypatch.setattr(finish, "_BOOT_S", 0)
+    states = ["inactive", "activating", "activating", state]
+
+    def show(names: list[str]) -> list[Unit]:
+        if names != ["rekernel-containers.service"]:
+            return []
+        now = states.pop(0) if len(states) > 1 else states[0]
+        if now == "active":
+            wanted.unlink()
+            tree = {
+                "name": "web",
+                "unit": "libpod-x.scope",
+                "root_pid": 7,
+                "failure": "",
+                "log": "",
+            }
+            trees = [tree | {"resumed_ns": json.loads(AGENT.read_text())["frozen_ns"] + 2 * 10**9}]
+            result.write_text(json.dumps({"schema": 1, "trees": trees}))
+        return [Unit(names[0], now, "", "", 0, "", "", {})]
+
+    # It has begun, or never does.
+    if state == "inactive":
+        states[:] = [state]
+    else:
+        monkeypatch.setattr(finish, "_BOOT_S", 60)
+    monkeypatch.setattr(finish, "show", show)
+    agent_says(run_directory)
+    drain_says(run_directory, "drained")
+    assert finish.run(NO_ARGUMENTS) == 0
+    notes = history.get(ID)["notes"]
+    expected = "container web ran again 2.0 s after the freeze"
+    assert (expected in notes) == (state == "active")
 
 
 @pytest.mark.parametrize("handover", ["refused", "failed"])
