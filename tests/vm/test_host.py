@@ -182,6 +182,7 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     chrony = guest.main_pid("chrony")
     confined = guest.text(f"cat /proc/{chrony}/attr/current")
     assert confined == "/usr/sbin/chronyd (enforce)"
+    guest.text("echo 17 > /proc/sys/vm/swappiness")
     redirect(guest, 8080)
     with guest.connect(80) as connection, guest.connect(8080) as translated:
         get(connection)
@@ -193,6 +194,7 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
         get(connection)
         get(translated)
     assert outcome.report["connections"]["lost"] == []
+    assert guest.text("cat /proc/sys/vm/swappiness") == "17"
     assert guest.main_pid("chrony") == chrony
     assert guest.text(f"cat /proc/{chrony}/attr/current") == confined
     assert links(guest) == before

@@ -19,7 +19,7 @@ from rekernel.census import attempt, brownout, pager
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.cli.in_unit import new_id
 from rekernel.errors import RekernelError
-from rekernel.host import swap
+from rekernel.host import swap, sysctls
 from rekernel.memory import region
 from rekernel.podman.checkpoint import WANTED
 from rekernel.podman.containers import is_container
@@ -100,6 +100,8 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
     notes = _turn_swap_on(agent)
+    # After systemd-sysctl: somebody set them later than that.
+    notes += sysctls.set_again(agent["report"].get("sysctls", {}))
     notes += _add_containers(agent)
     _wait_for_units(agent)
     seen = after.observe(agent, history)

@@ -38,6 +38,8 @@ class HostFacts:
     network: Network
     hostname: str
     sysctls: dict[str, str]
+    # Those that are set again when systemd runs.
+    tuned: dict[str, str]
     # Text for systemd's --deserialize.
     systemd_header: str
     systemd_units: dict[str, str]
@@ -79,6 +81,7 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
         network=network.describe(network.observe()),
         hostname=os.uname().nodename,
         sysctls=sysctls.values(),
+        tuned=sysctls.tuned(),
         systemd_header=adoption.header(private_tmps),
         systemd_units={
             unit.name: adoption.section(unit)

@@ -224,6 +224,7 @@ class Upgrade:
                 "resident_bytes": plan.resident_bytes,
                 "connections": connections,
                 "swaps": [[area.name, area.priority] for area in areas],
+                "sysctls": host.tuned,
                 "notes": self._notes,
                 "units": [
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
