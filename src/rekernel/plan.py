@@ -38,6 +38,8 @@ class Plan:
     # Of resident_bytes: what a dump writes to files, without a region and in any case.
     anonymous_bytes: int = 0
     shared_bytes: int = 0
+    # What podman's containers have in memory; not in the figures above.
+    container_bytes: int = 0
 
     @property
     def growth_bytes(self) -> int:
@@ -163,4 +165,12 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         pages=survey(pids, region.ram_ranges(where)) if where else None,
         anonymous_bytes=memory_of.anonymous,
         shared_bytes=memory_of.shared,
+        container_bytes=resident(
+            [
+                pid
+                for item in units
+                if item.verdict is Verdict.CARRIED and item.container
+                for pid in item.processes
+            ]
+        ).total,
     )

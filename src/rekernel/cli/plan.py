@@ -67,6 +67,7 @@ def prediction_for(plan: Plan) -> Prediction:
         backend=plan.backend,
         trees=len(plan.having(Verdict.CARRIED)),
         resident_bytes=plan.resident_bytes,
+        container_bytes=plan.container_bytes,
         past=History().reports(),
         boot_seconds=boot,
     )
@@ -93,6 +94,7 @@ def document(plan: Plan, prediction: Prediction) -> dict[str, Any]:
         "units": [unit_document(item) for item in plan.units],
         "memory": {
             "resident_bytes": plan.resident_bytes,
+            "container_bytes": plan.container_bytes,
             "in_region_bytes": plan.pages.in_region_bytes if plan.pages else None,
             "stray_bytes": plan.pages.stray_bytes if plan.pages else None,
             "growth_bytes": plan.growth_bytes,

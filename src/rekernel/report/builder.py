@@ -128,6 +128,7 @@ def _memory(agent: Mapping[str, Any], drain: Mapping[str, Any] | None) -> dict[s
         "image_bytes": images,
         "tmpfs_bytes": tmpfs,
         "resident_bytes": int(old.get("resident_bytes", 0)),
+        "container_bytes": int(old.get("container_bytes", 0)),
         "bytes_copied": strays * _PAGE + images + tmpfs,
         "drain": dict(drain) if drain else None,
     }

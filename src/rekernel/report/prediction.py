@@ -42,11 +42,13 @@ def predict(
     backend: str,
     trees: int,
     resident_bytes: int,
+    container_bytes: int = 0,
     past: Iterable[Mapping[str, Any]] = (),
     boot_seconds: float = 0.0,
 ) -> Prediction:
     """The blackout to expect.
 
+    ``container_bytes``: memory of podman's containers, which is written to disk in it.
     ``past``: reports, newest first; those of the same back-end that were done count, ten at most.
     ``boot_seconds``: how long this kernel took from its start to the first user space, 0 if
     unknown.
@@ -63,12 +65,15 @@ def predict(
         if backend == "image":
             before = int(report.get("memory", {}).get("resident_bytes", 0))
             scale *= (_IMAGE_BASE + resident_bytes) / (_IMAGE_BASE + before)
-        samples.append(float(blackout) * scale)
+        written = int((report.get("memory") or {}).get("container_bytes", 0))
+        samples.append(max(0.0, float(blackout) - written / _IMAGE_BYTES_PER_SECOND) * scale)
         if len(samples) == 10:
             break
+    on_disk = container_bytes / _IMAGE_BYTES_PER_SECOND
     if samples:
-        return Prediction(round(statistics.median(samples), 2), "history", len(samples))
-    seconds = _BOOT_FACTOR * (boot_seconds or _BOOT_DEFAULT) + _PER_TREE * trees
+        seconds = statistics.median(samples) + on_disk
+        return Prediction(round(seconds, 2), "history", len(samples))
+    seconds = _BOOT_FACTOR * (boot_seconds or _BOOT_DEFAULT) + _PER_TREE * trees + on_disk
     if backend == "image":
         seconds += resident_bytes / _IMAGE_BYTES_PER_SECOND
     return Prediction(round(seconds, 2), "model")

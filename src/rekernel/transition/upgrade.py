@@ -222,6 +222,7 @@ class Upgrade:
                 "pages_in_place": record.pages if record else 0,
                 "stray_pages": record.stray_pages if record else 0,
                 "resident_bytes": plan.resident_bytes,
+                "container_bytes": plan.container_bytes,
                 "connections": connections,
                 "swaps": [[area.name, area.priority] for area in areas],
                 "sysctls": host.tuned,

@@ -126,6 +126,18 @@ def test_prediction_of_images_grows_with_memory() -> None:
     assert (found.seconds, found.samples) == (20.0, 1)
 
 
+def test_prediction_counts_what_containers_write() -> None:
+    second = 150 << 20
+    history = [past(6.0) | {"memory": {"container_bytes": 2 * second}}]
+    found = predict(
+        backend="region", trees=2, resident_bytes=0, container_bytes=5 * second, past=history
+    )
+    assert found.seconds == 9.0
+    without = predict(backend="region", trees=2, resident_bytes=0)
+    more = predict(backend="region", trees=2, resident_bytes=0, container_bytes=second)
+    assert more.seconds == without.seconds + 1
+
+
 def test_prediction_without_a_past_says_that_it_is_a_guess() -> None:
     found = predict(backend="region", trees=2, resident_bytes=1 << 30, boot_seconds=2.0)
     assert (found.seconds, found.basis) == (3.4, "model")
