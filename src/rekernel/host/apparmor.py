@@ -25,12 +25,12 @@ _FORCE_COMPLAIN = 0x800
 
 def label(pid: int) -> str:
     """What confines a process, "" for nothing: a profile, or several with "//&" between them."""
-    for name in ("attr/apparmor/current", "attr/current"):
-        with suppress(OSError):
-            text = Path(f"/proc/{pid}/{name}").read_text(errors="surrogateescape")
-            match = _LABEL.match(text)
-            found = match[1] if match else ""
-            return "" if found == "unconfined" else found
+    # Without AppArmor it is not there, or cannot be read.
+    with suppress(OSError):
+        text = Path(f"/proc/{pid}/attr/apparmor/current").read_text(errors="surrogateescape")
+        match = _LABEL.match(text)
+        found = match[1] if match else ""
+        return "" if found == "unconfined" else found
     return ""
 
 
