@@ -89,7 +89,9 @@ def _attempt_of(agent: dict[str, Any], history: History) -> dict[str, Any]:
 def _finish_failed(agent: dict[str, Any], history: History) -> None:
     reason = str(agent.get("reason", "no reason given"))
     history.record(builder.not_carried(_attempt_of(agent, history), reason), RUN)
-    forget()
+    # Else rekernel-containers.service restores from it: the agent failed when that was decided.
+    if not Path(WANTED).exists():
+        forget()
     # Nothing that ran needs the mapped pages any more.
     state = brownout.read_json(RUN / brownout.DRAIN)
     if pager.ask("abort") is not None and state is not None:

@@ -256,6 +256,26 @@ def test_finish_with_containers(
     assert (expected in notes) == (state == "active")
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_finish_leaves_what_containers_are_restored_from(
+    wanted: bool,
+    run_directory: Path,
+    history: History,
+    new_kernel: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forgotten: list[bool] = []
+    path = run_directory / "containers.json"
+    if wanted:
+        path.touch()
+    monkeypatch.setattr(finish, "WANTED", str(path))
+    monkeypatch.setattr(finish, "forget", lambda: forgotten.append(True))
+    text = json.dumps({"schema": 1, "handover": "failed", "reason": "it stood still"})
+    (run_directory / "agent.json").write_text(text)
+    assert finish.run(NO_ARGUMENTS) == 0
+    assert bool(forgotten) != wanted
+
+
 @pytest.mark.parametrize("handover", ["refused", "failed"])
 def test_finish_when_nothing_came_over(
     handover: str, run_directory: Path, history: History, new_kernel: list[bool]
