@@ -164,6 +164,28 @@ def redirect(guest: Guest, port: int) -> None:
     guest.text("nft -f /root/firewall")
 
 
+_TICK = "[Timer]\nOnCalendar=*-*-* 03:00:00\nUnit=by-hand.service\n"
+
+
+def start_by_hand(guest: Guest) -> None:
+    """What no target of a boot asks for."""
+    guest.write("/etc/systemd/system/by-hand.service", "[Service]\nExecStart=/bin/sleep 1d\n")
+    guest.write("/etc/systemd/system/tick.timer", _TICK)
+    guest.text("systemctl daemon-reload && systemctl start by-hand.service tick.timer")
+    guest.text("systemd-run --quiet --unit=week --property=MemoryMax=64M sleep 7d")
+    guest.text("systemctl set-property --runtime week.service CPUWeight=50")
+    guest.text("systemd-run --quiet --unit=later --on-active=1h touch /root/later")
+
+
+def by_hand(guest: Guest) -> tuple[list[str], dict[str, float]]:
+    """What systemd says of it, and when the timers are due (UNIX time)."""
+    words = "Id,ActiveState,MainPID,MemoryMax,CPUWeight,ControlGroup,NeedDaemonReload"
+    units = "by-hand.service week.service tick.timer later.timer later.service"
+    timers = guest.json("systemctl list-timers --output=json tick.timer later.timer")
+    due = {timer["unit"]: timer["next"] / 1_000_000 for timer in timers}
+    return guest.text(f"systemctl show --property={words} {units}").splitlines(), due
+
+
 def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     before, mounts_before, volumes_before = links(guest), mounted(guest), volumes(guest)
     assert {*_NETDEVS} <= {*before}
@@ -183,6 +205,9 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     confined = guest.text(f"cat /proc/{chrony}/attr/current")
     assert confined == "/usr/sbin/chronyd (enforce)"
     guest.text("echo 17 > /proc/sys/vm/swappiness")
+    start_by_hand(guest)
+    started, due = by_hand(guest)
+    assert sorted(due) == ["later.timer", "tick.timer"]
     redirect(guest, 8080)
     with guest.connect(80) as connection, guest.connect(8080) as translated:
         get(connection)
@@ -197,6 +222,11 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     assert guest.text("cat /proc/sys/vm/swappiness") == "17"
     assert guest.main_pid("chrony") == chrony
     assert guest.text(f"cat /proc/{chrony}/attr/current") == confined
+    goes_on, still_due = by_hand(guest)
+    assert goes_on == started
+    assert guest.text("systemctl show --value --property=Transient week.service") == "yes"
+    # Started again a while later, and systemd may choose a moment within a minute.
+    assert still_due == pytest.approx(due, abs=180)
     assert links(guest) == before
     assert mounted(guest) == mounts_before
     assert volumes(guest) == volumes_before

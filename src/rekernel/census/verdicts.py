@@ -23,13 +23,13 @@ from rekernel.checkpoint.unixsockets import (
     leading_out,
     sent_to_init,
 )
-from rekernel.host.mounts import RUN_SYSTEMD_CARRIED
 from rekernel.podman import containers
 from rekernel.podman.containers import Container
 from rekernel.policy import Policy
 from rekernel.systemd import logins, unitfiles
 from rekernel.systemd.logins import Login
 from rekernel.systemd.units import Unit, members
+from rekernel.systemd.volatile import is_transient
 
 
 class Verdict(StrEnum):
@@ -97,15 +97,6 @@ def _setting(group: str, name: str) -> str:
         return ""
 
 
-def _volatile_definition(unit: Unit) -> str:
-    """Whether the next systemd would not know this unit, in words: it would end its processes."""
-    path = unit.properties.get("FragmentPath", "")
-    for directory, words in (("transient", "transient"), ("system", "defined at run time only")):
-        if path.startswith(f"/run/systemd/{directory}/") and directory not in RUN_SYSTEMD_CARRIED:
-            return f"it is {words} ({path}): it ends with this kernel"
-    return ""
-
-
 def _of_login(
     login: Login | None, verdict: Verdict, why: str, remedy: str
 ) -> tuple[Verdict, str, str]:
@@ -135,9 +126,6 @@ def _judge(
     # Abandoned: logged out, but something was left to run.
     if unit.sub != "running" and not (unit.is_login and unit.sub == "abandoned"):
         return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
-    volatile = "" if unit.is_login else _volatile_definition(unit)
-    if volatile:
-        return Verdict.RESTARTED, volatile, "install it as a unit file below /etc/systemd/system"
     stored = unit.properties.get("NFileDescriptorStore", "0")
     if stored not in ("", "0"):
         return (
@@ -245,7 +233,8 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             continue
         if wish == "restart":
             text = "policy says so" if policy.wish(unit.name) else "its unit file says so"
-            lost = unit.is_login or unit.is_manager or (container and container.fleeting)
+            fleeting = container.fleeting if container else is_transient(unit)
+            lost = fleeting or unit.is_login or unit.is_manager
             verdict = Verdict.ENDS if lost else Verdict.RESTARTED
             found.append(UnitVerdict(unit, verdict, text, "", processes, roots, container))
             continue
@@ -257,6 +246,9 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             verdict, why, remedy = _of_login(known.get(unit.name), verdict, why, remedy)
         elif unit.is_manager:
             verdict, why = _of_manager(unit, verdict, why)
+        elif verdict is Verdict.RESTARTED and is_transient(unit) and not container:
+            # Systemd forgets it when it stops; and nobody asked for its command a second time.
+            verdict, why = Verdict.ENDS, f"{why}; it is transient, so nothing starts it again"
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
         found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots, container))

@@ -27,6 +27,7 @@ from rekernel.podman.restore import RESULT, forget
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command
+from rekernel.systemd import volatile
 from rekernel.systemd.units import show
 
 _log = logging.getLogger(__name__)
@@ -60,10 +61,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     history = History()
     agent = brownout.read_json(RUN / brownout.AGENT)
-    if agent is not None and agent.get("handover") == "used":
-        _finish_used(agent, history)
-    elif agent is not None and agent.get("handover") in ("refused", "failed"):
-        _finish_failed(agent, history)
+    try:
+        if agent is not None and agent.get("handover") == "used":
+            _finish_used(agent, history)
+        elif agent is not None and agent.get("handover") in ("refused", "failed"):
+            _finish_failed(agent, history)
+    finally:
+        volatile.forget()
     close_stale(history)
     _mark_finished()
     return 0
@@ -101,7 +105,8 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
-    notes = _turn_swap_on(agent)
+    notes = volatile.start_again(agent["report"].get("triggers", []))
+    notes += _turn_swap_on(agent)
     # After systemd-sysctl: somebody set them later than that.
     notes += sysctls.set_again(agent["report"].get("sysctls", {}))
     notes += _add_containers(agent)

@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit, manager_of
 
 _SYSTEMD = Path("/run/systemd")
@@ -88,11 +87,6 @@ def leave(units: Collection[Unit], systemd: Path = _SYSTEMD) -> Left:
         # Not of a manager that was started by hand.
         with suppress(FileNotFoundError):
             files[str(path)] = _for_the_next(path.read_text())
-    for unit in units:
-        for path in unitfiles.files_of(unit):
-            # All others are where they are on a disk.
-            if path.is_relative_to(systemd):
-                files[str(path)] = path.read_text()
     return Left(
         files,
         tuple(fifos),

@@ -104,24 +104,25 @@ def show(names: Sequence[str]) -> list[Unit]:
 
 def exited(pattern: str) -> list[Unit]:
     """Services that have done what they are for, and count as active (RemainAfterExit=)."""
-    return show(_active("service", "exited", pattern))
+    return show(active("service", "exited", pattern))
 
 
 def running_services() -> list[Unit]:
     """Every service that is active in any way."""
-    return show(_active("service"))
+    return show(active("service"))
 
 
 def running_units() -> list[Unit]:
     """Every service that is active in any way, every login, and podman's containers."""
-    names = _active("service,scope")
+    names = active("service,scope")
     own = [name for name in names if name.endswith(".service") or is_login(name)]
     return show([*own, *(name for name in names if name.startswith("libpod-"))])
 
 
-def _active(
+def active(
     types: str, states: str = "active,activating,deactivating,reloading,refreshing", *patterns: str
 ) -> list[str]:
+    """Names of the units of these types in these states. Raises CommandFailedError."""
     text = run(
         ["systemctl", "list-units", f"--type={types}", "--no-legend", "--plain", "--full",
          f"--state={states}", *patterns]

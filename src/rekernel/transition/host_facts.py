@@ -11,8 +11,8 @@ from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
 from rekernel.host import binds, conntrack, disks, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
-from rekernel.systemd import adoption, logins
-from rekernel.systemd.units import exited, show
+from rekernel.systemd import adoption, logins, volatile
+from rekernel.systemd.units import Unit, exited, show
 from rekernel.transition.staging import mapped_files
 from rekernel.transition.trees import CarriedTree
 
@@ -40,16 +40,19 @@ class HostFacts:
     sysctls: dict[str, str]
     # Those that are set again when systemd runs.
     tuned: dict[str, str]
+    # Sockets, timers and paths that are started again if they are not by then.
+    triggers: tuple[str, ...]
     # Text for systemd's --deserialize.
     systemd_header: str
     systemd_units: dict[str, str]
 
 
-def observe(trees: Sequence[CarriedTree]) -> HostFacts:
+def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFacts:
     """Read it all. Raises RekernelError, or OSError if a process ended meanwhile."""
     units = list({tree.verdict.unit.name: tree.verdict.unit for tree in trees}.values())
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
+    triggers = volatile.triggers()
     table = mounts.observe()
     # systemd gives each service its own.
     credentials = {f"/run/credentials/{unit.name}": () for unit in units}
@@ -75,13 +78,20 @@ def observe(trees: Sequence[CarriedTree]) -> HostFacts:
         mounts=(*todo, bind),
         contents=tuple(contents),
         directories=tuple(sorted(directories)),
-        files={adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps), **left.files},
+        files={
+            adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps),
+            **volatile.triggered_files(triggers),
+            **volatile.files([*units, *restarted]),
+            **volatile.keeping(units),
+            **left.files,
+        },
         fifos=left.fifos,
         prefetch=tuple(mapped_files([pid for tree in trees for pid in tree.pids])),
         network=network.describe(network.observe()),
         hostname=os.uname().nodename,
         sysctls=sysctls.values(),
         tuned=sysctls.tuned(),
+        triggers=tuple(unit.name for unit in triggers),
         systemd_header=adoption.header(private_tmps),
         systemd_units={
             unit.name: adoption.section(unit)

@@ -128,7 +128,7 @@ class Upgrade:
             staging.probe_kernel()
             staging.tune_kernel(self._undo)
             carried = trees.describe(plan.own(Verdict.CARRIED), lazy=plan.where is not None)
-            host = host_facts.observe(carried)
+            host = self._observe_host(carried)
             again = {mount.target for mount in host.mounts}
             carried = trees.without_mounts_of_others(carried, again)
             self._containers.prepare(self._undo)
@@ -159,7 +159,7 @@ class Upgrade:
                     self._note(f"{item.unit.name}: {item.reason}")
                     if item.verdict is Verdict.RESTARTED:
                         self._stop(item.unit.name)
-                host = host_facts.observe(carried)
+                host = self._observe_host(carried)
             pids = [pid for tree in carried for pid in tree.pids]
         # As late as it costs no blackout.
         try:
@@ -226,6 +226,7 @@ class Upgrade:
                 "connections": connections,
                 "swaps": [[area.name, area.priority] for area in areas],
                 "sysctls": host.tuned,
+                "triggers": host.triggers,
                 "notes": self._notes,
                 "units": [
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
@@ -244,6 +245,10 @@ class Upgrade:
             if record is not None and not record.is_true():
                 raise RekernelError("the kernel has just moved pages", "try again in a moment")
         cut.jump()
+
+    def _observe_host(self, carried: Sequence[trees.CarriedTree]) -> host_facts.HostFacts:
+        restarted = self._plan.own(Verdict.RESTARTED)
+        return host_facts.observe(carried, [item.unit for item in restarted])
 
     def _let_stand_in(self, pids: list[int]) -> None:
         """For init, of which processes have handles that criu would not dump."""

@@ -48,8 +48,6 @@ def test_carried() -> None:
         ({"sub": "reload"}, "it is reload, not running"),
         ({"PrivateUsers": "yes"}, "user namespace that criu cannot dump"),
         ({"NFileDescriptorStore": "2"}, "systemd keeps 2 of its descriptors"),
-        ({"FragmentPath": "/run/systemd/transient/app.service"}, "it is transient"),
-        ({"FragmentPath": "/run/systemd/system/app.service"}, "defined at run time only"),
     ],
 )
 def test_restarted_for_what_the_unit_is(changes: dict[str, str], words: str) -> None:
@@ -59,12 +57,18 @@ def test_restarted_for_what_the_unit_is(changes: dict[str, str], words: str) -> 
     assert found.remedy
 
 
-def test_transient_units_are_carried_as_soon_as_their_files_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(verdicts, "RUN_SYSTEMD_CARRIED", ("transient",))
-    item = unit(FragmentPath="/run/systemd/transient/app.service")
-    assert verdict(item).verdict is Verdict.CARRIED
+def test_transient_units_are_carried_or_end() -> None:
+    """Nobody could start one again."""
+    path = "/run/systemd/transient/app.service"
+    assert verdict(unit(FragmentPath=path)).verdict is Verdict.CARRIED
+    for found in (
+        verdict(unit(FragmentPath=path, PrivateUsers="yes")),
+        verdict(unit(FragmentPath=path), "restart"),
+    ):
+        assert found.verdict is Verdict.ENDS
+    assert "transient" in verdict(unit(FragmentPath=path, PrivateUsers="yes")).reason
+    lasting = unit(FragmentPath="/run/systemd/system/app.service", PrivateUsers="yes")
+    assert verdict(lasting).verdict is Verdict.RESTARTED
 
 
 @pytest.mark.parametrize(

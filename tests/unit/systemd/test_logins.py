@@ -62,9 +62,7 @@ def test_who_is_logged_in(run: Path) -> None:
 
 def test_what_is_left_for_the_next_systemd(run: Path) -> None:
     left = logins.leave([scope(run)], run)
-    assert sorted(left.files) == [
-        str(run / name) for name in ("sessions/3", "transient/session-3.scope", "users/1000")
-    ]
+    assert sorted(left.files) == [str(run / name) for name in ("sessions/3", "users/1000")]
     session = left.files[str(run / "sessions/3")]
     assert "LEADER=700\n" in session
     assert "LEADER_" not in session
@@ -79,12 +77,6 @@ def test_nobody_is_logged_in(run: Path) -> None:
     left = logins.leave([], run)
     assert (left.files, left.fifos, left.directories) == ({}, (), {})
     assert logins.taken_along([]) == []
-
-
-def test_a_login_that_ends_meanwhile(run: Path) -> None:
-    (run / "transient/session-3.scope").unlink()
-    with pytest.raises(FileNotFoundError):
-        logins.leave([scope(run)], run)
 
 
 def manager(uid: int = 1000) -> Unit:

@@ -1,0 +1,106 @@
+"""What systemd knows of units in /run only, and must know on the next kernel, too.
+
+Units that were made at run time (systemd-run(1)) have their files there. And what nothing at boot
+asks for, somebody has started by hand: a starting systemd would stop it, as it isolates its default
+target (src/core/main.c, do_queue_default_job; transaction.c, shall_stop_on_isolate); what triggers
+others, a timer say, would merely be missing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rekernel.run import CommandFailedError, run, run_json
+from rekernel.systemd.unitfiles import files_of
+from rekernel.systemd.units import Unit, active, show
+
+_SYSTEMD = Path("/run/systemd")
+_KEEP = "50-rekernel-keep.conf"
+_KEEP_TEXT = """\
+# Until the upgrade is finished: nothing at boot may stop it.
+[Unit]
+IgnoreOnIsolate=yes
+"""
+_MICROSECOND = 1_000_000
+# Read by systemd for a timer that counts from its own start.
+_COUNTS = re.compile(r"^OnActiveSec=.*$", re.MULTILINE)
+
+
+def is_transient(unit: Unit) -> bool:
+    """Whether it is gone for good when it stops."""
+    return "/transient/" in unit.properties.get("FragmentPath", "")
+
+
+def files(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
+    """Path -> text of their files that no disk has. Raises OSError if one ended meanwhile."""
+    return {
+        str(path): path.read_text()
+        for unit in units
+        for path in files_of(unit)
+        # Generators make theirs at each boot.
+        if path.is_relative_to(systemd)
+        and not path.relative_to(systemd).parts[0].startswith("generator")
+        and path.name != _KEEP
+    }
+
+
+def keeping(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
+    """Drop-ins with which a starting systemd lets these run, whoever has started them."""
+    return {
+        str(systemd / "system" / f"{unit.name}.d" / _KEEP): _KEEP_TEXT
+        for unit in units
+        if unit.name.endswith(".service")
+    }
+
+
+def forget(systemd: Path = _SYSTEMD) -> None:
+    """Take away what :func:`keeping` made. Raises CommandFailedError."""
+    found = list((systemd / "system").glob(f"*.d/{_KEEP}"))
+    for path in found:
+        path.unlink()
+        # Others may have put something there.
+        with suppress(OSError):
+            path.parent.rmdir()
+    if found:
+        run(["systemctl", "daemon-reload"])
+
+
+def triggers() -> list[Unit]:
+    """Whatever starts others that is active: sockets, timers, paths."""
+    return show(active("socket,timer,path"))
+
+
+def triggered_files(units: Sequence[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
+    """As :func:`files`, for what triggers others, with what it triggers.
+
+    A timer that counts from its own start counts on from where it is now.
+    """
+    own = [unit for unit in units if files([unit], systemd)]
+    if not own:
+        return {}
+    names = [unit.name for unit in own]
+    text = run(["systemctl", "show", "--value", "--property=Triggers", "--", *names])
+    found = files([*own, *show(sorted(set(text.split())))], systemd)
+    timers = run_json(["systemctl", "list-timers", "--output=json"])
+    due = {str(item["unit"]): item["next"] for item in timers}
+    for unit in own:
+        path = unit.properties.get("FragmentPath", "")
+        if due.get(unit.name) and path in found:
+            seconds = max(1, round(due[unit.name] / _MICROSECOND - time.time()))
+            found[path] = _COUNTS.sub(f"OnActiveSec={seconds}s", found[path])
+    return found
+
+
+def start_again(names: Sequence[str]) -> list[str]:
+    """Start what was active and is not any more; returns what went wrong, in words."""
+    missing = [unit.name for unit in show(names) if unit.active == "inactive"]
+    try:
+        if missing:
+            run(["systemctl", "start", "--no-block", "--", *missing])
+    except CommandFailedError as error:
+        return [f"not started again: {error.message}"]
+    return []
