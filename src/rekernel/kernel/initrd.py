@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
 
@@ -67,17 +68,25 @@ def agent_imports(python: str) -> dict[str, Imported]:
 
 def shared_objects(paths: list[Path]) -> list[Path]:
     """The libraries that these objects are linked with, and the loader."""
-    found: dict[Path, None] = {}
-    for path in paths:
-        for match in re.finditer(r"(/\S+) \(0x", run(["ldd", str(path)], check=False)):
-            found.setdefault(Path(match[1]))
-    return list(found)
+    # It fails if one of them is a script, say, and has told of the others.
+    text = run(["ldd", *map(str, paths)], check=False)
+    return list(dict.fromkeys(Path(name) for name in re.findall(r"(/\S+) \(0x", text)))
 
 
 def _code(module: Imported, name: str) -> CodeType:
-    """Compiled: nothing is parsed in the blackout."""
-    # Their names in tracebacks, wherever they were built.
-    return compile(module.path.read_bytes(), name, "exec", dont_inherit=True)
+    """Compiled, as installed already if it is: nothing is parsed in the blackout.
+
+    Raises ImportError.
+    """
+    code = SourceFileLoader(name, str(module.path)).get_code(name)
+    assert code is not None
+    return _renamed(code, name)
+
+
+def _renamed(code: CodeType, name: str) -> CodeType:
+    """Modules have their names in tracebacks, wherever they were built."""
+    inner = (_renamed(one, name) if isinstance(one, CodeType) else one for one in code.co_consts)
+    return code.replace(co_filename=name, co_consts=tuple(inner))
 
 
 def _startup_module(source: Path, directory: Path) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rekernel.errors import BlockedError
-from rekernel.run import CommandFailedError, run
+from rekernel.run import run
 
 # Needed whatever the hardware: the carry region, the packet filter, the page map's device.
 ALWAYS = ("dax_hmem", "device_dax", "nf_tables")
@@ -76,19 +76,16 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
     depends = _dependencies(release)
     chosen: dict[str, None] = {}
     parameters: dict[Path, str] = {}
-    for alias in aliases:
-        try:
-            text = run(["modprobe", "-S", release, "--show-depends", "--", alias])
-        except CommandFailedError:
-            continue
-        for line in text.splitlines():
-            word, _, rest = line.partition(" ")
-            if word == "insmod":
-                name, _, options = rest.strip().partition(" ")
-                path = Path(os.path.realpath(name))
-                chosen.setdefault(str(path))
-                if options:
-                    parameters[path] = options
+    # It fails if one of them is unknown, and has told of the others.
+    text = run(["modprobe", "-S", release, "--show-depends", "--all", "--", *aliases], check=False)
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "insmod":
+            name, _, options = rest.strip().partition(" ")
+            path = Path(os.path.realpath(name))
+            chosen.setdefault(str(path))
+            if options:
+                parameters[path] = options
     rank: dict[str, int] = {}
 
     def rank_of(name: str) -> int:
