@@ -22,7 +22,7 @@ _REMOUNT = syscalls.MS_BIND | syscalls.MS_REMOUNT
 def remount(pid: int, wanted: Mapping[str, int]) -> None:
     """Give the mounts that a held process sees their flags. ``wanted``: mount point -> MS_*.
 
-    What cannot be set is said: a mount that another one hides is not reached, nor is it used.
+    What cannot be set is said.
     """
     if not wanted:
         return
@@ -68,6 +68,9 @@ def _in_namespace(pid: int, wanted: Mapping[str, int]) -> list[str]:
     for target, flags in wanted.items():
         try:
             syscalls.mount("", target, "", flags | _REMOUNT)
+        except FileNotFoundError:
+            # Another one hides it: nor can anybody in there use it.
+            continue
         except OSError as error:
             failed.append(f"{target} ({error.strerror})")
     return failed

@@ -53,9 +53,10 @@ def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_cannot_be_set_is_said(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(sandboxes, "say", said.append)
-    monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/not/there": 0})
-    sandboxes.remount(pid, {"/not/there": syscalls.MS_RDONLY})
-    words = "/not/there (No such file or directory)"
+    # No mount; and one that another one hides.
+    monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/usr/bin": 0, "/not/there": 0})
+    sandboxes.remount(pid, {"/usr/bin": syscalls.MS_RDONLY, "/not/there": syscalls.MS_RDONLY})
+    words = "/usr/bin (Invalid argument)"
     assert said == [f"process {pid}: mounts with other flags than before: {words}"]
     said.clear()
     monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted: 1 / 0)
