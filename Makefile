@@ -46,7 +46,7 @@ unit: venv
 	$(PYTEST) tests/unit
 
 vm: setup
-	$(PYTEST) tests/vm
+	$(PYTEST) --durations=20 tests/vm
 
 test: setup
 	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm

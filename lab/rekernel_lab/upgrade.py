@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -32,7 +33,7 @@ _PROBE_LIMIT_S = 20.0
 # From the guest's first answer to the end of the drain.
 _FINISH_S = 300.0
 
-# A login that was carried gets this long to say its last words.
+# A login that was carried gets this long to say its last words, from the guest's first answer on.
 _GRACE_S = 10.0
 
 
@@ -136,14 +137,19 @@ class Upgrade:
         deadline = time.monotonic() + timeout
         boot_id = self._guest.text(_BOOT_ID)
         known = _id(self._json(_REPORT))
-        code = self._watch(command(target, carry, options), boot_id, deadline)
-        release = self._guest.text(["uname", "-r"])
         error = ""
-        if code is None:
-            try:
-                self._wait_finished(known, min(deadline, time.monotonic() + _FINISH_S))
-            except DeadlineError as problem:
-                error = str(problem)
+        with self._started(command(target, carry, options)) as process:
+            code = self._watch(process, boot_id, deadline)
+            back = time.monotonic()
+            release = self._guest.text(["uname", "-r"])
+            if code is None:
+                try:
+                    self._wait_finished(known, min(deadline, back + _FINISH_S))
+                except DeadlineError as problem:
+                    error = str(problem)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    said = process.wait(max(0.0, back + _GRACE_S - time.monotonic()))
+                    code = None if said == SSH_FAILED else said
         report = self._json(_REPORT)
         if _id(report) == known:
             report = None
@@ -151,15 +157,24 @@ class Upgrade:
             code = report.get("exit_code")
         return Outcome(target, code, release, report, error)
 
-    def _watch(self, words: Sequence[str], boot_id: str, deadline: float) -> int | None:
-        """Show what goes on until the guest is back; return the command's exit code if known."""
+    @contextlib.contextmanager
+    def _started(self, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        """The command, shown while it goes on and ended afterwards."""
         process = self._guest.popen(words)
         assert process.stdout is not None
         reader = threading.Thread(target=self._show, args=(process.stdout,), daemon=True)
         reader.start()
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            reader.join(timeout=2)
+
+    def _watch(self, process: subprocess.Popen[bytes], boot_id: str, deadline: float) -> int | None:
+        """Show what goes on until the guest is back; return the command's exit code if known."""
         probe = _BootId(self._guest)
         began = time.monotonic()
-        back_since: float | None = None
         try:
             while True:
                 self._vm.check_alive(self._serial_offset)
@@ -168,22 +183,16 @@ class Upgrade:
                 if code is not None and code != SSH_FAILED:
                     return code
                 now = time.monotonic()
-                if back_since is not None:
-                    if code is not None or now - back_since > _GRACE_S:
-                        return None
-                elif code is not None or self._agent_spoke or now - began > _QUIET_S:
+                if code is not None or self._agent_spoke or now - began > _QUIET_S:
                     current = probe.poll()
                     # The same kernel is an answer, too, once the command's connection is gone.
                     if current and (current != boot_id or code is not None):
-                        back_since = now
+                        return None
                 if now > deadline:
                     raise DeadlineError("the guest did not come back from the upgrade")
                 time.sleep(0.2)
         finally:
             probe.close()
-            process.kill()
-            process.wait()
-            reader.join(timeout=2)
 
     def _show(self, stream: IO[bytes]) -> None:
         for line in stream:
