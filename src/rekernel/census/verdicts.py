@@ -126,6 +126,13 @@ def _judge(
     # Abandoned: logged out, but something was left to run.
     if unit.sub != "running" and not (unit.is_login and unit.sub == "abandoned"):
         return Verdict.RESTARTED, f"it is {unit.sub}, not running", "wait until it is running"
+    if unit.type == "dbus":
+        # systemd.service(5): who loses its name there is stopped.
+        return (
+            Verdict.RESTARTED,
+            "systemd ends it when its name on the message bus is gone (Type=dbus)",
+            "the bus boots afresh, and it does with it",
+        )
     stored = unit.properties.get("NFileDescriptorStore", "0")
     if stored not in ("", "0"):
         return (

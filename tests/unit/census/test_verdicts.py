@@ -57,6 +57,12 @@ def test_restarted_for_what_the_unit_is(changes: dict[str, str], words: str) -> 
     assert found.remedy
 
 
+def test_a_service_of_the_message_bus_is_restarted() -> None:
+    found = verdict(dataclasses.replace(unit(), type="dbus"))
+    assert found.verdict is Verdict.RESTARTED
+    assert "Type=dbus" in found.reason
+
+
 def test_transient_units_are_carried_or_end() -> None:
     """Nobody could start one again."""
     path = "/run/systemd/transient/app.service"
