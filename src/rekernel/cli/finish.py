@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,6 @@ def _attempt_of(agent: dict[str, Any], history: History) -> dict[str, Any]:
 
 
 def _finish_failed(agent: dict[str, Any], history: History) -> None:
-    reason = str(agent.get("reason", "no reason given"))
-    history.record(builder.not_carried(_attempt_of(agent, history), reason), RUN)
     # Else rekernel-containers.service restores from it: the agent failed when that was decided.
     if not Path(WANTED).exists():
         forget()
@@ -101,6 +100,8 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
     if pager.ask("abort") is not None and state is not None:
         _wait_for_exit(int(state.get("pid", 0)))
     _settle()
+    reason = str(agent.get("reason", "no reason given"))
+    history.record(builder.not_carried(_attempt_of(agent, history), reason), RUN)
 
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
@@ -113,7 +114,9 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     _wait_for_units(agent)
     seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
-    history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
+    with suppress(RekernelError):
+        # The last one tells if it cannot be kept: memory comes back all the same.
+        history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
     drained_ns = _follow_drain(notes)
     if drained_ns:
         problem = _settle()
