@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel.census import attempt, unmounted
+from rekernel.census import attempt
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
-from rekernel.census.unmounted import Unmounted
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.host import disks, mounts, network
@@ -41,8 +40,6 @@ class Plan:
     shared_bytes: int = 0
     # What podman's containers have in memory; not in the figures above.
     container_bytes: int = 0
-    # File systems that only init mounts again.
-    unmounted: Unmounted = field(default_factory=Unmounted)
 
     @property
     def growth_bytes(self) -> int:
@@ -131,6 +128,12 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         )
     table = mounts.observe()
     disks.root(table)
+    problems = disks.unsupported(table) + network.unsupported(network.observe())
+    if problems:
+        raise BlockedError(
+            f"cannot be set up again before the restore: {', '.join(problems)}",
+            "`rekernel check` says more: take it down or unmount it for the upgrade",
+        )
     where = region.current()
     if memory == "region" and where is None:
         raise BlockedError(
@@ -147,13 +150,6 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
             raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
     carried = [item for item in units if item.verdict is Verdict.CARRIED and not item.container]
     pids = [pid for item in carried for pid in item.processes]
-    mounted = unmounted.judge(table, pids)
-    problems = [*mounted.problems, *network.unsupported(network.observe())]
-    if problems:
-        raise BlockedError(
-            f"cannot be set up again before the restore: {', '.join(problems)}",
-            "`rekernel check` says more: take it down or unmount it for the upgrade",
-        )
     memory_of = resident(pids)
     return Plan(
         kernel=kernel,
@@ -164,16 +160,11 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         resident_bytes=memory_of.total,
         warnings=(
             *(f"policy names {name}, which does not run" for name in nowhere),
-            *(
-                f"{name} is not mounted again before init does that, as no carried process uses it"
-                for name in mounted.names
-            ),
             *warnings_for(units),
         ),
         pages=survey(pids, region.ram_ranges(where)) if where else None,
         anonymous_bytes=memory_of.anonymous,
         shared_bytes=memory_of.shared,
-        unmounted=mounted.unmounted,
         container_bytes=resident(
             [
                 pid

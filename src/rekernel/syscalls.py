@@ -259,15 +259,6 @@ def thaw_filesystem(mountpoint: str) -> None:
     _on_directory(mountpoint, FITHAW)
 
 
-def sync_filesystem(mountpoint: str) -> None:
-    """syncfs(2): write down what this file system has in memory."""
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _check(_libc.syncfs(fd), mountpoint)
-    finally:
-        os.close(fd)
-
-
 def _on_directory(path: str, request: int) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

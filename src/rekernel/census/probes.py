@@ -15,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.census import unmounted
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
@@ -305,13 +304,9 @@ def root_filesystem(context: Context) -> Answer:
 
 def mounted(context: Context) -> Answer:
     """Everything that is mounted can be mounted again before the restore."""
-    found = unmounted.judge(mounts.observe(), context.carried_pids)
-    if found.problems:
-        words = f"not supported yet: {', '.join(found.problems)}"
-        return _fail(words, "unmount them for the upgrade, or leave out who uses them: --restart")
-    if found.names:
-        words = "no carried process uses them, so init mounts them again, and nobody before it"
-        return _ok(f"{', '.join(found.names)}: {words}")
+    problems = disks.unsupported(mounts.observe())
+    if problems:
+        return _fail(f"not supported yet: {', '.join(problems)}", "unmount them for the upgrade")
     return _ok("all can be mounted again")
 
 

@@ -58,15 +58,15 @@ def _root_device(mount: MountInfo) -> str:
     return superblocks.node(block.resolve().name) if block.exists() else mount.source
 
 
-def unsupported(mounts: Sequence[MountInfo]) -> dict[MountInfo, str]:
-    """Mounts that the agent cannot make again before the restore: which and why, in words."""
-    found = {}
+def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
+    """Mounts that the agent cannot make again before the restore, and why."""
+    found = []
     for mount in mounts:
         if mount.target in MOVED_BY_AGENT or is_of_others(mount):
             continue
         why = _obstacle(mount, mounts)
         if why is not None:
-            found[mount] = f"{mount.target} ({mount.fstype} on {mount.source}{why})"
+            found.append(f"{mount.target} ({mount.fstype} on {mount.source}{why})")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import mmap
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -253,31 +254,23 @@ def patience(report: Mapping[str, Any]) -> int:
 
 
 def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> None:
-    """Sync and hold the disk file systems, the root last, so that no journal needs a replay.
-
-    Each before what was mounted earlier: on a loop device it is written to that.
-    """
+    """Sync and hold the disk file systems, the root last, so that no journal needs a replay."""
     targets = [
         item.target
         for item in table
         if item.source.startswith("/dev/") and not mounts.is_bind(item, table)
     ]
-    for target in dict.fromkeys(reversed(targets)):
+    for target in sorted(set(targets), key=len, reverse=True):
         undo.push("thaw-filesystem", target)
         try:
             syscalls.freeze_filesystem(target)
         except OSError as error:
-            # A kind that cannot be frozen.
-            if error.errno == errno.EOPNOTSUPP:
-                syscalls.sync_filesystem(target)
-            # Another subvolume of one that is.
-            elif error.errno != errno.EBUSY:
+            # Another subvolume of one that is frozen, or a kind that cannot be.
+            if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
                 raise
 
 
 def jump() -> None:
-    """Into the new kernel. Returns only by raising OSError.
-
-    Nothing is synced: disks are, and a server on the network cannot be reached any more.
-    """
+    """Into the new kernel. Returns only by raising OSError."""
+    os.sync()
     syscalls.reboot_kexec()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rekernel import syscalls
-from rekernel.census.unmounted import Unmounted
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import Mount, Network
 from rekernel.host import binds, conntrack, disks, mounts, network, sysctls
@@ -48,15 +47,13 @@ class HostFacts:
     systemd_units: dict[str, str]
 
 
-def observe(
-    trees: Sequence[CarriedTree], restarted: Sequence[Unit], without: Unmounted
-) -> HostFacts:
+def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFacts:
     """Read it all. Raises RekernelError, or OSError if a process ended meanwhile."""
     units = list({tree.verdict.unit.name: tree.verdict.unit for tree in trees}.values())
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
     triggers = volatile.triggers()
-    table = without.others(mounts.observe())
+    table = mounts.observe()
     # systemd gives each service its own.
     credentials = {f"/run/credentials/{unit.name}": () for unit in units}
     todo, contents = mounts.plan(table, {**left.directories, **credentials})

@@ -14,8 +14,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import apparmor, disks, network
-from rekernel.host.mounts import MountInfo
+from rekernel.host import apparmor, disks, mounts, network
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -68,13 +67,10 @@ def load_kernel(
     where: Layout | None,
     store_file: Path | None,
     cmdline: str,
-    table: Sequence[MountInfo],
     undo: UndoList,
 ) -> None:
-    """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then.
-
-    ``table``: what is to be mounted before the restore.
-    """
+    """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
+    table = mounts.observe()
     root, device = disks.root(table)
     stack = disks.stack(table, device)
     fstypes = sorted({mount.fstype for mount in table})

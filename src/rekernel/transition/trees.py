@@ -114,12 +114,11 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
 
 
 def without_mounts_of_others(
-    trees: Sequence[CarriedTree], made_again: Container[str], unmounted: Container[str]
+    trees: Sequence[CarriedTree], made_again: Container[str]
 ) -> list[CarriedTree]:
     """The same trees; what init or podman has mounted since, and where they see it, too, stays.
 
-    ``made_again``: mount points that the agent has for the restore; ``unmounted``: devices of what
-    it has not. Raises OSError if one ended.
+    ``made_again``: mount points that the agent has for the restore. Raises OSError if one ended.
     """
     found = []
     for tree in trees:
@@ -128,8 +127,7 @@ def without_mounts_of_others(
             skipped = tuple(
                 mount.target
                 for mount in mounts.observe(str(tree.options.root_pid))
-                if (mounts.is_of_others(mount) and mount.target not in made_again)
-                or mount.device in unmounted
+                if mounts.is_of_others(mount) and mount.target not in made_again
             )
         options = dataclasses.replace(tree.options, skipped=skipped)
         left = {target: flags for target, flags in tree.mounts.items() if target not in skipped}

@@ -15,7 +15,6 @@ from rekernel import syscalls
 from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
-from rekernel.census.unmounted import in_use
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import leaving
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
@@ -25,7 +24,7 @@ from rekernel.checkpoint.options import dump_argv
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, binds, conntrack, mounts, swap
+from rekernel.host import apparmor, binds, conntrack, swap
 from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
@@ -119,8 +118,7 @@ class Upgrade:
         images, store_file = self._make_room()
         with self._events.phase("load kernel"):
             cmdline = staging.new_cmdline(Path("/proc/cmdline").read_text())
-            table = plan.unmounted.others(mounts.observe())
-            staging.load_kernel(plan.kernel, plan.where, store_file, cmdline, table, self._undo)
+            staging.load_kernel(plan.kernel, plan.where, store_file, cmdline, self._undo)
         self._check()
         areas = swap.observe()
         if areas:
@@ -132,7 +130,7 @@ class Upgrade:
             carried = trees.describe(plan.own(Verdict.CARRIED), lazy=plan.where is not None)
             host = self._observe_host(carried)
             again = {mount.target for mount in host.mounts}
-            carried = trees.without_mounts_of_others(carried, again, plan.unmounted.devices)
+            carried = trees.without_mounts_of_others(carried, again)
             self._containers.prepare(self._undo)
             pids = [pid for tree in carried for pid in tree.pids]
             confined = [*pids, *self._containers.pids]
@@ -176,7 +174,6 @@ class Upgrade:
             apparmor.replace(apparmor.relaxed(policy))
         mark = len(self._undo)
         self._mounted = host.table
-        everything = mounts.observe()
         self._let_stand_in(pids)
         frozen_ns = time.time_ns()
         with cut.open_store(plan.where, store_file) as area:
@@ -207,7 +204,7 @@ class Upgrade:
             with self._events.phase("freeze file systems"):
                 # With the store on a disk that must come after the last write to it.
                 if plan.where is not None:
-                    cut.freeze_filesystems(everything, self._undo)
+                    cut.freeze_filesystems(host.table, self._undo)
             self._check()
             record = made.record
             if record is not None:
@@ -244,14 +241,14 @@ class Upgrade:
             cut.seal(writer, manifest)
             if plan.where is None:
                 area.flush()
-                cut.freeze_filesystems(everything, self._undo)
+                cut.freeze_filesystems(host.table, self._undo)
             if record is not None and not record.is_true():
                 raise RekernelError("the kernel has just moved pages", "try again in a moment")
         cut.jump()
 
     def _observe_host(self, carried: Sequence[trees.CarriedTree]) -> host_facts.HostFacts:
         restarted = self._plan.own(Verdict.RESTARTED)
-        return host_facts.observe(carried, [item.unit for item in restarted], self._plan.unmounted)
+        return host_facts.observe(carried, [item.unit for item in restarted])
 
     def _let_stand_in(self, pids: list[int]) -> None:
         """For init, of which processes have handles that criu would not dump."""
@@ -281,7 +278,6 @@ class Upgrade:
         with self._events.phase("freeze"):
             carried, links = self._freeze(carried)
             self._stand_in.end()
-            self._assert_unused([pid for tree in carried for pid in tree.pids])
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         staging.allow_reservations(self._undo)
@@ -290,16 +286,6 @@ class Upgrade:
             record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
             dumped = trees.as_dumped(carried, amended)
             return Cut(dumped, links, amended.watched, record, tracked.result())
-
-    def _assert_unused(self, pids: list[int]) -> None:
-        """Nobody has opened anything meanwhile that is not there for the restore."""
-        devices = self._plan.unmounted.devices
-        users = in_use(pids, devices) if devices else {}
-        for pid in users.values():
-            raise RekernelError(
-                f"process {pid} has just opened something on a file system that only init mounts",
-                "`rekernel check` names it: try again, or unmount it",
-            )
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
-from rekernel.census import probes, unmounted
+from rekernel.census import probes
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Context, Finding, Status
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -216,15 +216,11 @@ def test_canary_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = unmounted.Judged(problems=("/srv (xfs on /dev/sdb)",))
-    monkeypatch.setattr(unmounted, "judge", lambda table, pids: judged)
+    monkeypatch.setattr(disks, "unsupported", lambda table: ["/srv (xfs on /dev/sdb)"])
     monkeypatch.setattr(network, "observe", lambda: None)
     monkeypatch.setattr(network, "unsupported", lambda facts: ["br0 (bridge)"])
     assert probes.mounted(Context())[1] == "not supported yet: /srv (xfs on /dev/sdb)"
     assert probes.links(Context())[1] == "not supported yet: br0 (bridge)"
-    judged = unmounted.Judged(names=("/srv",))
-    status, words, _ = probes.mounted(Context())
-    assert (status, words.partition(":")[0]) == (Status.OK, "/srv")
 
     def no_root(table: object) -> None:
         raise BlockedError("the root file system is btrfs (/dev/vda)", "only ext4")

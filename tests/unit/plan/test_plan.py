@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from rekernel import plan
-from rekernel.census import unmounted
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.kernel.installed import Kernel
@@ -32,8 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kernels": [OLD, NEW],
         "running": "6.12.1",
-        "mounts": (),
-        "left": (),
+        "mounts": [],
         "links": [],
         "region": None,
         "units": [unit("redis.service", Verdict.CARRIED, 5000)],
@@ -42,12 +40,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(plan, "installed", lambda: facts["kernels"])
     monkeypatch.setattr(plan, "running_release", lambda: facts["running"])
     monkeypatch.setattr(plan, "mounts", SimpleNamespace(observe=list))
-    monkeypatch.setattr(plan, "disks", SimpleNamespace(root=lambda table: None))
-    monkeypatch.setattr(
-        unmounted,
-        "judge",
-        lambda table, pids: unmounted.Judged(names=facts["left"], problems=facts["mounts"]),
-    )
+    known = SimpleNamespace(root=lambda table: None, unsupported=lambda table: facts["mounts"])
+    monkeypatch.setattr(plan, "disks", known)
     monkeypatch.setattr(
         plan,
         "network",

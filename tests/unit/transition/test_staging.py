@@ -36,4 +36,4 @@ def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _load(kernel: Kernel, undo: UndoList) -> None:
-    staging.load_kernel(kernel, None, Path("/store"), "root=x", (), undo=undo)
+    staging.load_kernel(kernel, None, Path("/store"), "root=x", undo=undo)
