@@ -37,7 +37,7 @@ class Verdict(StrEnum):
 
     CARRIED = "carried"
     RESTARTED = "restarted"
-    # A login: nobody could start it anew.
+    # A login, a transient unit: nobody could start it anew. It runs until the kexec.
     ENDS = "ends"
     PLUMBING = "plumbing"
     BLOCKS = "blocks"
@@ -255,7 +255,7 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             verdict, why = _of_manager(unit, verdict, why)
         elif verdict is Verdict.RESTARTED and is_transient(unit) and not container:
             # Systemd forgets it when it stops; and nobody asked for its command a second time.
-            verdict, why = Verdict.ENDS, f"{why}; it is transient, so nothing starts it again"
+            verdict, why = Verdict.ENDS, f"{why}; it is transient: it is killed, not started again"
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
         found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots, container))

@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
         elif agent is not None and agent.get("handover") in ("refused", "failed"):
             _finish_failed(agent, history)
     finally:
-        volatile.forget()
+        try:
+            volatile.forget()
+        except RekernelError as error:
+            _log.warning("drop-ins of the upgrade are still in force: %s", error)
     close_stale(history)
     _mark_finished()
     return 0
@@ -101,7 +104,7 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
         _wait_for_exit(int(state.get("pid", 0)))
     _settle()
     reason = str(agent.get("reason", "no reason given"))
-    history.record(builder.not_carried(_attempt_of(agent, history), reason), RUN)
+    _record(history, builder.not_carried(_attempt_of(agent, history), reason))
 
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
@@ -114,7 +117,7 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     _wait_for_units(agent)
     seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
-    with suppress(RekernelError):
+    with suppress(OSError):
         # The last one tells if it cannot be kept: memory comes back all the same.
         history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
     drained_ns = _follow_drain(notes)
@@ -129,7 +132,7 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     report = builder.carried_over(agent, seen, drain=drain, brownout_s=brownout_s, notes=notes)
     if not drained_ns:
         report |= builder.damaged(notes[-1])
-    history.record(report, RUN)
+    _record(history, report)
     if not drained_ns:
         raise RekernelError(notes[-1], "restart the carried units")
     for name in ("restore", "upgrade"):
@@ -138,12 +141,23 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
         shutil.rmtree(agent["report"]["image_directory"], ignore_errors=True)
 
 
+def _record(history: History, report: dict[str, Any]) -> None:
+    try:
+        history.record(report, RUN)
+    except OSError as error:
+        raise RekernelError(
+            f"the report could not be kept: {error}",
+            "make room in /var, then: systemctl restart rekernel-finish",
+        ) from None
+
+
 def _start_what_restarts(agent: dict[str, Any]) -> None:
     """Units that ran before and that no target of the new boot wants, or whose restore failed."""
     failed = [item["unit"] for item in agent.get("trees", []) if item["failure"]]
     for unit in [*after.names(agent, "restarted"), *failed]:
-        if is_container(unit):
-            # Podman has done that: rekernel-containers.service.
+        # Podman does that with its own: rekernel-containers.service. And of a transient unit nobody
+        # asked for its command twice.
+        if is_container(unit) or volatile.has_transient_file(unit):
             continue
         run_command(["systemctl", "start", "--no-block", "--", unit], check=False)
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rekernel.run import CommandFailedError, run, run_json
+from rekernel.errors import RekernelError
+from rekernel.run import run, run_json
 from rekernel.systemd.unitfiles import files_of
 from rekernel.systemd.units import Unit, active, show
 
@@ -35,17 +36,23 @@ def is_transient(unit: Unit) -> bool:
     return "/transient/" in unit.properties.get("FragmentPath", "")
 
 
+def has_transient_file(name: str, systemd: Path = _SYSTEMD) -> bool:
+    """The same by name, for a unit that may not run any more."""
+    return (systemd / "transient" / name).exists()
+
+
 def files(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
-    """Path -> text of their files that no disk has. Raises OSError if one ended meanwhile."""
-    return {
-        str(path): path.read_text()
-        for unit in units
-        for path in files_of(unit)
-        # Generators make theirs at each boot.
-        if path.is_relative_to(systemd)
-        and not path.relative_to(systemd).parts[0].startswith("generator")
-        and path.name != _KEEP
-    }
+    """Path -> text of their files that no disk has; without those that went meanwhile."""
+    found = {}
+    for unit in units:
+        for path in files_of(unit):
+            if not path.is_relative_to(systemd) or path.name == _KEEP:
+                continue
+            # Generators make theirs at each boot.
+            if not path.relative_to(systemd).parts[0].startswith("generator"):
+                with suppress(FileNotFoundError):
+                    found[str(path)] = path.read_text(errors="replace")
+    return found
 
 
 def keeping(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
@@ -58,7 +65,7 @@ def keeping(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
 
 
 def forget(systemd: Path = _SYSTEMD) -> None:
-    """Take away what :func:`keeping` made. Raises CommandFailedError."""
+    """Take away what :func:`keeping` made. Raises RekernelError."""
     found = list((systemd / "system").glob(f"*.d/{_KEEP}"))
     for path in found:
         path.unlink()
@@ -70,8 +77,9 @@ def forget(systemd: Path = _SYSTEMD) -> None:
 
 
 def triggers() -> list[Unit]:
-    """Whatever starts others that is active: sockets, timers, paths."""
-    return show(active("socket,timer,path"))
+    """Whatever starts others and is about to: sockets, timers, paths."""
+    # A timer that was to elapse once, and has, would do it again.
+    return [unit for unit in show(active("socket,timer,path")) if unit.sub != "elapsed"]
 
 
 def triggered_files(units: Sequence[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
@@ -97,10 +105,10 @@ def triggered_files(units: Sequence[Unit], systemd: Path = _SYSTEMD) -> dict[str
 
 def start_again(names: Sequence[str]) -> list[str]:
     """Start what was active and is not any more; returns what went wrong, in words."""
-    missing = [unit.name for unit in show(names) if unit.active == "inactive"]
     try:
+        missing = [unit.name for unit in show(names) if unit.active == "inactive"]
         if missing:
             run(["systemctl", "start", "--no-block", "--", *missing])
-    except CommandFailedError as error:
+    except RekernelError as error:
         return [f"not started again: {error.message}"]
     return []

@@ -30,6 +30,7 @@ from rekernel.handover.manifest import Tree, Unkept
 from rekernel.host import mounts
 from rekernel.host.mounts import stays_behind
 from rekernel.systemd.units import Unit, members
+from rekernel.systemd.volatile import is_transient
 
 # systemd(1). It takes its services over from itself: those it knows by the numbers of their handles
 # (pidfds), which are others on each kernel, and would not listen to what they notify it of.
@@ -178,6 +179,9 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
             fate = Verdict.RESTARTED
             if verdict.unit.is_login or verdict.unit.is_manager:
                 reason, fate = "logged out meanwhile", Verdict.ENDS
+            elif is_transient(verdict.unit):
+                # Systemd has forgotten it: it has done what it was for.
+                reason, fate = "it came to its end meanwhile", Verdict.ENDS
             ended.append(dataclasses.replace(verdict, verdict=fate, reason=reason))
     return there, ended
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rekernel.errors import RekernelError
 from rekernel.systemd import volatile
 from rekernel.systemd.units import Unit
 
@@ -39,9 +41,10 @@ def test_files_that_no_disk_has(systemd: Path) -> None:
         unit("none.service"),
     ]
     assert sorted(volatile.files(units, systemd)) == sorted([str(job), str(dropin)])
+    assert volatile.has_transient_file("job.service", systemd)
     job.unlink()
-    with pytest.raises(FileNotFoundError):
-        volatile.files(units, systemd)
+    assert list(volatile.files(units, systemd)) == [str(dropin)]
+    assert not volatile.has_transient_file("job.service", systemd)
 
 
 def test_drop_ins_come_and_go(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +84,23 @@ def test_a_timer_counts_on(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert first in ("OnActiveSec=60s", "OnActiveSec=59s")
     assert second == "OnUnitActiveSec=1h"
     assert volatile.triggered_files(units[1:], systemd) == {}
+
+
+def test_what_has_elapsed_does_not_do_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    elapsed = dataclasses.replace(unit("once.timer"), sub="elapsed")
+    monkeypatch.setattr(volatile, "active", lambda types: [])
+    monkeypatch.setattr(volatile, "show", lambda names: [elapsed, unit("a.socket")])
+    assert [item.name for item in volatile.triggers()] == ["a.socket"]
+
+
+def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(names: object) -> list[Unit]:
+        raise RekernelError("systemctl did not end within 120 s")
+
+    monkeypatch.setattr(volatile, "show", fail)
+    assert volatile.start_again(["a.timer"]) == [
+        "not started again: systemctl did not end within 120 s"
+    ]
 
 
 def test_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

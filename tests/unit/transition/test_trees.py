@@ -113,6 +113,12 @@ def test_who_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = dataclasses.replace(carried.verdict, unit=unit)
     _, (ended,) = trees.remaining([dataclasses.replace(carried, verdict=verdict)])
     assert (ended.verdict, ended.reason) == (Verdict.ENDS, "logged out meanwhile")
+    # Nor is there anything to stop of a command that has come to its end.
+    properties = {"FragmentPath": "/run/systemd/transient/job.service"}
+    job = dataclasses.replace(unit, name="job.service", properties=properties)
+    verdict = dataclasses.replace(carried.verdict, unit=job)
+    _, (ended,) = trees.remaining([dataclasses.replace(carried, verdict=verdict)])
+    assert (ended.verdict, ended.reason) == (Verdict.ENDS, "it came to its end meanwhile")
 
 
 def test_what_ends_in_a_login_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:

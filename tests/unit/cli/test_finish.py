@@ -1,0 +1,59 @@
+"""After an upgrade: what must be done whatever else goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rekernel.cli import finish
+from rekernel.errors import RekernelError
+from rekernel.host import sysctls
+from rekernel.report import after
+from rekernel.report.builder import After
+from rekernel.report.history import History
+from rekernel.systemd import volatile
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A machine on which everything goes well but for the history; what is done on it."""
+    steps: list[Any] = []
+    for name in ("_turn_swap_on", "_add_containers"):
+        monkeypatch.setattr(finish, name, lambda agent: [])
+    monkeypatch.setattr(finish, "_wait_for_units", lambda agent: None)
+    monkeypatch.setattr(finish, "_follow_drain", lambda notes: 1)
+    monkeypatch.setattr(finish, "_settle", lambda: steps.append("settled"))
+    monkeypatch.setattr(after, "observe", lambda agent, history: After({}, []))
+    monkeypatch.setattr(sysctls, "set_again", lambda wanted: [])
+    monkeypatch.setattr(volatile, "start_again", lambda names: [])
+    monkeypatch.setattr(finish, "run_command", lambda argv, check: steps.append(argv[-1]))
+
+    def full(history: History, report: dict[str, Any], run: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(History, "record", full)
+    return steps
+
+
+def agent(*failed: str, **more: Any) -> dict[str, Any]:
+    """What the agent left."""
+    trees = [{"unit": name, "failure": "x", "name": name, "root_pid": 5} for name in failed]
+    report: dict[str, Any] = {"units": [], "connections": [], "notes": []}
+    known = {"id": "20260101-000000", "old_release": "1", "new_release": "2", "phases": []}
+    return {**known, "trees": trees, "report": report, "memory": {}, **more}
+
+
+def test_memory_comes_back_if_the_history_is_full(done: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(RekernelError, match=r"the report could not be kept: .*No space left"):
+        finish._finish_used(agent(), History(tmp_path))
+    assert done == ["settled"]
+
+
+def test_no_transient_command_is_run_twice(
+    done: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volatile, "has_transient_file", lambda name: name == "job.service")
+    finish._start_what_restarts(agent("job.service", "app.service"))
+    assert done == ["app.service"]
