@@ -4,6 +4,7 @@
 #   make demo     the main job in a virtual machine, from nothing
 #   make deb      the Debian package in .cache/dist/
 #   make test     lint, native, unit, vm; or each by itself
+#   make test-all the slow VM tests, too
 #   make bench    blackout at several sizes, against reboots and the floor
 #   make clean    build results (make clean-all: all caches, too)
 
@@ -46,10 +47,16 @@ unit: venv
 	$(PYTEST) tests/unit
 
 vm: setup
-	$(PYTEST) --durations=20 tests/vm
+	$(PYTEST) --durations=20 -m "not slow" tests/vm
+
+vm-slow: setup
+	$(PYTEST) --durations=20 -m slow tests/vm
 
 test: setup
 	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm
+
+test-all: setup
+	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm vm-slow
 
 demo: setup deb
 	@$(BIN)/rekernel-lab run lab/scenarios/demo
@@ -66,4 +73,4 @@ clean-all: clean
 	rm -rf .cache
 
 .PHONY: venv setup native native-check deb lint lint-check lint-format lint-types \
-	lint-sh unit vm test demo bench clean clean-all
+	lint-sh unit vm vm-slow test test-all demo bench clean clean-all

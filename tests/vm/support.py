@@ -118,8 +118,9 @@ class Guest:
 
     def fault(self, phase: str, do: str, **more: Any) -> None:
         """Let the next upgrade do this when it begins this phase."""
-        self.text("rm -f /run/rekernel-fault.*")
-        self.write("/etc/rekernel-fault.json", json.dumps({"phase": phase, "do": do, **more}))
+        spec = json.dumps({"phase": phase, "do": do, **more})
+        command = "rm -f /run/rekernel-fault.*; cat > /etc/rekernel-fault.json"
+        self.session.machine.guest.run(command, stdin=spec.encode())
 
     def no_fault(self) -> None:
         """Take back a fault that was not reached."""

@@ -13,6 +13,8 @@ import pytest
 from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
 from vm.support import NEW, Guest, opened
 
+pytestmark = pytest.mark.slow
+
 _NETDEVS = {
     "bond0": "Kind=bond\n[Bond]\nMode=active-backup\nMIIMonitorSec=100ms\nUpDelaySec=200ms\n",
     "br0": "Kind=bridge\n[Bridge]\nSTP=no\nAgeingTimeSec=100\nMulticastSnooping=no\n",
