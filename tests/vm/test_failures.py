@@ -35,9 +35,6 @@ PHASES = (
     "freeze file systems",
 )
 
-# What a signal meets there it meets in others, too.
-_LIKE_OTHERS = ("swap off", "describe host", "sync", "lock network")
-
 # Changed by the demo's guest-prepare, the tests and systemd itself, not by setup.
 _NOT_SETUP = re.compile(r"redis|nginx|demo|rekernel/history|adjtime|random-seed")
 
@@ -135,13 +132,7 @@ def test_phases_are_all_known(lab: Lab) -> None:
     assert [name for name in names if name != "gather strays"] == [*PHASES, "undo"]
 
 
-@pytest.mark.parametrize(
-    "phase",
-    [
-        pytest.param(phase, marks=[pytest.mark.slow] if phase in _LIKE_OTHERS else [])
-        for phase in PHASES[:-1]
-    ],
-)
+@pytest.mark.parametrize("phase", PHASES[:-1])
 def test_terminated(lab: Lab, phase: str) -> None:
     lab.guest.fault(phase, "term")
     lab.assert_fails(code=5, message="SIGTERM|stopped")
