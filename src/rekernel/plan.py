@@ -11,7 +11,7 @@ from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
-from rekernel.host import disks, mounts, network
+from rekernel.host import disks, loops, mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.podman.containers import Container
@@ -128,7 +128,8 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         )
     table = mounts.observe()
     disks.root(table)
-    problems = disks.unsupported(table) + network.unsupported(network.observe())
+    attached = loops.observe(table)
+    problems = disks.unsupported(table, attached) + network.unsupported(network.observe())
     if problems:
         raise BlockedError(
             f"cannot be set up again before the restore: {', '.join(problems)}",
@@ -160,6 +161,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         resident_bytes=memory_of.total,
         warnings=(
             *(f"policy names {name}, which does not run" for name in nowhere),
+            *attached.given_up(mount.source for mount in table),
             *warnings_for(units),
         ),
         pages=survey(pids, region.ram_ranges(where)) if where else None,

@@ -14,7 +14,7 @@ from rekernel.agent.console import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
     from rekernel.handover.manifest import Mount
@@ -141,24 +141,32 @@ def prefetch(paths: Sequence[str]) -> None:
         os.close(fd)
 
 
-def mount_all(mounts: Sequence[Mount]) -> None:
-    """The mounts that must stand before a restore, in order. Raises OSError naming the target."""
+def mount_all(mounts: Sequence[Mount], stands: Callable[[str], None]) -> None:
+    """The mounts that must stand before a restore, in order. Raises OSError naming the target.
+
+    ``stands`` is called with the target of each, the root's first.
+    """
+    stands("/")
     for item in mounts:
-        if item.uuid:
-            _mount_disk(item)
-            continue
         if item.flags & syscalls.MS_BIND:
             _bind(item)
-            continue
-        if os.path.ismount(item.target):
-            if item.target == "/run":
-                flags = item.flags | syscalls.MS_REMOUNT
-                syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
-            continue
-        os.makedirs(item.target, exist_ok=True)
-        # One that is read-only, too, is filled first.
-        flags = item.flags & ~syscalls.MS_RDONLY if item.contents else item.flags
-        syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
+        elif item.uuid or item.source.startswith("/dev/"):
+            _mount_disk(item)
+        else:
+            _mount_unbacked(item)
+        stands(item.target)
+
+
+def _mount_unbacked(item: Mount) -> None:
+    if os.path.ismount(item.target):
+        if item.target == "/run":
+            flags = item.flags | syscalls.MS_REMOUNT
+            syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
+        return
+    os.makedirs(item.target, exist_ok=True)
+    # One that is read-only, too, is filled first.
+    flags = item.flags & ~syscalls.MS_RDONLY if item.contents else item.flags
+    syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
 
 
 def protect(mounts: Sequence[Mount]) -> None:
@@ -170,10 +178,10 @@ def protect(mounts: Sequence[Mount]) -> None:
 
 
 def _mount_disk(item: Mount) -> None:
-    """One on a disk. Without it whoever has something open there does not come back."""
+    """One on a disk or a loop device. Whoever has something open there does not return without."""
     try:
         os.makedirs(item.target, exist_ok=True)
-        device = superblocks.find(item.uuid, timeout=_DISK_LIMIT_S)
+        device = item.source or superblocks.find(item.uuid, timeout=_DISK_LIMIT_S)
         try:
             syscalls.mount(device, item.target, item.fstype, item.flags, item.data)
         except OSError as error:

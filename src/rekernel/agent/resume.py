@@ -21,6 +21,7 @@ from rekernel.agent import (
     cgroups,
     conntrack,
     links,
+    loops,
     memory,
     network,
     processes,
@@ -193,7 +194,9 @@ def _set_up_host(
     upping = Beside(functools.partial(_set_up_network, manifest.network, tracked))
     try:
         with timeline.phase("mounts"):
-            boot.mount_all(manifest.mounts)
+            attached = loops.Loops(manifest.loops)
+            boot.mount_all(manifest.mounts, attached.attach)
+            attached.close()
             cgroups.make(manifest.cgroups)
         with timeline.phase("unpack"):
             _unpack(reader, manifest)

@@ -19,7 +19,7 @@ from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import RekernelError
-from rekernel.host import disks, mounts, network
+from rekernel.host import disks, loops, mounts, network
 from rekernel.host import swap as swap_areas
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
@@ -304,9 +304,14 @@ def root_filesystem(context: Context) -> Answer:
 
 def mounted(context: Context) -> Answer:
     """Everything that is mounted can be mounted again before the restore."""
-    problems = disks.unsupported(mounts.observe())
+    table = mounts.observe()
+    attached = loops.observe(table)
+    problems = disks.unsupported(table, attached)
     if problems:
         return _fail(f"not supported yet: {', '.join(problems)}", "unmount them for the upgrade")
+    given_up = attached.given_up(mount.source for mount in table)
+    if given_up:
+        return _warn(", ".join(given_up), "detach them, or see if anybody needs them")
     return _ok("all can be mounted again")
 
 

@@ -72,6 +72,21 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopDevice:
+    """A file as a block device; offset and sizes in bytes, a limit of 0 is none."""
+
+    number: int
+    path: str
+    # The mount that the file lies in: its target.
+    on: str
+    offset: int
+    size_limit: int
+    block_size: int
+    # LO_FLAGS_*
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A network interface: found by MAC address, given this name, then configured."""
 
@@ -260,6 +275,7 @@ class Manifest:
     # Name below WATCHED -> file, not followed if it is a symbolic link: it leads there while the
     # trees are restored.
     watched: dict[str, str] = field(default_factory=dict)
+    loops: tuple[LoopDevice, ...] = ()
     phases: tuple[Phase, ...] = ()
     # What the old side already knows for the report, passed through unread.
     report: dict[str, Any] = field(default_factory=dict)

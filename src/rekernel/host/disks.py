@@ -12,6 +12,7 @@ from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import Mount
 from rekernel.host import binds
 from rekernel.host.devmapper import NoWayBackError, Stack
+from rekernel.host.loops import Loops, node
 from rekernel.host.mounts import (
     MOVED_BY_AGENT,
     UNBACKED,
@@ -25,6 +26,8 @@ from rekernel.host.mounts import (
 _TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat")
 # What the kernel shows and another one may not take: they were the default before they went.
 _NOT_TAKEN = ("rw", "ro", "seclabel", "attr2", "ikeep")
+# These also from a loop device, which is known by its number.
+_LOOP_TYPES = (*_TYPES, "erofs", "iso9660", "squashfs", "udf")
 _ROOT_TYPES = ("ext4", "xfs", "btrfs")
 _CLASS_BLOCK = Path("/sys/class/block")
 _DEV_BLOCK = Path("/sys/dev/block")
@@ -58,13 +61,13 @@ def _root_device(mount: MountInfo) -> str:
     return superblocks.node(block.resolve().name) if block.exists() else mount.source
 
 
-def unsupported(mounts: Sequence[MountInfo]) -> list[str]:
+def unsupported(mounts: Sequence[MountInfo], loops: Loops) -> list[str]:
     """Mounts that the agent cannot make again before the restore, and why."""
     found = []
     for mount in mounts:
         if mount.target in MOVED_BY_AGENT or is_of_others(mount):
             continue
-        why = _obstacle(mount, mounts)
+        why = _obstacle(mount, mounts, loops)
         if why is not None:
             found.append(f"{mount.target} ({mount.fstype} on {mount.source}{why})")
     return found
@@ -74,16 +77,19 @@ def plan(mounts: Sequence[MountInfo]) -> list[Mount]:
     """How the agent mounts what lies on disks, in the kernel's order: all that is supported."""
     found = []
     for mount in _on_disks(mounts):
-        uuid = superblocks.uuid_on(mount.source) or ""
+        loop = node(mount.source)
+        source = mount.source if loop else ""
+        uuid = "" if loop else superblocks.uuid_on(mount.source) or ""
         flags = syscalls.mount_flags(mount.options)
-        found.append(Mount(mount.target, mount.fstype, "", flags, data=_data(mount), uuid=uuid))
+        found.append(Mount(mount.target, mount.fstype, source, flags, data=_data(mount), uuid=uuid))
     return found
 
 
 def stack(mounts: Sequence[MountInfo], root_device: str) -> Stack:
     """What all of these stand on. Raises BlockedError if a device went meanwhile."""
     found = Stack()
-    for device in (root_device, *(mount.source for mount in _on_disks(mounts))):
+    sources = [mount.source for mount in _on_disks(mounts) if not node(mount.source)]
+    for device in (root_device, *sources):
         try:
             found.add(device)
         except (NoWayBackError, OSError) as error:
@@ -106,13 +112,17 @@ def _on_disks(mounts: Sequence[MountInfo]) -> list[MountInfo]:
     return [
         mount
         for mount in mounts
-        if mount.target != "/" and mount.fstype in _TYPES and not is_bind(mount, mounts)
+        if mount.target != "/" and mount.fstype in _types(mount) and not is_bind(mount, mounts)
     ]
 
 
-def _obstacle(mount: MountInfo, mounts: Sequence[MountInfo]) -> str | None:
+def _types(mount: MountInfo) -> tuple[str, ...]:
+    return _LOOP_TYPES if node(mount.source) else _TYPES
+
+
+def _obstacle(mount: MountInfo, mounts: Sequence[MountInfo], loops: Loops) -> str | None:
     """Why a mount cannot be made again, as ", …" or "" if its type says so; None if it can."""
-    if mount.fstype not in (*_TYPES, *UNBACKED):
+    if mount.fstype not in (*_types(mount), *UNBACKED):
         return ""
     if is_bind(mount, mounts):
         why = binds.obstacle(mount, mounts)
@@ -125,6 +135,9 @@ def _obstacle(mount: MountInfo, mounts: Sequence[MountInfo]) -> str | None:
         return ", no disk"
     if [*map(unescape, mount.super_options)] != [*mount.super_options]:
         return ", with a blank in its options"
+    if node(mount.source):
+        why = loops.obstacle(mount.source)
+        return why and f", {why}"
     return _obstacle_of_device(mount.source)
 
 

@@ -61,6 +61,7 @@ def manifest(
         frozen_ns=frozen_ns,
         memory=memory,
         mounts=host.mounts,
+        loops=host.loops,
         directories=host.directories,
         prefetch=host.prefetch,
         files={**host.files, **attempt.containers.files()},

@@ -254,13 +254,16 @@ def patience(report: Mapping[str, Any]) -> int:
 
 
 def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> None:
-    """Sync and hold the disk file systems, the root last, so that no journal needs a replay."""
+    """Sync and hold the disk file systems, so that no journal needs a replay.
+
+    The last one mounted goes first, the root last: one on a loop device writes into another.
+    """
     targets = [
         item.target
         for item in table
         if item.source.startswith("/dev/") and not mounts.is_bind(item, table)
     ]
-    for target in sorted(set(targets), key=len, reverse=True):
+    for target in reversed(dict.fromkeys(targets)):
         undo.push("thaw-filesystem", target)
         try:
             syscalls.freeze_filesystem(target)

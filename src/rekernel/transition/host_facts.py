@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
-from rekernel.handover.manifest import Mount, Network
-from rekernel.host import binds, conntrack, disks, mounts, network, sysctls
+from rekernel.handover.manifest import LoopDevice, Mount, Network
+from rekernel.host import binds, conntrack, disks, loops, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.systemd import adoption, logins, volatile
 from rekernel.systemd.units import Unit, exited, show
@@ -30,6 +30,7 @@ class HostFacts:
 
     table: tuple[MountInfo, ...]
     mounts: tuple[Mount, ...]
+    loops: tuple[LoopDevice, ...]
     contents: tuple[TmpfsPlan, ...]
     directories: tuple[str, ...]
     files: dict[str, str]
@@ -76,6 +77,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     return HostFacts(
         table=tuple(table),
         mounts=(*todo, bind),
+        loops=tuple(loops.observe(table).usable.values()),
         contents=tuple(contents),
         directories=tuple(sorted(directories)),
         files={

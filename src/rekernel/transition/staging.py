@@ -14,7 +14,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import apparmor, disks, mounts, network
+from rekernel.host import apparmor, disks, loops, mounts, network
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -77,6 +77,8 @@ def load_kernel(
     aliases = modules.needed_aliases(stack.disks, fstypes, network.kinds())
     if stack.mapped:
         aliases.append("dm_mod")
+    if loops.observe(table).usable:
+        aliases.append("loop")
     chosen = modules.resolve(kernel.release, aliases)
     config = AgentConfig(
         machine_id=machine_id(),

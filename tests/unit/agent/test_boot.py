@@ -24,7 +24,10 @@ def test_a_disk_that_does_not_come_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     monkeypatch.setattr(boot, "_DISK_LIMIT_S", 0)
-    boot.mount_all([Mount(str(tmp_path / "a"), "xfs", "", 0, uuid="no-such")])
+    stands: list[str] = []
+    target = str(tmp_path / "a")
+    boot.mount_all([Mount(target, "xfs", "", 0, uuid="no-such")], stands.append)
+    assert stands == ["/", target]
     assert f"{tmp_path}/a is not mounted: no block device has no-such" in said.lines[0]
 
 
@@ -41,7 +44,7 @@ def test_options_that_this_kernel_does_not_take(
     monkeypatch.setattr(syscalls, "mount", mount)
     monkeypatch.setattr(superblocks, "find", lambda uuid, timeout: f"/dev/{uuid}")
     target = str(tmp_path / "a")
-    boot.mount_all([Mount(target, "btrfs", "", 1, data="attr9,subvol=/x", uuid="u")])
+    boot.mount_all([Mount(target, "btrfs", "", 1, data="attr9,subvol=/x", uuid="u")], print)
     assert done == [
         ("/dev/u", "btrfs", 1, "attr9,subvol=/x"),
         ("/dev/u", "btrfs", 1, "subvol=/x"),
@@ -75,8 +78,8 @@ mounts = [
     Mount(f"{top}/run/a b", "tmpfs", "odd", 14, "", "", True),
     Mount(f"{top}/run/a b/latin\\udcfc", "tmpfs", "tmpfs", 0, "", "", True),
 ]
-boot.mount_all(mounts)
-boot.mount_all(mounts)
+boot.mount_all(mounts, str)
+boot.mount_all(mounts, str)
 def table():
     with open("/proc/self/mountinfo", "rb") as file:
         return [line.split() for line in file if os.fsencode(top) in line]
@@ -89,7 +92,7 @@ assert lines[2][4].endswith(b"/a\\\\040b/latin\\xfc"), lines
 boot.unmount_transient(mounts)
 assert [line[4] for line in table()] == [os.fsencode(top) + b"/run"]
 try:
-    boot.mount_all([Mount(f"{top}/x", "no-such-fs", "x", 0)])
+    boot.mount_all([Mount(f"{top}/x", "no-such-fs", "x", 0)], str)
 except OSError as error:
     assert error.filename == f"{top}/x", error
     assert error.errno == 19, error

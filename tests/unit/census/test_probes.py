@@ -14,7 +14,8 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
 from rekernel.checkpoint.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, network
+from rekernel.host import disks, loops, network
+from rekernel.host.loops import Loops
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.memory.region import MIB, Layout, parameters
@@ -216,11 +217,17 @@ def test_canary_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disks, "unsupported", lambda table: ["/srv (xfs on /dev/sdb)"])
+    problems = ["/srv (xfs on /dev/sdb)"]
+    attached = Loops({}, {"/dev/loop3": "of /x, which is gone"})
+    monkeypatch.setattr(loops, "observe", lambda table: attached)
+    monkeypatch.setattr(disks, "unsupported", lambda table, loops: problems)
     monkeypatch.setattr(network, "observe", lambda: None)
     monkeypatch.setattr(network, "unsupported", lambda facts: ["br0 (bridge)"])
     assert probes.mounted(Context())[1] == "not supported yet: /srv (xfs on /dev/sdb)"
     assert probes.links(Context())[1] == "not supported yet: br0 (bridge)"
+    problems.clear()
+    status, words, _ = probes.mounted(Context())
+    assert (status, words) == (Status.WARN, "/dev/loop3, of /x, which is gone, will be gone")
 
     def no_root(table: object) -> None:
         raise BlockedError("the root file system is btrfs (/dev/vda)", "only ext4")

@@ -13,6 +13,7 @@ from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
 from rekernel.host import binds, disks, mounts
 from rekernel.host.devmapper import NoWayBackError, Stack
+from rekernel.host.loops import Loops
 
 TABLE = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro
@@ -42,7 +43,7 @@ def uuid_on(path: str) -> str:
 
 def test_how_they_are_mounted() -> None:
     table = mounts.parse_mountinfo(TABLE)
-    assert disks.unsupported(table) == []
+    assert disks.unsupported(table, Loops()) == []
     assert disks.plan(table) == [
         Mount("/data", "xfs", "", 1024, data="inode64,noquota", uuid="uuid-of-vdb1"),
         Mount(
@@ -62,7 +63,7 @@ def test_how_they_are_mounted() -> None:
 
 def obstacles(*lines: str) -> list[str]:
     root = "21 1 254:0 / / rw - ext4 /dev/root rw"
-    return disks.unsupported(mounts.parse_mountinfo("\n".join([root, *lines]) + "\n"))
+    return disks.unsupported(mounts.parse_mountinfo("\n".join([root, *lines]) + "\n"), Loops())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_disk_that_is_not_told_from_others(blocks: Path, monkeypatch: pytest.M
 def test_parts_of_the_root_are_bind_mounts(recorded: Recorded) -> None:
     # In the sandbox, parts of the root file system are mounted on themselves.
     table = recorded.mounts("redis-server/mountinfo")
-    assert not [line for line in disks.unsupported(table) if "/dev/vda" in line]
+    assert not [line for line in disks.unsupported(table, Loops()) if "/dev/vda" in line]
     assert Mount("/etc/redis", "", "/etc/redis", 4096 | 2 | 1 << 21) in binds.plan(table)
 
 

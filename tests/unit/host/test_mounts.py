@@ -15,6 +15,7 @@ from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
 from rekernel.host import disks, mounts
+from rekernel.host.loops import Loops
 from rekernel.host.mounts import TmpfsPlan
 
 ODD_NAMES = [
@@ -30,7 +31,7 @@ def test_every_name_that_a_mount_can_have(recorded: Recorded) -> None:
     assert [os.fsencode(mount.target) for mount in found] == ODD_NAMES
     assert {mount.fstype for mount in found} == {"tmpfs"}
     assert [mount.source for mount in found] == ["odd"] * 11 + [""]
-    assert disks.unsupported(found) == []
+    assert disks.unsupported(found, Loops()) == []
 
 
 # seq_path() and mangle(): fs/proc_namespace.c.
@@ -63,7 +64,7 @@ def test_this_machine() -> None:
 @on_each_kernel
 def test_a_real_table(recorded: Recorded) -> None:
     table = recorded.mounts()
-    assert disks.unsupported(table) == []
+    assert disks.unsupported(table, Loops()) == []
     root = next(mount for mount in table if mount.target == "/")
     assert (root.fstype, root.source, root.device) == ("ext4", "/dev/vda", "254:0")
     assert root.super_options == ("rw", "errors=remount-ro")

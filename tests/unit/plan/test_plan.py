@@ -13,6 +13,7 @@ import pytest
 from rekernel import plan
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
+from rekernel.host.loops import Loops
 from rekernel.kernel.installed import Kernel
 from rekernel.policy import Policy, load
 from rekernel.systemd.units import Unit
@@ -32,6 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "kernels": [OLD, NEW],
         "running": "6.12.1",
         "mounts": [],
+        "loops": Loops(),
         "links": [],
         "region": None,
         "units": [unit("redis.service", Verdict.CARRIED, 5000)],
@@ -40,8 +42,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(plan, "installed", lambda: facts["kernels"])
     monkeypatch.setattr(plan, "running_release", lambda: facts["running"])
     monkeypatch.setattr(plan, "mounts", SimpleNamespace(observe=list))
-    known = SimpleNamespace(root=lambda table: None, unsupported=lambda table: facts["mounts"])
+    known = SimpleNamespace(
+        root=lambda table: None, unsupported=lambda table, loops: facts["mounts"]
+    )
     monkeypatch.setattr(plan, "disks", known)
+    monkeypatch.setattr(plan, "loops", SimpleNamespace(observe=lambda table: facts["loops"]))
     monkeypatch.setattr(
         plan,
         "network",
@@ -95,6 +100,11 @@ def test_what_cannot_be_set_up_again(machine: dict[str, Any]) -> None:
     machine["mounts"], machine["links"] = ["/srv (xfs on /dev/sdb)"], ["br0 (bridge)"]
     with pytest.raises(BlockedError, match=r"/srv \(xfs on /dev/sdb\), br0 \(bridge\)"):
         plan.make(None, Policy())
+
+
+def test_what_will_be_gone(machine: dict[str, Any]) -> None:
+    machine["loops"] = Loops({}, {"/dev/loop3": "of /x, which is gone"})
+    assert plan.make(None, Policy()).warnings == ("/dev/loop3, of /x, which is gone, will be gone",)
 
 
 def test_region_wanted_and_not_there(machine: dict[str, Any]) -> None:
