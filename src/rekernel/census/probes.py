@@ -19,7 +19,7 @@ from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import RekernelError
-from rekernel.host import disks, loops, mounts, network
+from rekernel.host import disks, loops, mounts, network, sysctls
 from rekernel.host import swap as swap_areas
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
@@ -315,6 +315,17 @@ def mounted(context: Context) -> Answer:
     return _ok("all can be mounted again")
 
 
+def settings(context: Context) -> Answer:
+    """What somebody has changed below /proc/sys is known."""
+    if not sysctls.are_noted():
+        return _warn(
+            "what was changed by hand below /proc/sys is not known, as it was not noted at boot",
+            "set it again after the upgrade, or put it into /etc/sysctl.d",
+        )
+    names = ", ".join(sysctls.changed())
+    return _ok(f"set again, as changed by hand: {names}" if names else "as they were at boot")
+
+
 def links(context: Context) -> Answer:
     """Every network interface can be made again before the restore."""
     problems = network.unsupported(network.observe())
@@ -350,6 +361,7 @@ PROBES: tuple[tuple[str, Probe], ...] = (
     ("page merging", merging),
     ("root file system", root_filesystem),
     ("mounts", mounted),
+    ("settings", settings),
     ("network", links),
     ("PIDs", pids),
 )

@@ -1,7 +1,9 @@
-"""Settings below /proc/sys: what carried programs rely on, and what an administrator tunes."""
+"""Settings below /proc/sys: what carried programs rely on, and what somebody changed."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -32,49 +34,18 @@ _NAMES = (
     "kernel/shmmax",
     "kernel/shmall",
 )
-# What is set by hand and in no file (sysctl -w), and for which nobody wants another kernel's own
-# choice: it has time until systemd has started.
-_TUNED = (
-    "vm/swappiness",
-    "vm/vfs_cache_pressure",
-    "vm/dirty_ratio",
-    "vm/dirty_background_ratio",
-    "vm/dirty_expire_centisecs",
-    "vm/dirty_writeback_centisecs",
-    "vm/panic_on_oom",
-    "net/core/default_qdisc",
-    "net/core/netdev_max_backlog",
-    "net/core/rmem_default",
-    "net/core/wmem_default",
-    "net/ipv4/tcp_congestion_control",
-    "net/ipv4/tcp_fin_timeout",
-    "net/ipv4/tcp_keepalive_intvl",
-    "net/ipv4/tcp_keepalive_probes",
-    "net/ipv4/tcp_keepalive_time",
-    "net/ipv4/tcp_mtu_probing",
-    "net/ipv4/tcp_retries2",
-    "net/ipv4/tcp_slow_start_after_idle",
-    "net/ipv4/tcp_syncookies",
-    "net/ipv4/tcp_tw_reuse",
-    "net/ipv4/conf/all/rp_filter",
-    "net/ipv4/conf/default/rp_filter",
-    "net/ipv4/conf/all/arp_announce",
-    "net/ipv4/conf/all/arp_ignore",
-    "net/ipv6/conf/all/forwarding",
-    "net/ipv6/conf/all/disable_ipv6",
-    "fs/aio-max-nr",
-    "fs/inotify/max_queued_events",
-    "fs/suid_dumpable",
-    "kernel/core_pattern",
-    "kernel/core_uses_pid",
-    "kernel/dmesg_restrict",
-    "kernel/hung_task_timeout_secs",
-    "kernel/panic",
-    "kernel/panic_on_oops",
-    "kernel/perf_event_paranoid",
-    "kernel/sem",
-    "kernel/sysrq",
-    "kernel/unprivileged_userns_clone",
+# What they were when this kernel had started, and the files for them had been applied: a line
+# "PATH:VALUE" each (packaging/systemd/rekernel-settings.service). Whatever is another by now was
+# changed by somebody, and comes from no file; all else is the next kernel's own choice.
+_AT_BOOT = Path("/run/rekernel/settings")
+# Those that the kernel changes by itself, and the host's name, which travels anyway.
+_OWN_WILL = (
+    "kernel/domainname",
+    "kernel/hostname",
+    "kernel/ns_last_pid",
+    "kernel/perf_event_max_sample_rate",
+    "kernel/tainted",
+    "vm/min_free_kbytes",
 )
 
 
@@ -83,27 +54,48 @@ def values() -> dict[str, str]:
     return _read(_NAMES)
 
 
-def tuned() -> dict[str, str]:
-    """The same of what can be set when systemd runs."""
-    return _read(_TUNED)
+def are_noted() -> bool:
+    """Whether it is known what the settings were when this kernel had started."""
+    return _AT_BOOT.exists()
+
+
+def changed() -> dict[str, str]:
+    """The same of what somebody has changed since then, and what can wait until systemd runs.
+
+    Without a note of what they were there is nothing to tell them by.
+    """
+    if not are_noted():
+        return {}
+    then: dict[str, list[str]] = {}
+    for line in _AT_BOOT.read_text(errors="surrogateescape").splitlines():
+        path, _, value = line.partition(":")
+        then.setdefault(os.path.relpath(path, _PROC_SYS), []).append(value)
+    now = _read(then.keys() - {*_NAMES, *_OWN_WILL})
+    # Those of all interfaces are written before those of one.
+    return {
+        name: now[name]
+        for name in sorted(now, key=lambda name: ("/all/" not in name, name))
+        if now[name] != "\n".join(then[name]).strip()
+    }
 
 
 def set_again(wanted: Mapping[str, str]) -> list[str]:
     """Set those that are not as wanted; returns which could not be, in words."""
     problems = []
-    for name, value in _read(wanted).items():
-        if value != wanted[name]:
+    for name, value in wanted.items():
+        # One may have changed others.
+        if _read([name]).get(name, value) != value:
             try:
-                (_PROC_SYS / name).write_text(wanted[name])
+                (_PROC_SYS / name).write_text(value, errors="surrogateescape")
             except OSError as error:
-                problems.append(f"{name} is not {wanted[name]} as before: {error.strerror}")
+                problems.append(f"{name} is not {value} as before: {error.strerror}")
     return problems
 
 
 def _read(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
-        path = _PROC_SYS / name
-        if path.exists():
-            found[name] = path.read_text().strip()
+        # An interface may be gone, and some have no value yet.
+        with contextlib.suppress(OSError):
+            found[name] = (_PROC_SYS / name).read_text(errors="surrogateescape").strip()
     return found

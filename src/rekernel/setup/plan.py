@@ -20,6 +20,7 @@ from rekernel.systemd.units import Unit
 SERVICES = (
     "rekernel-pids.service",
     "rekernel-region.service",
+    "rekernel-settings.service",
     "rekernel-containers.service",
     "rekernel-finish.service",
 )

@@ -39,8 +39,6 @@ class HostFacts:
     network: Network
     hostname: str
     sysctls: dict[str, str]
-    # Those that are set again when systemd runs.
-    tuned: dict[str, str]
     # Sockets, timers and paths that are started again if they are not by then.
     triggers: tuple[str, ...]
     # Text for systemd's --deserialize.
@@ -92,7 +90,6 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
         network=network.describe(network.observe()),
         hostname=os.uname().nodename,
         sysctls=sysctls.values(),
-        tuned=sysctls.tuned(),
         triggers=tuple(unit.name for unit in triggers),
         systemd_header=adoption.header(private_tmps),
         systemd_units={

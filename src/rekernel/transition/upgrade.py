@@ -24,7 +24,7 @@ from rekernel.checkpoint.options import dump_argv
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, binds, conntrack, swap
+from rekernel.host import apparmor, binds, conntrack, swap, sysctls
 from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
@@ -120,6 +120,10 @@ class Upgrade:
             cmdline = staging.new_cmdline(Path("/proc/cmdline").read_text())
             staging.load_kernel(plan.kernel, plan.where, store_file, cmdline, self._undo)
         self._check()
+        # Before some are changed for the upgrade itself.
+        settings = sysctls.changed()
+        if not sysctls.are_noted():
+            self._note("what was changed by hand below /proc/sys is not set again: see check")
         areas = swap.observe()
         if areas:
             with self._events.phase("swap off"):
@@ -225,7 +229,7 @@ class Upgrade:
                 "container_bytes": plan.container_bytes,
                 "connections": connections,
                 "swaps": [[area.name, area.priority] for area in areas],
-                "sysctls": host.tuned,
+                "sysctls": settings,
                 "triggers": host.triggers,
                 "notes": self._notes,
                 "units": [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,45 @@ def test_values_can_be_written_back_as_they_are() -> None:
         assert value == Path("/proc/sys", name).read_text().strip()
 
 
-def test_what_is_tuned_is_set_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "vm/swappiness" in sysctls.tuned()
+def test_what_was_changed_is_set_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (unit,) = Path(__file__).parents[3].glob("packaging/systemd/rekernel-settings.service")
+    _, _, command = unit.read_text().replace("\\\n", "").partition("sh -c '")
+    script = command.partition("'\n")[0]
+    run = tmp_path / "run"
+    words = script.replace("/proc/sys", str(tmp_path)).replace("/run/rekernel", str(run))
     monkeypatch.setattr(sysctls, "_PROC_SYS", tmp_path)
-    (tmp_path / "vm").mkdir()
-    (tmp_path / "vm/swappiness").write_text("60\n")
+    monkeypatch.setattr(sysctls, "_AT_BOOT", run / "settings")
+    assert not sysctls.are_noted()
+    assert sysctls.changed() == {}
+    interfaces = ("all", "default", "aa0")
+    for name in ("vm", "kernel", *(f"net/ipv4/conf/{name}" for name in interfaces)):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "vm/swappiness").write_text("10\n")
     (tmp_path / "vm/dirty_ratio").write_text("20\n")
-    assert sysctls.tuned() == {"vm/swappiness": "60", "vm/dirty_ratio": "20"}
+    (tmp_path / "vm/lines").write_text("a: b\nc\n")
+    (tmp_path / "vm/max_map_count").write_text("1\n")
+    (tmp_path / "kernel/tainted").write_text("0\n")
+    (tmp_path / "kernel/told").write_text("0\n")
+    (tmp_path / "kernel/told").chmod(0o444)
+    for name in interfaces:
+        (tmp_path / f"net/ipv4/conf/{name}/rp_filter").write_text("2\n")
+    subprocess.run(["sh", "-c", words], check=True)
+    assert sysctls.are_noted()
+    assert sysctls.changed() == {}
+    for name in interfaces:
+        (tmp_path / f"net/ipv4/conf/{name}/rp_filter").write_text("0\n")
+    (tmp_path / "vm/swappiness").write_text("60\n")
+    (tmp_path / "vm/lines").write_text("a: b\nd\n")
+    # What travels anyway, what the kernel changes, what nobody can set; and what is new.
+    for name in ("vm/max_map_count", "kernel/tainted", "kernel/told", "vm/new"):
+        (tmp_path / name).write_text("9\n")
+    assert list(sysctls.changed().items()) == [
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/aa0/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+        ("vm/lines", "a: b\nd"),
+        ("vm/swappiness", "60"),
+    ]
     wanted = {"vm/swappiness": "10", "vm/dirty_ratio": "20", "vm/not_here": "1"}
     assert sysctls.set_again(wanted) == []
     assert (tmp_path / "vm/swappiness").read_text() == "10"
