@@ -4,7 +4,7 @@
 #   make demo     the main job in a virtual machine, from nothing
 #   make deb      the Debian package in .cache/dist/
 #   make test     lint, native, unit, vm; or each by itself
-#   make test-all the slow VM test, too
+#   make test-all the slow VM tests, too
 #   make bench    blackout at several sizes, against reboots and the floor
 #   make clean    build results (make clean-all: all caches, too)
 

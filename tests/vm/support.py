@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import socket
@@ -149,6 +150,16 @@ class Guest:
         """What is not as it was."""
         _, output = self.run(["timeout", "60", _STATE, "compare", "/root/state.json", *units])
         return output.strip()
+
+
+def get(connection: socket.socket) -> None:
+    """One of many HTTP requests over a connection."""
+    client = http.client.HTTPConnection("guest")
+    client.sock = connection
+    client.request("GET", "/")
+    answer = client.getresponse()
+    assert answer.status == 200
+    assert answer.read()
 
 
 def run_scenario(name: str) -> runner.Result:

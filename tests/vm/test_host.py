@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import pytest
 
 from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
-from vm.support import NEW, Guest, opened
+from vm.support import NEW, Guest, get, opened
 
 pytestmark = pytest.mark.slow
 
@@ -89,16 +87,6 @@ def links(guest: Guest) -> dict[str, Any]:
         addresses = [item["local"] for item in entry["addr_info"]]
         found[entry["ifname"]] = (*found[entry["ifname"]], addresses)
     return found
-
-
-def get(connection: socket.socket) -> None:
-    """One request of many over a connection."""
-    client = http.client.HTTPConnection("guest")
-    client.sock = connection
-    client.request("GET", "/")
-    answer = client.getresponse()
-    assert answer.status == 200
-    assert answer.read()
 
 
 def mounted(guest: Guest) -> list[list[str]]:

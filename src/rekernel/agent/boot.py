@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from rekernel.handover.manifest import Mount
 
+# Mounted right after the root: programs of the agent lie there.
+EARLY = "/usr"
+
 _NEW_ROOT = "/sysroot"
 # For disks other than that of the root file system, which was there long ago.
 _DISK_LIMIT_S = 10.0
@@ -86,8 +89,7 @@ def switch_root(uuid: str, fstype: str, flags: int, data: str) -> None:
     """Mount the real root and make it /, with /proc, /sys and /dev moved along."""
     device = superblocks.find(uuid)
     os.makedirs(_NEW_ROOT, exist_ok=True)
-    # The kernel parses "ro"/"rw" as a flag only.
-    syscalls.mount(device, _NEW_ROOT, fstype, flags & ~syscalls.MS_RDONLY, data)
+    syscalls.mount(device, _NEW_ROOT, fstype, flags, data)
     initramfs = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     device_number = os.fstat(initramfs).st_dev
     for directory in ("proc", "sys", "dev"):
@@ -151,7 +153,8 @@ def mount_all(mounts: Sequence[Mount], stands: Callable[[str], None]) -> None:
         if item.flags & syscalls.MS_BIND:
             _bind(item)
         elif item.uuid or item.source.startswith("/dev/"):
-            _mount_disk(item)
+            if item.target != EARLY:
+                mount_disk(item.target, item.fstype, item.source, item.flags, item.data, item.uuid)
         else:
             _mount_unbacked(item)
         stands(item.target)
@@ -177,19 +180,21 @@ def protect(mounts: Sequence[Mount]) -> None:
             syscalls.mount("", item.target, "", flags)
 
 
-def _mount_disk(item: Mount) -> None:
+def mount_disk(
+    target: str, fstype: str, source: str, flags: int, data: str, uuid: str, **_: object
+) -> None:
     """One on a disk or a loop device. Whoever has something open there does not return without."""
     try:
-        os.makedirs(item.target, exist_ok=True)
-        device = item.source or superblocks.find(item.uuid, timeout=_DISK_LIMIT_S)
+        os.makedirs(target, exist_ok=True)
+        device = source or superblocks.find(uuid, timeout=_DISK_LIMIT_S)
         try:
-            syscalls.mount(device, item.target, item.fstype, item.flags, item.data)
+            syscalls.mount(device, target, fstype, flags, data)
         except OSError as error:
-            say(f"{item.target} is mounted without its options: {error.strerror}")
-            only = [part for part in item.data.split(",") if part.startswith("subvol=")]
-            syscalls.mount(device, item.target, item.fstype, item.flags, ",".join(only))
+            say(f"{target} is mounted without its options: {error.strerror}")
+            only = [part for part in data.split(",") if part.startswith("subvol=")]
+            syscalls.mount(device, target, fstype, flags, ",".join(only))
     except (OSError, superblocks.NotFoundError) as error:
-        say(f"{item.target} is not mounted: {error}")
+        say(f"{target} is not mounted: {error}")
 
 
 def _bind(item: Mount) -> None:

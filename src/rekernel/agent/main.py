@@ -77,6 +77,8 @@ class _Preparation(threading.Thread):
         devmapper.activate(self._raw["mapped"])
         boot.switch_root(**self._raw["root"])
         self.root_stands = True
+        for item in self._raw["early"]:
+            boot.mount_disk(**item)
         boot.mount_run()
         devmapper.record(self._raw["mapped"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 import socket
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel.agent import processes
+from rekernel import syscalls
+from rekernel.agent import boot, processes
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent, Memory
 from rekernel.handover.store import Entry
@@ -64,13 +66,24 @@ class Store:
 def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> Store:
     """Raises RegionError or OSError."""
     if region is None or config.store is None:
-        fd = os.open(config.store_file, os.O_RDWR | os.O_CLOEXEC)
+        if config.store_mount is None:
+            return _map_file(config.store_file)
+        boot.mount_disk(**dataclasses.asdict(config.store_mount))
         try:
-            return Store(mmap.mmap(fd, 0), config.store_file)
+            return _map_file(config.store_file)
         finally:
-            os.close(fd)
+            # Where it belongs it is mounted with all others.
+            syscalls.umount(config.store_mount.target, syscalls.MNT_DETACH)
     name, size = _map(region, [config.store])
     return Store(dax.map_device(name, size, writable=True), f"/dev/{name}")
+
+
+def _map_file(path: str) -> Store:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return Store(mmap.mmap(fd, 0), path)
+    finally:
+        os.close(fd)
 
 
 def start_pager(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekernel.handover.manifest import Extent, build
+from rekernel.handover.manifest import Extent, Mount, build
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class AgentConfig:
     # The carry region and, inside of it, the store; None for the image back-end.
     region: Extent | None
     store: Extent | None
-    # The store's file on the root file system, for the image back-end; "" with a region.
+    # The store's file, for the image back-end; "" with a region.
     store_file: str
     init: tuple[str, ...]
     # Lets criu probe the kernel once, before the trees are restored in parallel.
@@ -68,6 +68,10 @@ class AgentConfig:
     parameters: dict[str, str] = field(default_factory=dict)
     # Those that file systems lie on, each below those that stand on it.
     mapped: tuple[MappedDevice, ...] = ()
+    # Mounted right after the root, as programs of the agent lie there.
+    early: tuple[Mount, ...] = ()
+    # What the store's file lies in, mounted for that alone; None for the root file system.
+    store_mount: Mount | None = None
 
 
 def dump_config(config: AgentConfig) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.agent import superblocks
+from rekernel.agent import boot, superblocks
 from rekernel.errors import BlockedError
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import Mount
@@ -17,6 +19,7 @@ from rekernel.host.mounts import (
     MOVED_BY_AGENT,
     UNBACKED,
     MountInfo,
+    contains,
     is_bind,
     is_of_others,
     unescape,
@@ -97,6 +100,32 @@ def stack(mounts: Sequence[MountInfo], root_device: str) -> Stack:
     return found
 
 
+def before_others(path: str, mounts: Sequence[MountInfo], at: str) -> tuple[Mount | None, str]:
+    """How the agent gets at a file before anything but the root is mounted.
+
+    What is to be mounted for that, at ``at``, or None; and what the file is called then. Raises
+    BlockedError if it lies on something else than a disk.
+    """
+    path = os.path.realpath(path)
+    there = binds.holder(path, mounts)
+    if there is None:
+        raise BlockedError(f"nobody knows where {path} lies", "try again")
+    inner = os.path.normpath(os.path.join(there.root, os.path.relpath(path, there.target)))
+    planned = {item.target: item for item in plan(mounts) if item.uuid}
+    for mount in mounts:
+        if mount.device != there.device or not contains(mount.root, inner):
+            continue
+        relative = os.path.relpath(inner, mount.root)
+        if mount.target == "/":
+            return None, f"/{relative}"
+        if mount.target in planned:
+            return replace(planned[mount.target], target=at), f"{at}/{relative}"
+    raise BlockedError(
+        f"{path} lies on {there.fstype} ({there.source}), where it is not found at the next boot",
+        "set up a carry region (rekernel setup), which needs no such file",
+    )
+
+
 def _data(mount: MountInfo) -> str:
     return ",".join(item for item in mount.super_options if item not in _NOT_TAKEN)
 
@@ -136,6 +165,8 @@ def _obstacle(mount: MountInfo, mounts: Sequence[MountInfo], loops: Loops) -> st
     if [*map(unescape, mount.super_options)] != [*mount.super_options]:
         return ", with a blank in its options"
     if node(mount.source):
+        if mount.target == boot.EARLY:
+            return ", where the restore's programs lie"
         why = loops.obstacle(mount.source)
         return why and f", {why}"
     return _obstacle_of_device(mount.source)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.agent import boot
 from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
@@ -23,6 +24,8 @@ from rekernel.run import run, start
 from rekernel.transition.undo import UndoList
 
 SCRATCH = Path("/run/rekernel/upgrade")
+# Where the agent mounts the disk of the store's file.
+_STORE_DISK = "/run/rekernel/store"
 INIT = "/sbin/init"
 
 
@@ -80,6 +83,10 @@ def load_kernel(
     if loops.observe(table).usable:
         aliases.append("loop")
     chosen = modules.resolve(kernel.release, aliases)
+    store_mount = None
+    store_path = ""
+    if store_file is not None:
+        store_mount, store_path = disks.before_others(str(store_file), table, _STORE_DISK)
     config = AgentConfig(
         machine_id=machine_id(),
         root=root,
@@ -87,7 +94,9 @@ def load_kernel(
         parameters=initrd.module_parameters(chosen),
         region=Extent(where.whole.start, where.whole.end) if where else None,
         store=Extent(where.store.start, where.store.end) if where else None,
-        store_file=str(store_file or ""),
+        store_file=store_path,
+        store_mount=store_mount,
+        early=tuple(item for item in disks.plan(table) if item.target == boot.EARLY),
         init=(INIT,),
         criu_probe=PROBE,
         prefetch=tuple(_tool_files()),

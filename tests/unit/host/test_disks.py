@@ -61,6 +61,30 @@ def test_how_they_are_mounted() -> None:
     ]  # fmt: skip
 
 
+STORE = """\
+21 1 254:0 /@root / rw,relatime shared:1 - btrfs /dev/vda rw,subvol=/@root
+30 21 254:17 / /data rw,noatime shared:2 - xfs /dev/vdb1 rw,noquota
+31 21 254:17 /state /var/lib rw,noatime shared:2 - xfs /dev/vdb1 rw,noquota
+32 21 254:0 /@root/srv /srv rw shared:1 - btrfs /dev/vda rw,subvol=/@root
+33 21 0:41 / /run rw,nosuid shared:6 - tmpfs tmpfs rw,size=1k
+34 21 7:0 / /i rw - ext4 /dev/loop0 rw
+"""
+
+
+def test_where_a_file_is_found_before_all_is_mounted() -> None:
+    table = mounts.parse_mountinfo(STORE)
+    at = "/run/rekernel/store"
+    disk = Mount(at, "xfs", "", 1024, data="noquota", uuid="uuid-of-vdb1")
+    assert disks.before_others("/var/cache/x", table, at) == (None, "/var/cache/x")
+    assert disks.before_others("/srv/x/y", table, at) == (None, "/srv/x/y")
+    assert disks.before_others("/data/x", table, at) == (disk, f"{at}/x")
+    assert disks.before_others("/var/lib/x/y", table, at) == (disk, f"{at}/state/x/y")
+    with pytest.raises(BlockedError, match=r"/run/x lies on tmpfs \(tmpfs\), where it is not"):
+        disks.before_others("/run/x", table, at)
+    with pytest.raises(BlockedError, match="loop0"):
+        disks.before_others("/i/x", table, at)
+
+
 def obstacles(*lines: str) -> list[str]:
     root = "21 1 254:0 / / rw - ext4 /dev/root rw"
     return disks.unsupported(mounts.parse_mountinfo("\n".join([root, *lines]) + "\n"), Loops())
@@ -70,6 +94,15 @@ def obstacles(*lines: str) -> list[str]:
     ("line", "words"),
     [
         ("0:50 / /net rw - nfs4 host:/x rw", "/net (nfs4 on host:/x)"),
+        (
+            "7:0 / /usr ro - squashfs /dev/loop0 ro",
+            "/usr (squashfs on /dev/loop0, where the restore's programs lie)",
+        ),
+        (
+            "7:0 / /x ro - squashfs /dev/loop0 ro",
+            "/x (squashfs on /dev/loop0, which is attached to nothing)",
+        ),
+        ("8:1 / /x ro - squashfs /dev/sda1 ro", "/x (squashfs on /dev/sda1)"),
         ("0:50 / /x rw - btrfs none rw,subvol=/", "/x (btrfs on none, no disk)"),
         (
             "8:1 /a /x rw - ext4 /dev/sda1 rw",
