@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from rekernel.checkpoint.externals import Descriptor
+from rekernel.host import packetfilter
 from rekernel.host.mounts import MountInfo, parse_mountinfo
 from rekernel.host.network import NetworkFacts
+from rekernel.host.packetfilter import PacketFilter
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Recorded:
                 for route in self.json(f"{name}/route{family[1]}.json")
             ],
             neighbours=self.json(f"{name}/neighbour.json"),
-            ruleset=self.text(f"{name}/ruleset.nft"),
+            filter=PacketFilter(dict(packetfilter.split(self.text(f"{name}/ruleset.nft")))),
         )
 
     def descriptors(self, name: str) -> list[Descriptor]:

@@ -51,10 +51,12 @@ def _rename(links: Sequence[Link], timeout: float = 10.0) -> None:
             fcntl.ioctl(sock, _SIOCSIFNAME, request)
 
 
-def set_up(network: Network) -> None:
-    """Lock first, then bring everything up. Raises ProgramFailedError."""
-    rules = network.ruleset + network.lock_rules
-    processes.wait(processes.feed(["nft", "-f", "-"], rules.encode(), log=_LOG), "nft")
+def set_up(network: Network) -> list[str]:
+    """Lock first, then bring everything up; returns what is missing, in words.
+
+    Raises ProgramFailedError if there is no lock.
+    """
+    _feed(["nft", "-f", "-"], network.lock_rules)
     syscalls.set_link_up("lo")
     _rename(network.links)
     for family, text in (("", network.batch), *network.rules.items()):
@@ -67,14 +69,40 @@ def set_up(network: Network) -> None:
             processes.wait(processes.feed(argv, text.encode(), log=_LOG), "ip")
         except processes.ProgramFailedError:
             say(f"some network settings were refused, see {_LOG}")
+    # Rules may name interfaces that must exist.
+    return _load(network)
+
+
+def _load(network: Network) -> list[str]:
+    """The packet filter, or all of it that this kernel takes: without it nobody must be lost."""
+    missing = []
+    try:
+        if network.tables:
+            _feed(["nft", "-f", "-"], "".join(network.tables.values()))
+    except processes.ProgramFailedError:
+        for name, text in network.tables.items():
+            try:
+                _feed(["nft", "-f", "-"], text)
+            except processes.ProgramFailedError:
+                missing.append(f"table {name} of the packet filter")
+    for program, text in network.saved.items():
+        try:
+            _feed([program], text)
+        except (OSError, processes.ProgramFailedError):
+            missing.append(f"the packet filter's rules of {program}")
+    for what in missing:
+        say(f"{what} could not be loaded, see {_LOG}")
+    return missing
+
+
+def _feed(argv: list[str], text: str) -> None:
+    processes.wait(processes.feed(argv, text.encode(), log=_LOG), argv[0])
 
 
 def unlock(network: Network) -> None:
     """Let packets through, whatever else the rules for that want and the kernel may not have."""
     try:
-        processes.wait(
-            processes.feed(["nft", "-f", "-"], network.unlock_rules.encode(), log=_LOG), "nft"
-        )
+        _feed(["nft", "-f", "-"], network.unlock_rules)
     except processes.ProgramFailedError:
         say(f"containers are not protected until they are back, see {_LOG}")
         give_up()

@@ -135,7 +135,9 @@ def _restore(
     try:
         with timeline.phase("settings"):
             _apply_settings(manifest)
-        between = _set_up_host(manifest, reader, region, store, timeline)
+        missing: list[str] = []
+        between = _set_up_host(manifest, reader, region, store, timeline, missing)
+        result["missing"] = missing
         journal = restore.listen_journal()
         with timeline.phase("criu's probe"):
             _wait_for_probe(probe)
@@ -188,10 +190,14 @@ def _set_up_host(
     region: DaxRegion | None,
     store: memory.Store,
     timeline: Timeline,
+    missing: list[str],
 ) -> links.Links:
-    """All that the restore needs, the network beside the rest as it mostly waits."""
+    """All that the restore needs, the network beside the rest as it mostly waits.
+
+    ``missing`` gets what is not as before, in words.
+    """
     tracked = reader.read(CONNTRACK_BLOB) if CONNTRACK_BLOB in reader else b""
-    upping = Beside(functools.partial(_set_up_network, manifest.network, tracked))
+    upping = Beside(functools.partial(_set_up_network, manifest.network, tracked, missing))
     try:
         with timeline.phase("mounts"):
             attached = loops.Loops(manifest.loops)
@@ -215,8 +221,8 @@ def _set_up_host(
     return between
 
 
-def _set_up_network(found: Network, tracked: bytes) -> None:
-    network.set_up(found)
+def _set_up_network(found: Network, tracked: bytes, missing: list[str]) -> None:
+    missing += network.set_up(found)
     if tracked:
         try:
             conntrack.restore(tracked, found.conntrack_max)

@@ -96,13 +96,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """How to set up the network; texts are input for ``nft -f`` and ``ip -batch``."""
+    """How to set up the network: rules and ``tables`` ("FAMILY NAME" -> text) are input for
+    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` for the programs by which it goes.
+    """
 
     lock_rules: str
     unlock_rules: str
-    ruleset: str
+    tables: dict[str, str]
     links: tuple[Link, ...]
     batch: str
+    saved: dict[str, str] = field(default_factory=dict)
     # Routing rules: "-4" or "-6" -> input for ``ip FAMILY -batch``, which knows no other way.
     rules: dict[str, str] = field(default_factory=dict)
     # How many connections the packet filter may remember; 0 if it remembers none.

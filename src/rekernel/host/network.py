@@ -1,18 +1,19 @@
-"""The network as it stands, written out as input for ``ip -batch`` and ``nft -f``.
+"""The network as it stands, written out as input for ``ip -batch``.
 
-Facts come from iproute2's and nft's JSON. What is not a link with addresses, routes and
+Facts come from iproute2's JSON. What is not a link with addresses, routes and
 neighbours is named by :func:`unsupported`, never left out silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rekernel.handover.manifest import Link, Network
-from rekernel.host import conntrack, virtual_links
+from rekernel.host import conntrack, packetfilter, virtual_links
+from rekernel.host.packetfilter import PacketFilter
 from rekernel.podman.containers import is_namespace
 from rekernel.run import run, run_json
 
@@ -63,22 +64,19 @@ _RULE_PARTS = {
 # What an interface gets by itself (net.core.default_qdisc).
 _DEFAULT_QDISCS = ("noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "pfifo")
 
-# Of podman's netavark, which makes it anew with the first container.
-_TABLES_OF_OTHERS = ("inet netavark",)
-
 # IFA_F_*/route protocols that the kernel makes by itself when an address appears.
 _KERNEL_ROUTES = ("kernel", "ra", "redirect")
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkFacts:
-    """What iproute2 says; the lists are its JSON."""
+    """What iproute2 says; the lists are its JSON. And the packet filter."""
 
     links: list[dict[str, Any]]
     addresses: list[dict[str, Any]]
     routes: list[dict[str, Any]]
     neighbours: list[dict[str, Any]]
-    ruleset: str
+    filter: PacketFilter
     # Policy routing of each family, and what else would be missed.
     rules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     qdiscs: list[dict[str, Any]] = field(default_factory=list)
@@ -110,7 +108,7 @@ def observe() -> NetworkFacts:
             *run_json(["ip", "-json", "neighbour", "show"]),
             *run_json(["ip", "-json", "neighbour", "show", "proxy"]),
         ],
-        ruleset=run(["nft", "-s", "list", "ruleset"]),
+        filter=packetfilter.observe(),
         rules={family: run_json(["ip", "-json", family, "rule", "show"]) for family in _FAMILIES},
         qdiscs=run_json(["tc", "-json", "qdisc", "show"]),
         others=tuple(_observe_others()),
@@ -154,7 +152,7 @@ def unsupported(facts: NetworkFacts) -> list[str]:
     for qdisc in facts.qdiscs:
         if qdisc["kind"] not in _DEFAULT_QDISCS:
             found.append(f"traffic control on {qdisc['dev']} ({qdisc['kind']})")
-    return [*found, *facts.others]
+    return [*found, *facts.filter.problems, *facts.others]
 
 
 def describe(facts: NetworkFacts) -> Network:
@@ -208,7 +206,8 @@ def describe(facts: NetworkFacts) -> Network:
     return Network(
         lock_rules=LOCK_RULES,
         unlock_rules=UNLOCK_RULES,
-        ruleset=_without_tables(facts.ruleset, _TABLES_OF_OTHERS),
+        tables=facts.filter.tables,
+        saved=facts.filter.saved,
         links=tuple(links),
         batch="\n".join(lines) + "\n",
         rules={family: _rules(family, rules) for family, rules in facts.rules.items()},
@@ -231,18 +230,6 @@ def _own_links(facts: NetworkFacts) -> list[dict[str, Any]]:
         if master and {name for name in masters if masters[name] == master} <= ends
     }
     return [link for link in facts.links if link["ifname"] not in ends | bridges]
-
-
-def _without_tables(ruleset: str, names: Collection[str]) -> str:
-    """As nft lists it, without these tables."""
-    kept = []
-    inside = False
-    for line in ruleset.splitlines(keepends=True):
-        inside = inside or line.rstrip(" {\n") in {f"table {name}" for name in names}
-        if not inside:
-            kept.append(line)
-        inside = inside and line != "}\n"
-    return "".join(kept)
 
 
 def _rules(family: str, rules: list[dict[str, Any]]) -> str:

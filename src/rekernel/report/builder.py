@@ -167,14 +167,19 @@ def carried_over(
         for item in old.get("units", [])
     ]
     lost = [item for item in units if item["verdict"] == "carried" and not item["kept"]]
-    outcome = FAILED if failed else DEGRADED if lost else DONE
+    missing = agent.get("missing", [])
+    outcome = FAILED if failed else DEGRADED if lost or missing else DONE
     error = hint = ""
     if failed:
         error = str(agent.get("reason", "the agent did not finish"))
         hint = "the machine was booted normally; the kernel log has the agent's messages"
     elif lost:
-        error = f"not carried over: {', '.join(item['unit'] for item in lost)}"
+        names = [item["unit"] for item in lost]
+        error = f"not carried over: {', '.join([*names, *missing])}"
         hint = "started afresh where systemd knows how to; criu's logs are kept beside this report"
+    elif missing:
+        error = f"not carried over: {', '.join(missing)}"
+        hint = "see network.log beside this report, and load it again: systemctl restart nftables"
     frozen, resumed = agent.get("frozen_ns"), agent.get("resumed_ns")
     return {
         "schema": SCHEMA,

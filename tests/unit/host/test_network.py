@@ -15,6 +15,7 @@ from recorded import NEW, OLD, Recorded, on_each_kernel
 from rekernel.handover.manifest import Link
 from rekernel.host import network
 from rekernel.host.network import NetworkFacts
+from rekernel.host.packetfilter import PacketFilter
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -35,7 +36,12 @@ def test_a_plain_server(recorded: Recorded) -> None:
         "route replace unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
         f"neighbour replace 10.77.0.1 lladdr {gateway} dev enp0s2 nud stale",
     ]
-    assert described.ruleset == ""
+    assert described.tables == {}
+
+
+def test_what_the_packet_filter_lacks_is_named() -> None:
+    facts = NetworkFacts([], [], [], [], PacketFilter(problems=("table arp filter (x)",)))
+    assert network.unsupported(facts) == ["table arp filter (x)"]
 
 
 @on_each_kernel
@@ -75,7 +81,7 @@ def test_a_busy_router(recorded: Recorded) -> None:
 def test_an_interface_that_is_down_stays_down(recorded: Recorded) -> None:
     facts = recorded.network("net")
     link = facts.links[1]
-    down = NetworkFacts([link | {"flags": ["BROADCAST"]}], [], [], [], "")
+    down = NetworkFacts([link | {"flags": ["BROADCAST"]}], [], [], [], PacketFilter())
     assert network.describe(down).batch == "link set dev enp0s2 mtu 1500 addrgenmode none down\n"
 
 
@@ -104,11 +110,11 @@ run(["ip", "link", "add", "enp0s2", "address", described.links[0].mac,
      "type", "veth", "peer", "name", "far"])
 run(["ip", "link", "set", "far", "up"])
 run(["ip", "link", "set", "enp0s2", "addrgenmode", "none"])
-run(["nft", "-f", "-"], stdin=described.ruleset + described.lock_rules)
+run(["nft", "-f", "-"], stdin="".join(described.tables.values()) + described.lock_rules)
 run(["ip", "-batch", "-"], stdin=described.batch)
 run(["nft", "-f", "-"], stdin=described.unlock_rules)
 network.lock()
-assert "rekernel_lock" in network.observe().ruleset
+assert "inet rekernel_lock" in network.observe().filter.tables
 network.unlock()
 network.unlock()
 facts = network.observe()
@@ -116,8 +122,8 @@ links = [link for link in facts.links if link["ifname"] != "far"]
 for link in links:
     link.pop("linkinfo", None)
 again = network.describe(network.NetworkFacts(
-    links, facts.addresses, facts.routes, facts.neighbours, facts.ruleset))
-assert again.ruleset == described.ruleset, again.ruleset
+    links, facts.addresses, facts.routes, facts.neighbours, facts.filter))
+assert again.tables == described.tables, again.tables
 def lines(batch):
     # Lifetimes run; neighbours come in no particular order.
     return sorted(line.partition(" valid_lft")[0] for line in batch.splitlines())
@@ -205,20 +211,18 @@ CONTAINERS = Path(__file__).parents[2] / "fixtures" / "podman"
 
 
 def test_what_podman_makes_again_is_left_to_it() -> None:
-    other = "table inet mine {\n\tchain input {\n\t\ttype filter hook input priority 0;\n\t}\n}\n"
     facts = NetworkFacts(
         links=json.loads((CONTAINERS / "link.json").read_text()),
         addresses=[{"ifname": "podman0", "addr_info": [{"local": "10.88.0.1", "prefixlen": 16}]}],
         routes=[],
         neighbours=[],
-        ruleset=other + (CONTAINERS / "ruleset.nft").read_text() + other,
+        filter=PacketFilter(),
         namespaces={0: "netns-1c4ab884-b9a2-a182-be30-46e3a1a8182f"},
     )
     assert network.unsupported(facts) == []
     described = network.describe(facts)
     assert "podman0" not in described.batch
     assert "veth0" not in described.batch
-    assert described.ruleset == other * 2
     # Somebody else's namespace does not come back by itself.
     theirs = dataclasses.replace(facts, namespaces={0: "blue"})
     assert "veth0 (veth)" in network.unsupported(theirs)

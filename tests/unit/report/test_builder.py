@@ -87,6 +87,15 @@ def test_a_tree_that_was_not_restored(agent: dict[str, Any]) -> None:
     assert report["error"] == "not carried over: nginx.service"
 
 
+def test_what_the_next_kernel_did_not_take(agent: dict[str, Any]) -> None:
+    agent["missing"] = ["table inet x of the packet filter"]
+    report = builder.carried_over(agent, after(agent), drain=DRAIN)
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    assert report["error"] == "not carried over: table inet x of the packet filter"
+    agent["trees"][0]["failure"] = "no"
+    assert "service, table inet x" in builder.carried_over(agent, after(agent))["error"]
+
+
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
