@@ -24,7 +24,7 @@ from rekernel.host import swap, sysctls
 from rekernel.memory import region
 from rekernel.podman.checkpoint import WANTED
 from rekernel.podman.containers import is_container
-from rekernel.podman.restore import RESULT, forget
+from rekernel.podman.restore import RESULT, forget, unlock
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command
@@ -104,7 +104,12 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
         _wait_for_exit(int(state.get("pid", 0)))
     _settle()
     reason = str(agent.get("reason", "no reason given"))
-    _record(history, builder.not_carried(_attempt_of(agent, history), reason))
+    # Their images are on a disk.
+    trees, notes = _containers()
+    for item in trees:
+        became = item["failure"] or "it was carried over all the same"
+        notes.append(f"container {item['name']}: {became}")
+    _record(history, builder.not_carried(_attempt_of(agent, history), reason, notes))
 
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
@@ -163,9 +168,21 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
 
 
 def _add_containers(agent: dict[str, Any]) -> list[str]:
-    """What became of podman's, as trees of the agent; returns how long they stood still, in words.
+    """Podman's as trees of the agent; returns how long they stood still, in words."""
+    trees, notes = _containers()
+    agent["trees"] = [*agent.get("trees", []), *trees]
+    return notes + [
+        f"container {item['name']} ran again "
+        f"{(item['resumed_ns'] - agent['frozen_ns']) / 1e9:.1f} s after the freeze"
+        for item in trees
+        if not item["failure"]
+    ]
 
-    Waits for rekernel-containers.service.
+
+def _containers() -> tuple[list[dict[str, Any]], list[str]]:
+    """The containers that rekernel-containers.service restored, and what is missing, in words.
+
+    Waits for that.
     """
     deadline = time.monotonic() + _BOOT_S
     while Path(WANTED).exists():
@@ -174,16 +191,12 @@ def _add_containers(agent: dict[str, Any]) -> list[str]:
         if too_late or state not in ("inactive", "activating"):
             break
         time.sleep(_UNITS_POLL)
+    notes = []
+    if Path(WANTED).exists():
+        unlock()
+        notes.append(f"{_CONTAINERS} did not bring all containers back: see its journal")
     result = brownout.read_json(RESULT)
-    if result is None:
-        return []
-    agent["trees"] = [*agent.get("trees", []), *result["trees"]]
-    return [
-        f"container {item['name']} ran again "
-        f"{(item['resumed_ns'] - agent['frozen_ns']) / 1e9:.1f} s after the freeze"
-        for item in result["trees"]
-        if not item["failure"]
-    ]
+    return (result["trees"] if result else []), notes
 
 
 def _turn_swap_on(agent: dict[str, Any]) -> list[str]:

@@ -24,29 +24,50 @@ _LIMIT_S = 600
 def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
     """Bring them all back and write down what came of it; returns how many failed.
 
-    The result has a member of the report's ``trees`` for each container. Raises RekernelError if
-    the list cannot be read.
+    The result has a member of the report's ``trees`` for each container. Goes on where a run that
+    was killed has ended. Raises RekernelError if the list cannot be read.
     """
     try:
         lists = json.loads(wanted.read_text())
     except (OSError, ValueError) as error:
         raise RekernelError(f"{wanted}: {error}", "podman start --all") from None
-    trees = []
+    trees = _restored_before(result)
     try:
         if lists["restore"]:
             # Without a filter for bridges they may meet a moment too early.
             run(["nft", "-f", "-"], stdin=lists["bridge_rules"], check=False)
-        trees = [_restore(item) for item in lists["restore"]]
+        for item in lists["restore"]:
+            if item["unit"] not in [tree["unit"] for tree in trees]:
+                trees.append(_restore(item))
+                _write(result, trees)
     finally:
-        for family in ("inet", "bridge"):
-            run(["nft", "delete", "table", family, TABLE], check=False)
+        unlock()
     for item in lists["start"]:
         _start(item)
-    result.write_text(json.dumps({"schema": 1, "trees": trees}) + "\n")
     # Once is enough.
     wanted.unlink()
     LEFT.unlink(missing_ok=True)
     return sum(bool(item["failure"]) for item in trees)
+
+
+def _restored_before(result: Path) -> list[dict[str, Any]]:
+    try:
+        trees: list[dict[str, Any]] = json.loads(result.read_text())["trees"]
+    except FileNotFoundError:
+        return []
+    return trees
+
+
+def _write(result: Path, trees: list[dict[str, Any]]) -> None:
+    whole = result.with_suffix(".new")
+    whole.write_text(json.dumps({"schema": 1, "trees": trees}) + "\n")
+    whole.rename(result)
+
+
+def unlock() -> None:
+    """Let everybody get to them again."""
+    for family in ("inet", "bridge"):
+        run(["nft", "delete", "table", family, TABLE], check=False)
 
 
 def _start(item: Mapping[str, Any]) -> None:
@@ -73,9 +94,11 @@ def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
     try:
         run(argv, timeout=_LIMIT_S)
     except RekernelError as error:
-        failure = f"podman could not restore it: {_cause(item) or error.message}"
-        _keep_log(item, log)
-        _start_afresh(item)
+        # Podman goes on if who started it is killed: then it has come back meanwhile.
+        if not _is_back(item["id"]):
+            failure = f"podman could not restore it: {_cause(item) or error.message}"
+            _keep_log(item, log)
+            _start_afresh(item)
     return {
         "name": item["name"],
         "unit": item["unit"],
@@ -107,9 +130,19 @@ def _start_afresh(item: Mapping[str, Any]) -> None:
     _start(item)
 
 
+def _is_back(container: str) -> bool:
+    state = _state_of(container)
+    return bool(state.get("Running") and state.get("Restored"))
+
+
 def _pid_of(container: str) -> int:
     """Its first process; 0 if it does not run."""
+    return int(_state_of(container).get("Pid", 0))
+
+
+def _state_of(container: str) -> dict[str, Any]:
     with suppress(RekernelError, LookupError):
         shown = run_json(["podman", "inspect", "--type", "container", container])
-        return int(shown[0]["State"]["Pid"])
-    return 0
+        state: dict[str, Any] = shown[0]["State"]
+        return state
+    return {}

@@ -241,11 +241,14 @@ def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def not_carried(attempt: Mapping[str, Any], reason: str) -> dict[str, Any]:
+def not_carried(
+    attempt: Mapping[str, Any], reason: str, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The report after a jump from which nothing came over: the machine booted normally."""
     return _bare(attempt) | {
         "error": f"nothing was carried over: {reason}",
         "hint": "every service was started afresh; the kernel log has the agent's messages",
+        "notes": list(notes),
     }
 
 

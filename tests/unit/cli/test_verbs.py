@@ -270,10 +270,14 @@ def test_finish_leaves_what_containers_are_restored_from(
         path.touch()
     monkeypatch.setattr(finish, "WANTED", str(path))
     monkeypatch.setattr(finish, "forget", lambda: forgotten.append(True))
-    text = json.dumps({"schema": 1, "handover": "failed", "reason": "it stood still"})
+    trees = [{"name": "web", "failure": ""}, {"name": "db", "failure": "podman could not"}]
+    monkeypatch.setattr(finish, "_containers", lambda: (trees if wanted else [], []))
+    text = json.dumps({"schema": 1, "id": ID, "handover": "failed", "reason": "it stood still"})
     (run_directory / "agent.json").write_text(text)
     assert finish.run(NO_ARGUMENTS) == 0
     assert bool(forgotten) != wanted
+    notes = ["container web: it was carried over all the same", "container db: podman could not"]
+    assert history.get(ID)["notes"] == (notes if wanted else [])
 
 
 @pytest.mark.parametrize("handover", ["refused", "failed"])

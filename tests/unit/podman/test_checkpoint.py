@@ -125,6 +125,26 @@ def test_one_that_cannot_be_restored(
     assert ["nft", "delete", "table", "inet", "rekernel_containers"] in podman.asked
 
 
+def test_goes_on_where_it_was_killed(
+    wanted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    podman = Podman("restore")
+    state = {"Running": True, "Restored": True}
+    monkeypatch.setattr(restore, "_state_of", lambda name: state)
+    monkeypatch.setattr(restore, "run", podman.run)
+    # Podman had gone on by itself.
+    assert restore.run_all(wanted, tmp_path / "result") == 0
+    (tree,) = json.loads((tmp_path / "result").read_text())["trees"]
+    assert tree["failure"] == ""
+    # Killed between the two.
+    wanted.write_text(checkpoint.wanted([container(tmp_path)], [container(tmp_path, "other")]))
+    podman.asked.clear()
+    assert restore.run_all(wanted, tmp_path / "result") == 0
+    assert json.loads((tmp_path / "result").read_text())["trees"] == [tree]
+    assert "restore" not in [word for words in podman.asked for word in words]
+    assert not wanted.exists()
+
+
 def test_no_list(tmp_path: Path) -> None:
     with pytest.raises(RekernelError, match="nowhere") as error:
         restore.run_all(tmp_path / "nowhere")
