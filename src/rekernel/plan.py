@@ -10,11 +10,11 @@ from rekernel.census import attempt
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
+from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.host import disks, loops, mounts, network
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
-from rekernel.podman.containers import Container
 from rekernel.policy import Policy
 from rekernel.systemd.units import running_units
 

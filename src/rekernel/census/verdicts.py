@@ -23,8 +23,8 @@ from rekernel.checkpoint.unixsockets import (
     leading_out,
     sent_to_init,
 )
-from rekernel.podman import containers
-from rekernel.podman.containers import Container
+from rekernel.containers import podman
+from rekernel.containers.model import Container
 from rekernel.policy import Policy
 from rekernel.systemd import logins, unitfiles
 from rekernel.systemd.logins import Login
@@ -181,7 +181,7 @@ def _judge_container(
     name = f"container {container.name}"
     why, remedy = container.obstacle, container.remedy
     if not why:
-        why, remedy = containers.runtime_obstacle()
+        why, remedy = podman.runtime_obstacle()
     if not why:
         obstacle = obstacles.find(list(processes))
         if obstacle is not None:
@@ -218,7 +218,7 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     are_logins = {unit.name for unit in units if unit.is_login}
     lending = [(name, root) for name, root in each if name in are_logins]
     harmless = {*journal_streams(sockets), *sent_to_init(sockets)}
-    of_podman = containers.observe(processes_by_unit)
+    of_podman = podman.observe(processes_by_unit)
     # The monitor of a container has the other ends of its pipes, and comes back with it.
     everyone = parents.keys() - {item.monitor for item in of_podman.values()}
     common = sharing.find(each, everyone, harmless, lending)

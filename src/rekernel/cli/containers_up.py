@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rekernel.cli.common import VerbParsers, add_verb, require_root
-from rekernel.podman import restore
+from rekernel.containers import restore
 
 
 def add_parser(subparsers: VerbParsers) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 from rekernel.census import attempt, brownout, pager
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.cli.in_unit import new_id
+from rekernel.containers.checkpoint import WANTED
+from rekernel.containers.model import is_container
+from rekernel.containers.restore import RESULT, forget, unlock
 from rekernel.errors import RekernelError
 from rekernel.host import swap, sysctls
 from rekernel.memory import region
-from rekernel.podman.checkpoint import WANTED
-from rekernel.podman.containers import is_container
-from rekernel.podman.restore import RESULT, forget, unlock
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.containers.podman import is_own_mount
 from rekernel.handover.manifest import Mount
-from rekernel.podman.containers import is_own_mount
 from rekernel.run import run
 
 # Kernel interfaces: mounted afresh, as a unit's own mount namespace may hold copies of them.

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rekernel.containers.podman import is_namespace
 from rekernel.handover.manifest import Link, Network
 from rekernel.host import conntrack, packetfilter, virtual_links
 from rekernel.host.packetfilter import PacketFilter
-from rekernel.podman.containers import is_namespace
 from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"

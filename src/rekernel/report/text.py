@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rekernel.podman.containers import is_container
+from rekernel.containers.model import is_container
 from rekernel.report.layout import (
     PLAIN,
     Paint,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel.podman.containers import is_container
+from rekernel.containers.model import is_container
 from rekernel.run import run
 
 _PROPERTIES = (

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 from rekernel.census.verdicts import Verdict
+from rekernel.containers import checkpoint
+from rekernel.containers.checkpoint import WANTED
+from rekernel.containers.podman import LEFT
 from rekernel.handover.manifest import Network
 from rekernel.plan import Plan, resident
-from rekernel.podman import checkpoint
-from rekernel.podman.checkpoint import WANTED
-from rekernel.podman.containers import LEFT
 from rekernel.run import run
 from rekernel.transition import room
 from rekernel.transition.dumps import DumpJob

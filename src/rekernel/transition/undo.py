@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.checkpoint import handles, repair
+from rekernel.containers import checkpoint
 from rekernel.host import apparmor, network, swap
-from rekernel.podman import checkpoint
 from rekernel.run import run
 
 STATE = Path("/run/rekernel/undo.json")

@@ -5,46 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rekernel.containers.model import SCOPE, Container
 from rekernel.run import CommandNotFoundError, run, run_json
 
-_SCOPE = re.compile(r"libpod-([0-9a-f]{64})\.scope$")
 # What podman keeps on disk; what it mounts and writes there is its own business.
 STORAGE = "/var/lib/containers/storage/"
 # Paths of what a checkpoint of ours writes there: one that podman makes by itself is not touched.
 LEFT = Path("/var/lib/rekernel/containers.json")
 _NAMESPACE = re.compile(r"netns-[0-9a-f-]{36}$")
 _NAMESPACES = "/run/netns"
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """``directory``: podman's files of it. ``status``: its networks, as podman's restore wants to
-    read them. ``obstacle`` and ``remedy``: why it cannot be carried, "" if it can.
-    """
-
-    id: str
-    name: str
-    unit: str
-    pid: int
-    monitor: int
-    directory: Path
-    addresses: tuple[str, ...] = ()
-    status: Mapping[str, Any] | None = None
-    obstacle: str = ""
-    remedy: str = ""
-    # Started with --rm: podman removes it when it stops.
-    fleeting: bool = False
-    # Published on the machine: (protocol, port).
-    ports: tuple[tuple[str, int], ...] = ()
-
-
-def is_container(unit: str) -> bool:
-    """Whether a unit is the scope in which podman runs a container."""
-    return bool(_SCOPE.match(unit))
 
 
 def is_namespace(name: str) -> bool:
@@ -62,7 +34,7 @@ def is_own_mount(target: str) -> bool:
 
 def observe(units: Iterable[str]) -> dict[str, Container]:
     """By the name of their scope, of ``units``. Raises CommandFailedError."""
-    ids = [match[1] for unit in units if (match := _SCOPE.match(unit))]
+    ids = [match[1] for unit in units if (match := SCOPE.match(unit))]
     if not ids:
         return {}
     try:

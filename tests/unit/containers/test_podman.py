@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rekernel.podman import containers
+from rekernel.containers import podman
 from rekernel.run import CommandNotFoundError
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "podman" / "inspect.json"
@@ -23,7 +23,7 @@ def raw() -> dict[str, Any]:
 
 
 def test_one_that_can_be_carried(raw: dict[str, Any]) -> None:
-    found = containers.parse(raw)
+    found = podman.parse(raw)
     assert (found.name, found.unit, found.pid, found.monitor) == ("web", SCOPE, 577, 574)
     assert found.directory.name == "userdata"
     assert found.addresses == ("10.88.0.2",)
@@ -64,7 +64,7 @@ def test_why_not(raw: dict[str, Any], place: tuple[str, ...], value: object, wor
     for name in path:
         inner = inner[name]
     inner[last] = value
-    found = containers.parse(raw)
+    found = podman.parse(raw)
     assert words in found.obstacle
     assert bool(found.obstacle) == bool(found.remedy) == bool(words)
 
@@ -74,10 +74,10 @@ def test_a_checkpoint_of_podman_itself(
 ) -> None:
     raw["StaticDir"] = str(tmp_path)
     (tmp_path / "checkpoint").mkdir()
-    assert containers.parse(raw).obstacle == "podman has a checkpoint of it"
+    assert podman.parse(raw).obstacle == "podman has a checkpoint of it"
     # What an attempt of ours has left stands in nobody's way.
-    monkeypatch.setattr(containers, "left_behind", lambda: [str(tmp_path / "checkpoint")])
-    assert containers.parse(raw).obstacle == ""
+    monkeypatch.setattr(podman, "left_behind", lambda: [str(tmp_path / "checkpoint")])
+    assert podman.parse(raw).obstacle == ""
 
 
 def test_only_what_runs_is_asked_for(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any]) -> None:
@@ -87,13 +87,13 @@ def test_only_what_runs_is_asked_for(monkeypatch: pytest.MonkeyPatch, raw: dict[
         asked.append(argv)
         return [raw]
 
-    monkeypatch.setattr(containers, "run_json", run_json)
-    monkeypatch.setattr(containers, "run", lambda argv: f"{ID}\n{'0' * 64}\n")
+    monkeypatch.setattr(podman, "run_json", run_json)
+    monkeypatch.setattr(podman, "run", lambda argv: f"{ID}\n{'0' * 64}\n")
     units = ["ssh.service", SCOPE, f"libpod-{'1' * 64}.scope", f"libpod-conmon-{ID}.scope"]
-    assert [*containers.observe(units)] == [SCOPE]
+    assert [*podman.observe(units)] == [SCOPE]
     assert asked == [["podman", "inspect", "--type", "container", ID]]
     asked.clear()
-    assert containers.observe(["ssh.service"]) == {}
+    assert podman.observe(["ssh.service"]) == {}
     assert asked == []
 
 
@@ -101,9 +101,9 @@ def test_without_podman(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(argv: list[str]) -> str:
         raise CommandNotFoundError(argv[0])
 
-    monkeypatch.setattr(containers, "run", missing)
-    assert containers.observe([SCOPE]) == {}
-    assert containers.runtime_obstacle() == ("crun is not installed", "apt install crun")
+    monkeypatch.setattr(podman, "run", missing)
+    assert podman.observe([SCOPE]) == {}
+    assert podman.runtime_obstacle() == ("crun is not installed", "apt install crun")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_the_runtime(
     monkeypatch: pytest.MonkeyPatch, version: str, libraries: str, why: str
 ) -> None:
     answers = {"crun": version, "ldconfig": libraries}
-    monkeypatch.setattr(containers, "run", lambda argv: answers[argv[0]])
-    assert containers.runtime_obstacle()[0] == why
+    monkeypatch.setattr(podman, "run", lambda argv: answers[argv[0]])
+    assert podman.runtime_obstacle()[0] == why
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_the_runtime(
     ],
 )
 def test_mounts_of_podman(target: str, own: bool) -> None:
-    assert containers.is_own_mount(target) is own
+    assert podman.is_own_mount(target) is own

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rekernel.containers.checkpoint import TABLE, WANTED
+from rekernel.containers.podman import LEFT, left_behind
 from rekernel.errors import RekernelError
-from rekernel.podman.checkpoint import TABLE, WANTED
-from rekernel.podman.containers import LEFT, left_behind
 from rekernel.run import run, run_json
 
 RESULT = Path("/run/rekernel/containers-up.json")

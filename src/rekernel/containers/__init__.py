@@ -1,4 +1,4 @@
-"""Containers of podman: taken over by its own checkpoint and restore, within our cut.
+"""Containers: podman's are taken over by its own checkpoint and restore, within our cut.
 
 A container has a PID namespace below that of the machine, and podman's monitor as its parent: criu
 dumps neither together with what is around them. Podman knows how: crun has criu dump the container

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from rekernel.containers import checkpoint, podman, restore
+from rekernel.containers.model import Container
 from rekernel.errors import RekernelError
-from rekernel.podman import checkpoint, containers, restore
-from rekernel.podman.containers import Container
 
 
 def container(directory: Path, name: str = "web") -> Container:
@@ -154,7 +154,7 @@ def test_no_list(tmp_path: Path) -> None:
 def test_what_nothing_came_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = tmp_path / "left"
     monkeypatch.setattr(restore, "LEFT", left)
-    monkeypatch.setattr(restore, "left_behind", lambda: containers.left_behind(left))
+    monkeypatch.setattr(restore, "left_behind", lambda: podman.left_behind(left))
     restore.forget()
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "other").mkdir()

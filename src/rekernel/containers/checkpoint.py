@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.checkpoint.options import HOOK
-from rekernel.podman.containers import Container
+from rekernel.containers.model import Container
 from rekernel.run import run
 
 # On the next kernel: which containers to bring back (manifest.files).
