@@ -68,3 +68,21 @@ def test_upgrade(guest: Guest, kernel: str, memory: str) -> None:
     # Each mount was as it was from the first moment on.
     log = guest.serial_log.read_text(errors="replace")
     assert "rekernel: /" not in log
+
+
+def test_a_rule_that_the_next_kernel_does_not_take(guest: Guest) -> None:
+    """Nobody is lost for it, and it is reported."""
+    release = guest.releases[NEW]
+    guest.text(
+        "mount -o remount,rw /usr &&"
+        f" rm $(find /usr/lib/modules/{release} -name 'nft_limit.ko*') && depmod {release}"
+    )
+    table = "chain input {{ type filter hook input priority 0; tcp dport 99 {} drop; }};"
+    guest.text(f"nft 'table inet good {{ {table.format('')} }}'")
+    guest.text(f"nft 'table inet strange {{ {table.format('limit rate 1/second')} }}'")
+    redis = guest.main_pid("redis-server")
+    outcome = guest.upgrade(NEW)
+    assert outcome.exit_code == 4, guest.explain(outcome)
+    assert "table inet strange of the packet filter" in outcome.report["error"]
+    assert guest.main_pid("redis-server") == redis
+    assert guest.text("nft list tables") == "table inet good"

@@ -10,7 +10,7 @@ import threading
 
 from rekernel import syscalls
 from rekernel.agent import superblocks
-from rekernel.agent.console import say
+from rekernel.agent.console import Tolerated, miss, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ EARLY = "/usr"
 _NEW_ROOT = "/sysroot"
 # For disks other than that of the root file system, which was there long ago.
 _DISK_LIMIT_S = 10.0
+# Options of a tmpfs that each kernel knows.
+_EVERY_KERNELS = ("size=", "mode=", "uid=", "gid=", "nr_inodes=")
 _API_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
 
 
@@ -144,7 +146,7 @@ def prefetch(paths: Sequence[str]) -> None:
 
 
 def mount_all(mounts: Sequence[Mount], stands: Callable[[str], None]) -> None:
-    """The mounts that must stand before a restore, in order. Raises OSError naming the target.
+    """The mounts that must stand before a restore, in order. One that cannot be is missing.
 
     ``stands`` is called with the target of each, the root's first.
     """
@@ -156,7 +158,8 @@ def mount_all(mounts: Sequence[Mount], stands: Callable[[str], None]) -> None:
             if item.target != EARLY:
                 mount_disk(item.target, item.fstype, item.source, item.flags, item.data, item.uuid)
         else:
-            _mount_unbacked(item)
+            with Tolerated(f"{item.target} is not mounted"):
+                _mount_unbacked(item)
         stands(item.target)
 
 
@@ -169,7 +172,12 @@ def _mount_unbacked(item: Mount) -> None:
     os.makedirs(item.target, exist_ok=True)
     # One that is read-only, too, is filled first.
     flags = item.flags & ~syscalls.MS_RDONLY if item.contents else item.flags
-    syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
+    try:
+        syscalls.mount(item.source, item.target, item.fstype, flags, item.data)
+    except OSError as error:
+        say(f"{item.target} is mounted without all of its options: {error.strerror}")
+        data = ",".join(part for part in item.data.split(",") if part.startswith(_EVERY_KERNELS))
+        syscalls.mount(item.source, item.target, item.fstype, flags, data)
 
 
 def protect(mounts: Sequence[Mount]) -> None:
@@ -177,7 +185,8 @@ def protect(mounts: Sequence[Mount]) -> None:
     for item in mounts:
         if item.contents and item.flags & syscalls.MS_RDONLY:
             flags = item.flags | syscalls.MS_REMOUNT | syscalls.MS_BIND
-            syscalls.mount("", item.target, "", flags)
+            with Tolerated(f"{item.target} is not read-only"):
+                syscalls.mount("", item.target, "", flags)
 
 
 def mount_disk(
@@ -194,7 +203,7 @@ def mount_disk(
             only = [part for part in data.split(",") if part.startswith("subvol=")]
             syscalls.mount(device, target, fstype, flags, ",".join(only))
     except (OSError, superblocks.NotFoundError) as error:
-        say(f"{target} is not mounted: {error}")
+        miss(f"{target} is not mounted: {error}")
 
 
 def _bind(item: Mount) -> None:
@@ -211,7 +220,7 @@ def _bind(item: Mount) -> None:
         if item.flags != syscalls.MS_BIND:
             syscalls.mount("", item.target, "", item.flags | syscalls.MS_REMOUNT)
     except OSError as error:
-        say(f"{item.target} is not mounted: {error}")
+        miss(f"{item.target} is not mounted: {error}")
 
 
 def unmount_transient(mounts: Sequence[Mount]) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekernel.agent.console import say
+from rekernel.agent.console import Tolerated, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,15 +32,19 @@ def make(groups: Sequence[Cgroup]) -> None:
         directory.mkdir(exist_ok=True)
         _pass_on(directory, sorted(wanted.union(_USUAL)))
     for item in groups:
-        directory = ROOT / item.path.lstrip("/")
-        directory.mkdir(exist_ok=True)
-        _pass_on(directory, item.passed_on.split())
-        for name, value in item.settings.items():
-            # One line at a time, as of several disks.
-            for line in value.splitlines():
-                _write(directory / name, line)
-        if item.uid or item.gid:
-            _give(directory, item.uid, item.gid)
+        with Tolerated(f"control group {item.path}"):
+            _make(ROOT / item.path.lstrip("/"), item)
+
+
+def _make(directory: Path, group: Cgroup) -> None:
+    directory.mkdir(exist_ok=True)
+    _pass_on(directory, group.passed_on.split())
+    for name, value in group.settings.items():
+        # One line at a time, as of several disks.
+        for line in value.splitlines():
+            _write(directory / name, line)
+    if group.uid or group.gid:
+        _give(directory, group.uid, group.gid)
 
 
 def _pass_on(directory: Path, controllers: Iterable[str]) -> None:

@@ -38,6 +38,35 @@ def say(text: str) -> None:
             continue
 
 
+# What is not as it was before, in words: for the report.
+missing: list[str] = []
+
+
+def miss(text: str) -> None:
+    """Say what is not as it was before, and keep it for the report."""
+    say(text)
+    missing.append(text)
+
+
+class Tolerated:
+    """The context of a step that nobody must be lost for: an error is what is missing.
+
+    Whoever needs it to come back fails for himself, and is reported.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        miss(f"{self._what}: {error}")
+        return True
+
+
 class Timeline:
     """Phases of the new side: name, start and end in nanoseconds since the kernel started."""
 

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-from rekernel.agent.console import say
+from rekernel.agent.console import miss
 from rekernel.handover.manifest import LoopDevice
 
 # include/uapi/linux/loop.h
@@ -32,13 +32,13 @@ class Loops:
         self._held: list[int] = []
 
     def attach(self, target: str) -> None:
-        """Those whose files lie in what is mounted there. One that cannot be is said."""
+        """Those whose files lie in what is mounted there. One that cannot be is missing."""
         for device in [item for item in self._left if item.on == target]:
             self._left.remove(device)
             try:
                 self._held.append(_attach(device))
             except OSError as error:
-                say(f"/dev/loop{device.number} is not attached to {device.path}: {error.strerror}")
+                miss(f"/dev/loop{device.number} is not attached to {device.path}: {error.strerror}")
 
     def close(self) -> None:
         """When all is mounted."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rekernel import syscalls
 from rekernel.agent import processes
-from rekernel.agent.console import say
+from rekernel.agent.console import Tolerated, miss, say
 from rekernel.handover.manifest import Link, Network
 
 _LOG = "/run/rekernel/network.log"
@@ -40,22 +40,27 @@ def _rename(links: Sequence[Link], timeout: float = 10.0) -> None:
     for link in links:
         while link.mac not in _addresses():
             if time.monotonic() > deadline:
-                say(f"no network interface has the address {link.mac} ({link.name})")
+                miss(f"no network interface has the address {link.mac} ({link.name})")
                 break
             time.sleep(0.005)
         name = _addresses().get(link.mac)
         if name is None or name == link.name:
             continue
-        request = struct.pack("16s16s", name.encode(), link.name.encode())
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(sock, _SIOCSIFNAME, request)
+        with Tolerated(f"interface {link.name} is called {name}"):
+            if os.path.exists(f"/sys/class/net/{link.name}"):
+                # Another one has that name now, and gets its own when it is its turn.
+                _rename_one(link.name, f"other{links.index(link)}")
+            _rename_one(name, link.name)
 
 
-def set_up(network: Network) -> list[str]:
-    """Lock first, then bring everything up; returns what is missing, in words.
+def _rename_one(name: str, wanted: str) -> None:
+    request = struct.pack("16s16s", name.encode(), wanted.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCSIFNAME, request)
 
-    Raises ProgramFailedError if there is no lock.
-    """
+
+def set_up(network: Network) -> None:
+    """Lock first, then bring everything up. Raises ProgramFailedError if there is no lock."""
     _feed(["nft", "-f", "-"], network.lock_rules)
     syscalls.set_link_up("lo")
     _rename(network.links)
@@ -70,29 +75,21 @@ def set_up(network: Network) -> list[str]:
         except processes.ProgramFailedError:
             say(f"some network settings were refused, see {_LOG}")
     # Rules may name interfaces that must exist.
-    return _load(network)
+    _load(network)
 
 
-def _load(network: Network) -> list[str]:
-    """The packet filter, or all of it that this kernel takes: without it nobody must be lost."""
-    missing = []
+def _load(network: Network) -> None:
+    """The packet filter, or all of it that this kernel takes."""
     try:
         if network.tables:
             _feed(["nft", "-f", "-"], "".join(network.tables.values()))
     except processes.ProgramFailedError:
         for name, text in network.tables.items():
-            try:
+            with Tolerated(f"table {name} of the packet filter"):
                 _feed(["nft", "-f", "-"], text)
-            except processes.ProgramFailedError:
-                missing.append(f"table {name} of the packet filter")
     for program, text in network.saved.items():
-        try:
+        with Tolerated("a part of the packet filter"):
             _feed([program], text)
-        except (OSError, processes.ProgramFailedError):
-            missing.append(f"the packet filter's rules of {program}")
-    for what in missing:
-        say(f"{what} could not be loaded, see {_LOG}")
-    return missing
 
 
 def _feed(argv: list[str], text: str) -> None:

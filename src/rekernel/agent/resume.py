@@ -30,7 +30,7 @@ from rekernel.agent import (
     watched,
 )
 from rekernel.agent.beside import Beside
-from rekernel.agent.console import Timeline, say
+from rekernel.agent.console import Timeline, Tolerated, missing, say
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import (
     CONNTRACK_BLOB,
@@ -135,8 +135,7 @@ def _restore(
     try:
         with timeline.phase("settings"):
             _apply_settings(manifest)
-        missing: list[str] = []
-        between = _set_up_host(manifest, reader, region, store, timeline, missing)
+        between = _set_up_host(manifest, reader, region, store, timeline)
         result["missing"] = missing
         journal = restore.listen_journal()
         with timeline.phase("criu's probe"):
@@ -190,14 +189,10 @@ def _set_up_host(
     region: DaxRegion | None,
     store: memory.Store,
     timeline: Timeline,
-    missing: list[str],
 ) -> links.Links:
-    """All that the restore needs, the network beside the rest as it mostly waits.
-
-    ``missing`` gets what is not as before, in words.
-    """
+    """All that the restore needs, the network beside the rest as it mostly waits."""
     tracked = reader.read(CONNTRACK_BLOB) if CONNTRACK_BLOB in reader else b""
-    upping = Beside(functools.partial(_set_up_network, manifest.network, tracked, missing))
+    upping = Beside(functools.partial(_set_up_network, manifest.network, tracked))
     try:
         with timeline.phase("mounts"):
             attached = loops.Loops(manifest.loops)
@@ -221,8 +216,8 @@ def _set_up_host(
     return between
 
 
-def _set_up_network(found: Network, tracked: bytes, missing: list[str]) -> None:
-    missing += network.set_up(found)
+def _set_up_network(found: Network, tracked: bytes) -> None:
+    network.set_up(found)
     if tracked:
         try:
             conntrack.restore(tracked, found.conntrack_max)
@@ -248,15 +243,15 @@ def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
 
 def _unpack(reader: StoreReader, manifest: Manifest) -> None:
     """tmpfs contents, in the order of the mounts, and criu's images."""
-    tars = [
-        processes.feed(
+    tars = {
+        item.target: processes.feed(
             ["tar", "-x", "--numeric-owner", "-C", item.target],
             reader.read(item.contents),
             log=str(RUN / "tar.log"),
         )
         for item in manifest.mounts
         if item.contents in reader
-    ]
+    }
     if manifest.memory.backend == "region":
         for tree in manifest.trees:
             restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
@@ -264,16 +259,20 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
         for entry in reader:
             if entry.name.startswith("images/"):
                 (restore.WORK / entry.name).write_bytes(reader.read(entry.name))
-    for pid in tars:
-        processes.wait(pid, "tar")
+    for target, pid in tars.items():
+        with Tolerated(f"the contents of {target}"):
+            processes.wait(pid, "tar")
     boot.protect(manifest.mounts)
     for directory in manifest.directories:
-        os.makedirs(directory, exist_ok=True)
+        with Tolerated(directory):
+            os.makedirs(directory, exist_ok=True)
     for path, text in manifest.files.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(path).write_text(text)
+        with Tolerated(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            Path(path).write_text(text)
     for path in manifest.fifos:
-        os.mkfifo(path, 0o600)
+        with Tolerated(path):
+            os.mkfifo(path, 0o600)
     for tree in manifest.trees:
         restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
 

@@ -25,5 +25,6 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
     path = tmp_path / "kmsg"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     monkeypatch.setattr(console, "_sinks", [(fd, "<5>")])
+    console.missing.clear()
     yield Said(path)
     os.close(fd)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
 from rekernel import syscalls
-from rekernel.agent import network, processes
+from rekernel.agent import console, network, processes
 from rekernel.handover.manifest import Link, Network
 
 from .conftest import Said
@@ -42,7 +43,8 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def test_links_are_there_before_rules_that_name_them(fed: list[tuple[str, str]]) -> None:
     whole = dataclasses.replace(NETWORK, tables={"inet a": "a", "inet c": "c"})
-    assert network.set_up(whole) == []
+    network.set_up(whole)
+    assert console.missing == []
     assert fed == [
         ("nft", "lock"), ("ip", "links"), ("nft", "ac"), ("iptables-nft-restore", "c"),
     ]  # fmt: skip
@@ -50,9 +52,10 @@ def test_links_are_there_before_rules_that_name_them(fed: list[tuple[str, str]])
 
 def test_a_table_that_this_kernel_does_not_take(fed: list[tuple[str, str]], said: Said) -> None:
     broken = dataclasses.replace(NETWORK, saved={"ip6tables-nft-restore": "b"})
-    assert network.set_up(broken) == [
-        "table inet b of the packet filter",
-        "the packet filter's rules of ip6tables-nft-restore",
+    network.set_up(broken)
+    assert console.missing == [
+        "table inet b of the packet filter: nft",
+        "a part of the packet filter: ip6tables-nft-restore",
     ]
     # What can be is loaded.
     assert fed[2:] == [("nft", "ab"), ("nft", "a"), ("nft", "b"), ("ip6tables-nft-restore", "b")]
@@ -65,3 +68,31 @@ def test_an_interface_that_is_gone(said: Said) -> None:
     assert said.lines == [
         "<5>rekernel: no network interface has the address 02:ff:ff:ff:ff:fe (eth0)"
     ]
+
+
+def test_interfaces_that_come_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"02:a": "eth0", "02:b": "eth1", "02:c": "eth2"}
+
+    def rename(name: str, wanted: str) -> None:
+        assert wanted not in names.values()
+        (mac,) = (mac for mac, other in names.items() if other == name)
+        names[mac] = wanted
+
+    monkeypatch.setattr(network, "_addresses", lambda: names)
+    monkeypatch.setattr(network, "_rename_one", rename)
+    monkeypatch.setattr(
+        os.path, "exists", lambda path: path.removeprefix("/sys/class/net/") in names.values()
+    )
+    network._rename([Link("eth2", "02:a"), Link("eth0", "02:b"), Link("eth1", "02:c")], timeout=0)
+    assert names == {"02:a": "eth2", "02:b": "eth0", "02:c": "eth1"}
+    assert console.missing == []
+
+
+def test_an_interface_that_keeps_its_name(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    def refuse(name: str, wanted: str) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(network, "_addresses", lambda: {"02:a": "eth0", "02:b": "eth1"})
+    monkeypatch.setattr(network, "_rename_one", refuse)
+    network._rename([Link("lan", "02:a"), Link("eth1", "02:b")], timeout=0)
+    assert console.missing == ["interface lan is called eth0: [Errno 16] Device or resource busy"]
