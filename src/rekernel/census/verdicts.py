@@ -23,7 +23,7 @@ from rekernel.checkpoint.unixsockets import (
     leading_out,
     sent_to_init,
 )
-from rekernel.containers import podman
+from rekernel.containers import docker, podman
 from rekernel.containers.model import Container
 from rekernel.policy import Policy
 from rekernel.systemd import logins, unitfiles
@@ -55,7 +55,7 @@ class UnitVerdict:
     processes: dict[int, str] = field(default_factory=dict)
     # Of its process trees.
     roots: tuple[int, ...] = ()
-    # If it is one of podman's.
+    # If it is one.
     container: Container | None = None
 
 
@@ -177,7 +177,7 @@ def _judge_container(
     container: Container | None, processes: dict[int, str], shared: sharing.Shared | None
 ) -> tuple[Verdict, str, str]:
     if container is None:
-        return Verdict.ENDS, "podman does not run this container", "podman ps --all"
+        return Verdict.ENDS, "its engine does not know this container", "podman ps, docker ps"
     name = f"container {container.name}"
     why, remedy = container.obstacle, container.remedy
     if not why:
@@ -189,7 +189,7 @@ def _judge_container(
     if not why and shared is not None:
         why = f"process {shared.pid} shares {shared.what} with process {shared.other} outside of it"
     if why:
-        # Nobody could start again what podman removes.
+        # Nobody could start again what its engine removes.
         verdict = Verdict.ENDS if container.fleeting else Verdict.RESTARTED
         return verdict, f"{name}: {why}", remedy
     return Verdict.CARRIED, f"{name}: podman restores it when systemd runs again", ""
@@ -218,9 +218,9 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
     are_logins = {unit.name for unit in units if unit.is_login}
     lending = [(name, root) for name, root in each if name in are_logins]
     harmless = {*journal_streams(sockets), *sent_to_init(sockets)}
-    of_podman = podman.observe(processes_by_unit)
+    known_containers = podman.observe(processes_by_unit) | docker.observe(processes_by_unit)
     # The monitor of a container has the other ends of its pipes, and comes back with it.
-    everyone = parents.keys() - {item.monitor for item in of_podman.values()}
+    everyone = parents.keys() - {item.monitor for item in known_containers.values()}
     common = sharing.find(each, everyone, harmless, lending)
     # The last one of a unit is as good as the first.
     shared = {name: item for (name, _), item in common.shared.items()}
@@ -234,7 +234,7 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
         # Whoever runs the machine comes before whoever wrote the unit.
         wish = policy.wish(unit.name) or unitfiles.wish(unit)
         roots = tuple(trees[unit.name])
-        container = of_podman.get(unit.name)
+        container = known_containers.get(unit.name)
         if reason is not None and wish != "carry":
             found.append(UnitVerdict(unit, Verdict.PLUMBING, reason, "", processes, roots))
             continue

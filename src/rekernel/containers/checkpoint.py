@@ -155,6 +155,7 @@ def wanted(carried: Sequence[Container], restarted: Sequence[Container]) -> str:
 
 def _record(container: Container) -> dict[str, Any]:
     return {
+        "engine": container.engine,
         "id": container.id,
         "name": container.name,
         "unit": container.unit,

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Of the unit that a container runs in.
-SCOPE = re.compile(r"libpod-([0-9a-f]{64})\.scope$")
+# Of podman and of docker.
+_SCOPE = re.compile(r"(libpod|docker)-[0-9a-f]{64}\.scope$")
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """``directory``: podman's files of it. ``status``: its networks, as podman's restore wants to
-    read them. ``obstacle`` and ``remedy``: why it cannot be carried, "" if it can.
+    """``directory``: its engine's files of it. ``status``: its networks, as podman's restore wants
+    to read them. ``obstacle`` and ``remedy``: why it cannot be carried, "" if it can.
     """
 
     id: str
@@ -28,12 +28,14 @@ class Container:
     status: Mapping[str, Any] | None = None
     obstacle: str = ""
     remedy: str = ""
-    # Started with --rm: podman removes it when it stops.
+    # Started with --rm: its engine removes it when it stops.
     fleeting: bool = False
     # Published on the machine: (protocol, port).
     ports: tuple[tuple[str, int], ...] = ()
+    # The program that stops and starts it.
+    engine: str = "podman"
 
 
 def is_container(unit: str) -> bool:
-    """Whether a unit is the scope in which podman runs a container."""
-    return bool(SCOPE.match(unit))
+    """Whether a unit is the scope in which a container runs."""
+    return bool(_SCOPE.match(unit))

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekernel.containers.model import SCOPE, Container
+from rekernel.containers.model import Container
 from rekernel.run import CommandNotFoundError, run, run_json
 
+_SCOPE = re.compile(r"libpod-([0-9a-f]{64})\.scope$")
 # What podman keeps on disk; what it mounts and writes there is its own business.
 STORAGE = "/var/lib/containers/storage/"
 # Paths of what a checkpoint of ours writes there: one that podman makes by itself is not touched.
@@ -34,7 +35,7 @@ def is_own_mount(target: str) -> bool:
 
 def observe(units: Iterable[str]) -> dict[str, Container]:
     """By the name of their scope, of ``units``. Raises CommandFailedError."""
-    ids = [match[1] for unit in units if (match := SCOPE.match(unit))]
+    ids = [match[1] for unit in units if (match := _SCOPE.match(unit))]
     if not ids:
         return {}
     try:

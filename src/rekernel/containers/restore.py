@@ -1,4 +1,4 @@
-"""The new side: podman brings the containers back, once systemd runs."""
+"""The new side: podman brings the containers back, once systemd runs; others are started again."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def unlock() -> None:
 def _start(item: Mapping[str, Any]) -> None:
     """One that does not start, or hangs, must not keep the others from it."""
     with suppress(RekernelError):
-        run(["podman", "start", item["id"]], timeout=_LIMIT_S)
+        run([item["engine"], "start", item["id"]], timeout=_LIMIT_S)
 
 
 def forget() -> None:

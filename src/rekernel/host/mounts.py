@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.containers.podman import is_own_mount
+from rekernel.containers import docker, podman
 from rekernel.handover.manifest import Mount
 from rekernel.run import run
 
@@ -118,14 +118,15 @@ def contains(directory: str, path: str) -> bool:
 
 
 def is_of_others(mount: MountInfo, of_logins: Collection[str] = ()) -> bool:
-    """Whether init, a user manager that it starts, or podman mounts it again by itself.
+    """Whether init, a user manager that it starts, or a container's engine mounts it again.
 
     ``of_logins``: directories of carried ones.
     """
     if mount.target in of_logins:
         return False
     by_init = mount.target.startswith(("/run/user/", "/run/credentials/"))
-    return by_init or mount.fstype in BY_INIT or is_own_mount(mount.target)
+    of_container = podman.is_own_mount(mount.target) or docker.is_own_mount(mount.target)
+    return by_init or mount.fstype in BY_INIT or of_container
 
 
 def plan(

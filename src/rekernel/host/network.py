@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekernel.containers.podman import is_namespace
+from rekernel.containers import docker, podman
 from rekernel.handover.manifest import Link, Network
 from rekernel.host import conntrack, packetfilter, virtual_links
 from rekernel.host.packetfilter import PacketFilter
@@ -216,12 +216,15 @@ def describe(facts: NetworkFacts) -> Network:
 
 
 def _own_links(facts: NetworkFacts) -> list[dict[str, Any]]:
-    """All but what podman makes again: the ends of containers' interfaces, and their bridges."""
+    """All but what engines make again: the ends of containers' interfaces, and their bridges."""
     ends = {
         link["ifname"]
         for link in facts.links
         if virtual_links.kind_of(link) == "veth"
-        and is_namespace(facts.namespaces.get(link.get("link_netnsid", -1), ""))
+        and (
+            podman.is_namespace(facts.namespaces.get(link.get("link_netnsid", -1), ""))
+            or docker.is_bridge(link.get("master", ""))
+        )
     }
     masters = {link["ifname"]: link.get("master") for link in facts.links}
     bridges = {

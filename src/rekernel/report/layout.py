@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Of containers and their monitors.
-_LONG = re.compile(r"(libpod-(?:conmon-)?[0-9a-f]{12})[0-9a-f]{52}")
+_LONG = re.compile(r"((?:libpod|libpod-conmon|docker)-[0-9a-f]{12})[0-9a-f]{52}")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -59,7 +59,7 @@ class Unit:
 
     @property
     def is_container(self) -> bool:
-        """Whether it is the scope of a container of podman's."""
+        """Whether it is the scope of a container."""
         return is_container(self.name)
 
     @property
@@ -113,10 +113,13 @@ def running_services() -> list[Unit]:
 
 
 def running_units() -> list[Unit]:
-    """Every service that is active in any way, every login, and podman's containers."""
+    """Every service that is active in any way, every login, every container, and its monitor."""
     names = active("service,scope")
     own = [name for name in names if name.endswith(".service") or is_login(name)]
-    return show([*own, *(name for name in names if name.startswith("libpod-"))])
+    of_containers = [
+        name for name in names if is_container(name) or name.startswith("libpod-conmon-")
+    ]
+    return show([*own, *of_containers])
 
 
 def active(

@@ -1,4 +1,4 @@
-"""What an attempt does with podman's containers: dumps in the same cut, and who starts again."""
+"""What an attempt does with containers: dumps in the same cut, and who starts again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rekernel.transition.dumps import DumpJob
 from rekernel.transition.staging import SCRATCH
 from rekernel.transition.undo import UndoList
 
-# Seconds that podman may take to stop one; it kills what does not end in ten.
+# Seconds that its engine may take to stop one; it kills what does not end in ten.
 _STOP_S = 120
 
 
@@ -62,8 +62,8 @@ class Containers:
     def stop(self, undo: UndoList) -> None:
         """Those that cannot be carried. Raises CommandFailedError."""
         for container in self._restarted:
-            undo.push("start-container", container.id)
-            run(["podman", "stop", container.id], timeout=_STOP_S)
+            undo.push("start-container", f"{container.engine} {container.id}")
+            run([container.engine, "stop", container.id], timeout=_STOP_S)
 
     def jobs(self, work: Path) -> list[DumpJob]:
         """Their dumps; each gets a directory below ``work``."""

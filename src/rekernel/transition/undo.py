@@ -162,6 +162,11 @@ def _free_container(value: str) -> None:
     checkpoint.free(int(pid), cgroup)
 
 
+def _start_container(value: str) -> None:
+    engine, _, container = value.partition(" ")
+    run([engine, "start", container], timeout=600)
+
+
 def _swap_on(value: str) -> None:
     name, priority = json.loads(value)
     swap.turn_on(name, priority)
@@ -182,6 +187,6 @@ _ACTIONS: dict[str, Callable[[str], object]] = {
     "swap-on": _swap_on,
     "profile": lambda path: apparmor.replace(Path(path).read_bytes()),
     "free-container": _free_container,
-    "start-container": lambda name: run(["podman", "start", name], timeout=600),
+    "start-container": _start_container,
     "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
 }

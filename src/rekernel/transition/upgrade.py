@@ -146,9 +146,10 @@ class Upgrade:
         self._assert_room(host, images, store_file, strays)
         self._check()
         with self._events.phase("stop what restarts"):
+            # Before the services that run them.
+            self._containers.stop(self._undo)
             for item in plan.own(Verdict.RESTARTED):
                 self._stop(item.unit.name)
-            self._containers.stop(self._undo)
         with self._events.phase("sync"):
             # Closed on disk, so that the next boot finds no journal torn off.
             self._undo.push("flush-journal")
