@@ -12,7 +12,8 @@ from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
-from rekernel.host import disks, loops, mounts, network
+from rekernel.host import disks, drivers, loops, mounts, network
+from rekernel.kernel import fitness
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.policy import Policy
@@ -59,11 +60,11 @@ class Plan:
         return [item for item in self.units if item.verdict is verdict]
 
     def own(self, verdict: Verdict) -> list[UnitVerdict]:
-        """The same but for podman's containers."""
+        """The same but for containers."""
         return [item for item in self.having(verdict) if not item.container]
 
     def containers(self, verdict: Verdict) -> list[Container]:
-        """Podman's containers with this verdict."""
+        """Containers with this verdict."""
         return [item.container for item in self.having(verdict) if item.container]
 
 
@@ -136,6 +137,14 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
             "`rekernel check` says more: take it down or unmount it for the upgrade",
         )
     where = region.current()
+    lacks = fitness.shortcomings(
+        kernel, running, drivers.essential(table), region=bool(where) and memory != "image"
+    )
+    if lacks:
+        raise BlockedError(
+            f"kernel {kernel.release} cannot take over: {', '.join(lacks)}",
+            "`rekernel check` lists kernels that can; those for clouds have few drivers",
+        )
     if memory == "region" and where is None:
         raise BlockedError(
             "no carry region is set up", "run `rekernel setup` and reboot once, or --memory=image"

@@ -249,6 +249,17 @@ def test_kernel_image_missing(lab: Lab) -> None:
     lab.assert_unharmed()
 
 
+def test_kernel_without_a_driver(lab: Lab) -> None:
+    """It could not find the root file system."""
+    release = lab.guest.releases[NEW]
+    path = lab.guest.text(f"find /usr/lib/modules/{release} -name 'virtio_blk.ko*'")
+    lab.guest.text(f"mv {path} /root/driver && depmod {release}")
+    try:
+        lab.assert_fails(code=3, message="cannot take over: no virtio_blk")
+    finally:
+        lab.guest.text(f"mv /root/driver {path} && depmod {release}")
+
+
 def test_kernel_image_vanishes(lab: Lab) -> None:
     """Between the plan and its use."""
     image = f"/boot/vmlinuz-{lab.guest.releases[NEW]}"

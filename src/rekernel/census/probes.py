@@ -19,8 +19,9 @@ from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import RekernelError
-from rekernel.host import disks, loops, mounts, network, sysctls
+from rekernel.host import disks, drivers, loops, mounts, network, sysctls
 from rekernel.host import swap as swap_areas
+from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
 from rekernel.plan import LOWEST_SAFE_PID, resident
@@ -111,13 +112,26 @@ def programs(context: Context) -> Answer:
 
 def kernels(context: Context) -> Answer:
     """There is something to switch to."""
-    found = [item.release for item in installed(context.root)]
-    others = [release for release in found if release != running_release()]
+    found = installed(context.root)
+    others = [item.release for item in found if item.release != running_release()]
     if not found:
         return _fail("no kernel with image and modules", "install a linux-image package")
     if not others:
         return _warn("only the running one is installed", "install another linux-image package")
-    return _ok(f"to switch to: {', '.join(others)}")
+    aliases = drivers.essential(mounts.observe())
+    region = context.backend != "image"
+    unfit = {
+        item.release: words
+        for item in found
+        if item.release != running_release()
+        and (words := fitness.shortcomings(item, running_release(), aliases, region=region))
+    }
+    fit = [release for release in others if release not in unfit]
+    text = f"to switch to: {', '.join(fit) or 'none'}"
+    if unfit:
+        reasons = (f"{release} ({', '.join(words)})" for release, words in unfit.items())
+        text += f"; cannot take over: {', '.join(reasons)}"
+    return _ok(text) if fit else _fail(text, "install another linux-image package")
 
 
 def kexec(context: Context) -> Answer:

@@ -12,8 +12,9 @@ from pathlib import Path
 from rekernel.errors import BlockedError
 from rekernel.run import run
 
-# Needed whatever the hardware: the carry region, the packet filter, the page map's device.
-ALWAYS = ("dax_hmem", "device_dax", "nf_tables")
+# Needed whatever the hardware: the carry region and the page map's device, the packet filter.
+FOR_REGION = ("dax_hmem", "device_dax")
+ALWAYS = (*FOR_REGION, "nf_tables")
 
 _MODULES = Path("/usr/lib/modules")
 

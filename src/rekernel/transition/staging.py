@@ -15,7 +15,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import apparmor, disks, loops, mounts, network
+from rekernel.host import apparmor, disks, drivers, mounts
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -76,12 +76,7 @@ def load_kernel(
     table = mounts.observe()
     root, device = disks.root(table)
     stack = disks.stack(table, device)
-    fstypes = sorted({mount.fstype for mount in table})
-    aliases = modules.needed_aliases(stack.disks, fstypes, network.kinds())
-    if stack.mapped:
-        aliases.append("dm_mod")
-    if loops.observe(table).usable:
-        aliases.append("loop")
+    aliases = drivers.needed(table, sorted({mount.fstype for mount in table}))
     chosen = modules.resolve(kernel.release, aliases)
     store_mount = None
     store_path = ""

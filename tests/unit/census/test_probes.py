@@ -14,8 +14,9 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
 from rekernel.checkpoint.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, loops, network
+from rekernel.host import disks, drivers, loops, network
 from rekernel.host.loops import Loops
+from rekernel.kernel import fitness
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.memory.region import MIB, Layout, parameters
@@ -179,7 +180,14 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks: dict[str, list[str]] = {}
     monkeypatch.setattr(probes, "running_release", lambda: "6.12.1")
+    monkeypatch.setattr(drivers, "essential", lambda table: [])
+    monkeypatch.setattr(
+        fitness,
+        "shortcomings",
+        lambda kernel, running, aliases, region: lacks.get(kernel.release, []),
+    )
     assert probes.kernels(Context(root=tmp_path))[0] is Status.FAIL
     for release in ("6.12.1", "7.3.4"):
         files = {f"usr/lib/modules/{release}/modules.dep": "", f"boot/vmlinuz-{release}": ""}
@@ -187,6 +195,12 @@ def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = Status.WARN if release == "6.12.1" else Status.OK
         assert probes.kernels(context)[0] is expected
     assert probes.kernels(context)[1] == "to switch to: 7.3.4"
+    lacks["7.3.4"] = ["no nvme", "no CONFIG_USERFAULTFD"]
+    words = "to switch to: none; cannot take over: 7.3.4 (no nvme, no CONFIG_USERFAULTFD)"
+    assert probes.kernels(context)[:2] == (Status.FAIL, words)
+    host(tmp_path, {"usr/lib/modules/6.9.1/modules.dep": "", "boot/vmlinuz-6.9.1": ""})
+    status, found, _ = probes.kernels(context)
+    assert (status, found) == (Status.OK, words.replace("none", "6.9.1"))
 
 
 def test_low_pids() -> None:

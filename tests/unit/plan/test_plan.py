@@ -34,6 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "running": "6.12.1",
         "mounts": [],
         "loops": Loops(),
+        "lacks": [],
         "links": [],
         "region": None,
         "units": [unit("redis.service", Verdict.CARRIED, 5000)],
@@ -46,6 +47,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         root=lambda table: None, unsupported=lambda table, loops: facts["mounts"]
     )
     monkeypatch.setattr(plan, "disks", known)
+    monkeypatch.setattr(plan, "drivers", SimpleNamespace(essential=lambda table: ["fs-ext4"]))
+    monkeypatch.setattr(
+        plan,
+        "fitness",
+        SimpleNamespace(shortcomings=lambda *asked, region: facts["lacks"]),
+    )
     monkeypatch.setattr(plan, "loops", SimpleNamespace(observe=lambda table: facts["loops"]))
     monkeypatch.setattr(
         plan,
@@ -99,6 +106,12 @@ def test_units_that_do_not_run(machine: dict[str, Any]) -> None:
 def test_what_cannot_be_set_up_again(machine: dict[str, Any]) -> None:
     machine["mounts"], machine["links"] = ["/srv (xfs on /dev/sdb)"], ["br0 (bridge)"]
     with pytest.raises(BlockedError, match=r"/srv \(xfs on /dev/sdb\), br0 \(bridge\)"):
+        plan.make(None, Policy())
+
+
+def test_a_kernel_that_cannot_drive_this_machine(machine: dict[str, Any]) -> None:
+    machine["lacks"] = ["no virtio_blk"]
+    with pytest.raises(BlockedError, match=r"kernel 7\.3\.4 cannot take over: no virtio_blk"):
         plan.make(None, Policy())
 
 

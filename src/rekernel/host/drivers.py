@@ -1,0 +1,27 @@
+"""Modules that the next kernel needs before init: of disks, file systems and interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rekernel.host import disks, loops, network
+from rekernel.host.mounts import MountInfo
+from rekernel.kernel import modules
+
+
+def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
+    """As modprobe takes them. Raises BlockedError if the root lies on something unknown."""
+    _, device = disks.root(table)
+    stack = disks.stack(table, device)
+    aliases = modules.needed_aliases(stack.disks, fstypes, network.kinds())
+    if stack.mapped:
+        aliases.append("dm_mod")
+    if loops.observe(table).usable:
+        aliases.append("loop")
+    return aliases
+
+
+def essential(table: Sequence[MountInfo]) -> list[str]:
+    """The same without what is only mounted as it was mounted before."""
+    on_disks = {mount.fstype for mount in table if mount.source.startswith("/dev/")}
+    return needed(table, sorted(on_disks))

@@ -1,0 +1,60 @@
+"""Whether another kernel can do what this machine needs of it until init runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rekernel.kernel.installed import Kernel
+from rekernel.kernel.modules import FOR_REGION
+from rekernel.run import CommandFailedError, run
+
+# Options of the kernel's build, without which criu or the agent cannot work.
+_OPTIONS = ("BLK_DEV_INITRD", "CHECKPOINT_RESTORE", "MEMFD_CREATE", "UNIX")
+_OPTIONS_FOR_REGION = ("USERFAULTFD",)
+_BOOT = Path("/boot")
+_UNKNOWN = re.compile(r"Module (\S+) not found")
+
+
+def shortcomings(
+    kernel: Kernel, running: str, aliases: Sequence[str], *, region: bool
+) -> list[str]:
+    """What ``kernel`` lacks, in words: drivers that the running one has, options of its build.
+
+    ``aliases``: of what must be there before init is, as modprobe takes them.
+    """
+    wanted = [alias for alias in aliases if region or alias not in FOR_REGION]
+    here = _unknown(running, wanted)
+    # What nobody has a module for is no device that anybody drives.
+    lacking = [alias for alias in _unknown(kernel.release, wanted) if alias not in here]
+    names = dict.fromkeys(_module(running, alias) for alias in lacking)
+    return [*(f"no {name}" for name in names), *_options_off(kernel, region=region)]
+
+
+def _unknown(release: str, aliases: Sequence[str]) -> list[str]:
+    """Those that no module answers to, and nothing that is built in."""
+    try:
+        run(["modprobe", "-S", release, "--show-depends", "--all", "--", *aliases])
+    except CommandFailedError as error:
+        # It has "_" for "-" in what it says.
+        words = {word.replace("-", "_") for word in _UNKNOWN.findall(error.output)}
+        return [alias for alias in aliases if alias.replace("-", "_") in words]
+    return []
+
+
+def _module(release: str, alias: str) -> str:
+    """The module that answers to an alias, or is built in: what people call it."""
+    text = run(["modprobe", "-S", release, "--show-depends", "--", alias], check=False)
+    words = (text.splitlines() or [alias])[-1].split()
+    return Path(words[1] if len(words) > 1 else words[0]).name.partition(".")[0]
+
+
+def _options_off(kernel: Kernel, *, region: bool) -> list[str]:
+    """Options that its configuration, if there is one, does not have."""
+    try:
+        lines = (_BOOT / f"config-{kernel.release}").read_text().splitlines()
+    except OSError:
+        return []
+    wanted = (*_OPTIONS, *(_OPTIONS_FOR_REGION if region else ()))
+    return [f"no CONFIG_{name}" for name in wanted if f"CONFIG_{name}=y" not in lines]
