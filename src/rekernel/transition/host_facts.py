@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import binds, conntrack, disks, loops, mounts, network, sysctls
+from rekernel.host import binds, conntrack, disks, ifupdown, loops, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.systemd import adoption, logins, volatile
 from rekernel.systemd.units import Unit, exited, show
@@ -84,6 +84,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
             **volatile.files([*units, *restarted]),
             **volatile.keeping(units),
             **left.files,
+            **ifupdown.files(),
         },
         fifos=left.fifos,
         prefetch=tuple(mapped_files([pid for tree in trees for pid in tree.pids])),
