@@ -283,7 +283,7 @@ def _address(device: str, info: dict[str, Any]) -> str | None:
         words.append(f"broadcast {info['broadcast']}")
     if info.get("scope") not in (None, "global"):
         words.append(f"scope {info['scope']}")
-    if info["family"] == "inet6":
+    if info["family"] == "inet6" and device != "lo":
         # Duplicate detection would hold the address back for a second.
         words.append("nodad")
     lifetime = info.get("valid_life_time", 2**32 - 1)

@@ -37,7 +37,7 @@ def observe() -> PacketFilter:
         return PacketFilter()
     saved: dict[str, str] = {}
     problems = []
-    for name in _made_by_iptables(run_json(["nft", "-j", "list", "ruleset"])):
+    for name in _made_by_iptables(run_json(["nft", "-j", "-t", "list", "ruleset"])):
         if tables.pop(name, None) is None:
             continue
         family, _, table = name.partition(" ")

@@ -29,7 +29,10 @@ def shortcomings(
     # What nobody has a module for is no device that anybody drives.
     lacking = [alias for alias in _unknown(kernel.release, wanted) if alias not in here]
     names = dict.fromkeys(_module(running, alias) for alias in lacking)
-    return [*(f"no {name}" for name in names), *_options_off(kernel, region=region)]
+    # Not every kernel tells by which aliases it has something built in.
+    built_in = _built_in(kernel)
+    missing = [f"no {name}" for name in names if _plain(name) not in built_in]
+    return [*missing, *_options_off(kernel, region=region)]
 
 
 def _unknown(release: str, aliases: Sequence[str]) -> list[str]:
@@ -37,9 +40,8 @@ def _unknown(release: str, aliases: Sequence[str]) -> list[str]:
     try:
         run(["modprobe", "-S", release, "--show-depends", "--all", "--", *aliases])
     except CommandFailedError as error:
-        # It has "_" for "-" in what it says.
-        words = {word.replace("-", "_") for word in _UNKNOWN.findall(error.output)}
-        return [alias for alias in aliases if alias.replace("-", "_") in words]
+        words = {_plain(word) for word in _UNKNOWN.findall(error.output)}
+        return [alias for alias in aliases if _plain(alias) in words]
     return []
 
 
@@ -48,6 +50,19 @@ def _module(release: str, alias: str) -> str:
     text = run(["modprobe", "-S", release, "--show-depends", "--", alias], check=False)
     words = (text.splitlines() or [alias])[-1].split()
     return Path(words[1] if len(words) > 1 else words[0]).name.partition(".")[0]
+
+
+def _built_in(kernel: Kernel) -> set[str]:
+    try:
+        lines = (kernel.modules / "modules.builtin").read_text().splitlines()
+    except OSError:
+        return set()
+    return {_plain(Path(line).stem) for line in lines}
+
+
+def _plain(name: str) -> str:
+    """Files have "-" where modules have "_"; modprobe says either."""
+    return name.replace("-", "_")
 
 
 def _options_off(kernel: Kernel, *, region: bool) -> list[str]:

@@ -31,7 +31,7 @@ def test_a_plain_server(recorded: Recorded) -> None:
         "link set dev lo mtu 65536 up",
         "link set dev enp0s2 mtu 1500 addrgenmode none up",
         "address replace 127.0.0.1/8 dev lo scope host",
-        "address replace ::1/128 dev lo scope host nodad noprefixroute",
+        "address replace ::1/128 dev lo scope host noprefixroute",
         "address replace 10.77.0.2/24 dev enp0s2 broadcast 10.77.0.255",
         "route replace unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
         f"neighbour replace 10.77.0.1 lladdr {gateway} dev enp0s2 nud stale",

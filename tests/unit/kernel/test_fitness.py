@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_drivers(known: dict[str, dict[str, str]]) -> None:
         del known["7.3.4"][alias]
     assert shortcomings() == ["no virtio_blk", "no xfs", "no dax_hmem"]
     assert shortcomings(region=False) == ["no virtio_blk", "no xfs"]
+
+
+def test_what_is_built_in_by_another_name(known: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    del known["7.3.4"][DISK], known["7.3.4"]["fs-xfs"]
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/block/virtio-blk.ko\n")
+    kernel = replace(NEW, modules=tmp_path)
+    assert fitness.shortcomings(kernel, "6.12.1", WANTED, region=True) == ["no xfs"]
 
 
 def test_options(known: dict[str, dict[str, str]], tmp_path: Path) -> None:
