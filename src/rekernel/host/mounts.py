@@ -27,7 +27,7 @@ UNBACKED = (*API_TYPES, "tmpfs")
 # There from the start, and moved to the real root.
 MOVED_BY_AGENT = ("/", "/proc", "/sys", "/dev")
 # Mounted by init when it wants them; nothing carried keeps state in them.
-BY_INIT = ("autofs", "ramfs")
+BY_INIT = ("autofs", "nfsd", "ramfs")
 
 # Parts of /run that belong to what boots afresh, or to this kernel: stale, they would mislead.
 RUN_OF_PLUMBING = (
