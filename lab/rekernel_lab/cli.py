@@ -45,7 +45,9 @@ def _setup_host(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _up(arguments: argparse.Namespace, progress: Progress) -> int:
     made = assemble(progress, _options(arguments), [arguments.kernel], _split(arguments.packages))
-    machine = Machine(made.accelerator, arguments.memory, arguments.cpus, arguments.disk)
+    machine = Machine(
+        made.accelerator, arguments.memory, arguments.cpus, arguments.disk, arguments.uefi
+    )
     name, release = arguments.name, made.releases[0]
     with progress.step(f"Booting {release}"):
         new = vm.start(name, machine, made.image, release, cmdline=arguments.cmdline)
@@ -185,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--kernel", default="6.12", metavar="PREFIX")
     verb.add_argument("--memory", type=int, default=6144, metavar="MIB")
     verb.add_argument("--disk", type=int, default=0, metavar="MIB", help="a second, empty disk")
+    verb.add_argument("--uefi", action="store_true", help="instead of a BIOS")
     verb.add_argument("--packages", default="", metavar="A,B", help="more Debian packages")
     verb.add_argument("--cmdline", default="", metavar="ARGS", help="more kernel arguments")
     verb.set_defaults(function=_up)

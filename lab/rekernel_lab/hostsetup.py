@@ -14,6 +14,7 @@ from rekernel_lab.run import run
 PACKAGES = {
     "qemu-system-x86": "the virtual machines",
     "qemu-utils": "disk images",
+    "ovmf": "virtual machines with UEFI",
     "cpio": "looking into initrds",
     "mmdebstrap": "root file systems",
     "debian-archive-keyring": "the keys of the archives",

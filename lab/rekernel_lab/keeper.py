@@ -7,6 +7,7 @@ it gets SIGTERM; QEMU never outlives it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,13 @@ def _run_once(vm: State) -> str:
     with vm.serial_log.open("ab") as serial:
         serial.write(BOOT_MARK + f"{vm.boots + 1}: {vm.release}: {boot.cmdline}\n".encode())
     command = qemu.command(
-        vm.machine, boot, disk=vm.disk, second=vm.second_disk, serial=vm.serial_log, qmp=_QMP
+        vm.machine,
+        boot,
+        disk=vm.disk,
+        second=vm.second_disk,
+        variables=vm.variables,
+        serial=vm.serial_log,
+        qmp=_QMP,
     )
     with (vm.directory / "qemu.log").open("ab") as log:
         process = subprocess.Popen(
@@ -97,6 +104,8 @@ def keep(name: str) -> None:
     run(["cp", "--sparse=always", "--reflink=auto", Image(vm.image).disk, vm.disk])
     if vm.machine.disk_mib:
         run(["truncate", f"--size={vm.machine.disk_mib}M", vm.second_disk])
+    if vm.machine.uefi:
+        shutil.copy(qemu.UEFI_VARIABLES, vm.variables)
     vm.namespace.create()
     while True:
         reason = _run_once(vm)

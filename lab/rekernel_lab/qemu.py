@@ -13,6 +13,9 @@ from rekernel_lab.errors import LabError
 from rekernel_lab.netns import TAP
 
 BINARY = "qemu-system-x86_64"
+_UEFI = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+# Its variables at first: each machine gets its own.
+UEFI_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 # Writing to a page costs QEMU much more while it keeps translations of code that the page held.
 # With 1 GB of them the first kernel after the boot wrote 45 MB in 4.5 to 10 s, with 256 in 0.7 s;
@@ -32,6 +35,8 @@ class Machine:
     cpus: int = 2
     # Of a second disk, which is empty at first; 0 for none.
     disk_mib: int = 0
+    # Firmware as of a new machine; else as of an old one (BIOS).
+    uefi: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +54,30 @@ def accelerator_arguments(name: str) -> list[str]:
 
 
 def command(
-    machine: Machine, boot: Boot, *, disk: Path, second: Path, serial: Path, qmp: Path
+    machine: Machine,
+    boot: Boot,
+    *,
+    disk: Path,
+    second: Path,
+    variables: Path,
+    serial: Path,
+    qmp: Path,
 ) -> list[str]:
-    """Return the complete QEMU command line; `second` is used if the machine has a second disk.
+    """Return the complete QEMU command line; `second` is used if the machine has a second disk,
+    `variables` if it has UEFI.
 
     -no-reboot makes QEMU end on a real reboot or power-off; a kexec inside goes unnoticed.
     """
+    flash = [
+        "-drive", f"if=pflash,unit=0,file={_UEFI},format=raw,readonly=on",
+        "-drive", f"if=pflash,unit=1,file={variables},format=raw",
+    ]  # fmt: skip
     another = f"if=none,id=second,file={second},format=raw,cache=unsafe,discard=unmap"
     return [
         BINARY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,usb=off,smbus=off,sata=off",
         *accelerator_arguments(machine.accelerator),
+        *(flash * machine.uefi),
         "-smp", str(machine.cpus), "-m", f"{machine.memory_mib}M",
         "-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", boot.cmdline,
         # The disk is a throw-away copy: no need to wait for the host's own disk.

@@ -165,9 +165,10 @@ def opened(
     memory_mib: int,
     cpus: int = 2,
     disk_mib: int = 0,
+    uefi: bool = False,
 ) -> Iterator[Session]:
     """A VM that ends with the block; its serial log is kept in `output`."""
-    machine = Machine(assembly.accelerator, memory_mib, cpus, disk_mib)
+    machine = Machine(assembly.accelerator, memory_mib, cpus, disk_mib, uefi)
     release = assembly.releases[0]
     session: Session | None = None
     try:

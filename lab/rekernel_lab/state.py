@@ -104,6 +104,11 @@ class State:
         return self.directory / "second.raw"
 
     @property
+    def variables(self) -> Path:
+        """What its UEFI remembers, if it has that."""
+        return self.directory / "uefi-variables.fd"
+
+    @property
     def namespace(self) -> Namespace:
         """The VM's network namespace. Its name differs between caches too."""
         return Namespace(f"{_NAMESPACE_PREFIX}{self.name}{_namespace_suffix()}")
@@ -128,6 +133,7 @@ class State:
         """Free the space that they take."""
         self.disk.unlink(missing_ok=True)
         self.second_disk.unlink(missing_ok=True)
+        self.variables.unlink(missing_ok=True)
         self.initrd.unlink(missing_ok=True)
 
 

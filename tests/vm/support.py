@@ -178,6 +178,7 @@ def opened(
     limit_s: float,
     memory_mib: int = 0,
     disk_mib: int = 0,
+    uefi: bool = False,
     packages: Sequence[str] = (),
 ) -> Iterator[Guest]:
     """A fresh guest with the package, not set up, and a scenario directory in it."""
@@ -201,6 +202,7 @@ def opened(
         session.Deadline(limit_s, f"the tests in {name}"),
         memory_mib=memory_mib or wanted.memory_mib,
         disk_mib=disk_mib,
+        uefi=uefi,
     ) as running:
         running.install(deb)
         running.push(wanted.directory)

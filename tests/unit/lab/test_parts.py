@@ -33,7 +33,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_qemu_command_line() -> None:
     boot = qemu.Boot(Path("/b/vmlinuz"), Path("/b/initrd"), "root=/dev/vda memmap=2G!4G")
-    paths = {"disk": Path("/d"), "second": Path("/e"), "serial": Path("/s"), "qmp": Path("qmp")}
+    names = {"disk": "/d", "second": "/e", "variables": "/v", "serial": "/s", "qmp": "qmp"}
+    paths = {name: Path(path) for name, path in names.items()}
     words = qemu.command(qemu.Machine("tcg", 8192, 1), boot, **paths)
     assert words[words.index("-append") + 1] == "root=/dev/vda memmap=2G!4G"
     assert words[words.index("-m") + 1] == "8192M"
@@ -43,6 +44,9 @@ def test_qemu_command_line() -> None:
     assert not [word for word in words if "file=/e" in word]
     words = qemu.command(qemu.Machine("tcg", disk_mib=9), boot, **paths)
     assert len([word for word in words if "file=/e" in word]) == 1
+    assert not [word for word in words if "pflash" in word]
+    words = qemu.command(qemu.Machine("tcg", uefi=True), boot, **paths)
+    assert len([word for word in words if "pflash" in word]) == 2
 
 
 def test_tiny_init_is_a_program_that_speaks(tmp_path: Path) -> None:
