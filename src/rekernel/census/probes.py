@@ -337,7 +337,7 @@ def settings(context: Context) -> Answer:
             "set it again after the upgrade, or put it into /etc/sysctl.d",
         )
     names = ", ".join(sysctls.changed())
-    return _ok(f"set again, as changed by hand: {names}" if names else "as they were at boot")
+    return _ok(f"set again, as changed since then: {names}" if names else "as they were at boot")
 
 
 def links(context: Context) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
-from rekernel.run import run
+from rekernel.run import run, start
 from rekernel.transition import contract, cut, host_facts, room, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
@@ -41,6 +42,8 @@ IMAGES = Path("/var/lib/rekernel/images")
 PARENT = staging.SCRATCH / "parent"
 # How long what is on its way between two services may take to arrive.
 _SETTLE_S = 3.0
+# How long journald may take to close what it has on disk.
+_JOURNAL_S = 10.0
 # How often the page map is made anew because pages were moved meanwhile.
 _RECORDS = 3
 
@@ -67,6 +70,7 @@ class Upgrade:
         self._id = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self._calibration = staging.TscCalibration()
         self._stand_in = StandIn(())
+        self._journal: subprocess.Popen[bytes] | None = None
         self._mounted: Sequence[MountInfo] = ()
         self._containers = Containers(plan)
         self._profiles: list[bytes] = []
@@ -151,9 +155,7 @@ class Upgrade:
             for item in plan.own(Verdict.RESTARTED):
                 self._stop(item.unit.name)
         with self._events.phase("sync"):
-            # Closed on disk, so that the next boot finds no journal torn off.
             self._undo.push("flush-journal")
-            run(["journalctl", "--relinquish-var"])
             os.sync()
         self._check()
         carried, ended = trees.remaining(carried)
@@ -207,6 +209,7 @@ class Upgrade:
                 )
             self._check()
             with self._events.phase("freeze file systems"):
+                self._close_journal()
                 # With the store on a disk that must come after the last write to it.
                 if plan.where is not None:
                     cut.freeze_filesystems(host.table, self._undo)
@@ -283,6 +286,9 @@ class Upgrade:
         with self._events.phase("freeze"):
             carried, links = self._freeze(carried)
             self._stand_in.end()
+            # Now that nobody sees it: who reads the journal would follow it to where nothing stays.
+            log = str(staging.SCRATCH / "journalctl.log")
+            self._journal = start(["journalctl", "--relinquish-var"], output=log)
         with self._events.phase("lock network"):
             cut.lock_network(self._undo)
         staging.allow_reservations(self._undo)
@@ -291,6 +297,16 @@ class Upgrade:
             record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
             dumped = trees.as_dumped(carried, amended)
             return Cut(dumped, links, amended.watched, record, tracked.result())
+
+    def _close_journal(self) -> None:
+        """On disk, so that the next boot finds no journal torn off; beside the dump until now."""
+        assert self._journal is not None
+        try:
+            if self._journal.wait(_JOURNAL_S) == 0:
+                return
+        except subprocess.TimeoutExpired:
+            self._journal.kill()
+        self._note("the journal could not be closed on disk: see journalctl.log")
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where
