@@ -259,6 +259,15 @@ def thaw_filesystem(mountpoint: str) -> None:
     _on_directory(mountpoint, FITHAW)
 
 
+def sync_filesystem(mountpoint: str) -> None:
+    """syncfs(2): write what is not written yet of one file system. Raises OSError."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syncfs(fd), mountpoint)
+    finally:
+        os.close(fd)
+
+
 def _on_directory(path: str, request: int) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

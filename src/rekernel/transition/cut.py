@@ -256,8 +256,10 @@ def patience(report: Mapping[str, Any]) -> int:
 def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> None:
     """Sync and hold the disk file systems, so that no journal needs a replay.
 
-    The last one mounted goes first, the root last: one on a loop device writes into another.
+    The last one mounted goes first, the root last: one on a loop device writes into another. From
+    then on nobody may sync: what is not held here would wait for what is.
     """
+    os.sync()
     targets = [
         item.target
         for item in table
@@ -268,12 +270,14 @@ def freeze_filesystems(table: Sequence[mounts.MountInfo], undo: UndoList) -> Non
         try:
             syscalls.freeze_filesystem(target)
         except OSError as error:
-            # Another subvolume of one that is frozen, or a kind that cannot be.
-            if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
+            if error.errno == errno.EOPNOTSUPP:
+                # A kind that cannot be held.
+                syscalls.sync_filesystem(target)
+            # Another subvolume of one that is frozen.
+            elif error.errno != errno.EBUSY:
                 raise
 
 
 def jump() -> None:
     """Into the new kernel. Returns only by raising OSError."""
-    os.sync()
     syscalls.reboot_kexec()
