@@ -20,7 +20,7 @@ from rekernel.census import attempt, brownout, pager
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.cli.in_unit import new_id
 from rekernel.containers.checkpoint import WANTED
-from rekernel.containers.model import is_container
+from rekernel.containers.model import STOPPED, is_container
 from rekernel.containers.restore import RESULT, forget, unlock
 from rekernel.errors import RekernelError
 from rekernel.host import swap, sysctls
@@ -116,9 +116,9 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
     notes = volatile.start_again(agent["report"].get("triggers", []))
     notes += _turn_swap_on(agent)
-    # After systemd-sysctl: somebody set them later than that.
-    notes += sysctls.set_again(agent["report"].get("sysctls", {}))
     notes += _add_containers(agent)
+    # After systemd-sysctl, as somebody set them later than that; and when nobody needs a module.
+    notes += sysctls.set_again(agent["report"].get("sysctls", {}))
     _wait_for_units(agent)
     seen = after.observe(agent, history)
     drain = brownout.read_json(RUN / brownout.DRAIN)
@@ -185,10 +185,10 @@ def _containers() -> tuple[list[dict[str, Any]], list[str]]:
     Waits for that.
     """
     deadline = time.monotonic() + _BOOT_S
-    while Path(WANTED).exists():
+    while Path(WANTED).exists() or STOPPED.exists():
         state = show([_CONTAINERS])[0].active
         too_late = state == "inactive" and time.monotonic() > deadline
-        if too_late or state not in ("inactive", "activating"):
+        if too_late or state not in ("inactive", "activating", "deactivating"):
             break
         time.sleep(_UNITS_POLL)
     notes = []

@@ -141,14 +141,13 @@ def _drops(containers: Sequence[Container]) -> list[str]:
     return found
 
 
-def wanted(carried: Sequence[Container], restarted: Sequence[Container]) -> str:
-    """What the new side reads: containers to restore, and to start again."""
+def wanted(carried: Sequence[Container]) -> str:
+    """What the new side reads: containers to restore."""
     return json.dumps(
         {
             "schema": SCHEMA,
             "bridge_rules": bridge_rules(carried),
             "restore": [_record(container) for container in carried],
-            "start": [_record(container) for container in restarted],
         }
     )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Those that were stopped for an upgrade, [engine, ID] each: to be started whatever comes of it.
+STOPPED = Path("/var/lib/rekernel/stopped-containers.json")
 # Of podman and of docker.
 _SCOPE = re.compile(r"(libpod|docker)-[0-9a-f]{64}\.scope$")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.containers.checkpoint import TABLE, WANTED
+from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT, left_behind
 from rekernel.errors import RekernelError
 from rekernel.run import run, run_json
@@ -19,6 +21,10 @@ RESULT = Path("/run/rekernel/containers-up.json")
 _LOGS = Path("/run/rekernel/restore")
 # Seconds; images of gigabytes come from a disk.
 _LIMIT_S = 600
+# Seconds until each engine answers, and between two attempts.
+_ENGINE_S = 120.0
+_AGAIN_S = 3.0
+_log = logging.getLogger(__name__)
 
 
 def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
@@ -29,6 +35,8 @@ def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
     """
     try:
         lists = json.loads(wanted.read_text())
+    except FileNotFoundError:
+        lists = {"restore": []}
     except (OSError, ValueError) as error:
         raise RekernelError(f"{wanted}: {error}", "podman start --all") from None
     trees = _restored_before(result)
@@ -42,11 +50,10 @@ def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
                 _write(result, trees)
     finally:
         unlock()
-    for item in lists["start"]:
-        _start(item)
     # Once is enough.
-    wanted.unlink()
+    wanted.unlink(missing_ok=True)
     LEFT.unlink(missing_ok=True)
+    start_stopped()
     return sum(bool(item["failure"]) for item in trees)
 
 
@@ -70,10 +77,28 @@ def unlock() -> None:
         run(["nft", "delete", "table", family, TABLE], check=False)
 
 
-def _start(item: Mapping[str, Any]) -> None:
+def start_stopped(stopped: Path = STOPPED) -> None:
+    """Start those that were stopped for an upgrade, whatever has come of that."""
+    try:
+        found = json.loads(stopped.read_text())
+    except FileNotFoundError:
+        return
+    deadline = time.monotonic() + _ENGINE_S
+    for engine, container in found:
+        # Docker may not be there yet.
+        while not _start(engine, container) and time.monotonic() < deadline:
+            time.sleep(_AGAIN_S)
+    stopped.unlink()
+
+
+def _start(engine: str, container: str) -> bool:
     """One that does not start, or hangs, must not keep the others from it."""
-    with suppress(RekernelError):
-        run([item["engine"], "start", item["id"]], timeout=_LIMIT_S)
+    try:
+        run([engine, "start", container], timeout=_LIMIT_S)
+    except RekernelError as error:
+        _log.warning("container %s was not started: %s", container[:12], error.message)
+        return False
+    return True
 
 
 def forget() -> None:
@@ -127,7 +152,7 @@ def _keep_log(item: Mapping[str, Any], log: Path) -> None:
 def _start_afresh(item: Mapping[str, Any]) -> None:
     """Without the checkpoint: nobody shall restore that at any later time."""
     run(["rm", "-rf", "--", *item["leftovers"]], check=False)
-    _start(item)
+    _start(item["engine"], item["id"])
 
 
 def _is_back(container: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rekernel.census.verdicts import Verdict
 from rekernel.containers import checkpoint
 from rekernel.containers.checkpoint import WANTED
+from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT
 from rekernel.handover.manifest import Network
 from rekernel.plan import Plan, resident
@@ -61,6 +62,10 @@ class Containers:
 
     def stop(self, undo: UndoList) -> None:
         """Those that cannot be carried. Raises CommandFailedError."""
+        if self._restarted:
+            undo.push("remove", str(STOPPED))
+            STOPPED.parent.mkdir(parents=True, exist_ok=True)
+            STOPPED.write_text(json.dumps([[item.engine, item.id] for item in self._restarted]))
         for container in self._restarted:
             undo.push("start-container", f"{container.engine} {container.id}")
             run([container.engine, "stop", container.id], timeout=_STOP_S)
@@ -96,6 +101,6 @@ class Containers:
 
     def files(self) -> dict[str, str]:
         """What tells the new side of them."""
-        if not self._carried and not self._restarted:
+        if not self._carried:
             return {}
-        return {WANTED: checkpoint.wanted(self._carried, self._restarted)}
+        return {WANTED: checkpoint.wanted(self._carried)}

@@ -84,8 +84,9 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(restore, "_pid_of", lambda name: 42)
     monkeypatch.setattr(restore, "_LOGS", tmp_path / "logs")
     monkeypatch.setattr(restore, "LEFT", tmp_path / "left")
+    monkeypatch.setattr(restore, "start_stopped", lambda: None)
     path = tmp_path / "containers.json"
-    path.write_text(checkpoint.wanted([container(tmp_path)], [container(tmp_path, "other")]))
+    path.write_text(checkpoint.wanted([container(tmp_path)]))
     return path
 
 
@@ -101,7 +102,6 @@ def test_all_come_back(wanted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "podman container restore",
         "nft delete table",
         "nft delete table",
-        f"podman start {'0' * 64}",
     ]
     assert not wanted.exists()
 
@@ -137,7 +137,7 @@ def test_goes_on_where_it_was_killed(
     (tree,) = json.loads((tmp_path / "result").read_text())["trees"]
     assert tree["failure"] == ""
     # Killed between the two.
-    wanted.write_text(checkpoint.wanted([container(tmp_path)], [container(tmp_path, "other")]))
+    wanted.write_text(checkpoint.wanted([container(tmp_path)]))
     podman.asked.clear()
     assert restore.run_all(wanted, tmp_path / "result") == 0
     assert json.loads((tmp_path / "result").read_text())["trees"] == [tree]
@@ -145,10 +145,44 @@ def test_goes_on_where_it_was_killed(
     assert not wanted.exists()
 
 
-def test_no_list(tmp_path: Path) -> None:
-    with pytest.raises(RekernelError, match="nowhere") as error:
-        restore.run_all(tmp_path / "nowhere")
+def test_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list").write_text("{")
+    with pytest.raises(RekernelError, match="list") as error:
+        restore.run_all(tmp_path / "list")
     assert error.value.hint == "podman start --all"
+    # Nothing to restore, but perhaps to start.
+    done: list[str] = []
+    monkeypatch.setattr(restore, "LEFT", tmp_path / "left")
+    monkeypatch.setattr(restore, "run", lambda argv, **more: "")
+    monkeypatch.setattr(restore, "start_stopped", lambda: done.append("started"))
+    assert restore.run_all(tmp_path / "nowhere", tmp_path / "result") == 0
+    assert done == ["started"]
+
+
+def test_what_was_stopped_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = tmp_path / "stopped"
+    restore.start_stopped(stopped)
+    stopped.write_text(json.dumps([["docker", "a" * 64], ["podman", "b" * 64]]))
+    asked: list[list[str]] = []
+
+    def run(argv: list[str], timeout: float) -> str:
+        asked.append(argv)
+        if len(asked) < 3:
+            raise RekernelError("docker failed (1): is the daemon running?")
+        return ""
+
+    monkeypatch.setattr(restore, "run", run)
+    monkeypatch.setattr(restore, "_AGAIN_S", 0)
+    restore.start_stopped(stopped)
+    assert asked == [["docker", "start", "a" * 64]] * 3 + [["podman", "start", "b" * 64]]
+    assert not stopped.exists()
+    # One that does not start at all keeps nobody waiting for ever.
+    stopped.write_text(json.dumps([["docker", "a" * 64]]))
+    asked.clear()
+    monkeypatch.setattr(restore, "_ENGINE_S", 0)
+    restore.start_stopped(stopped)
+    assert len(asked) == 1
+    assert not stopped.exists()
 
 
 def test_what_nothing_came_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
