@@ -211,7 +211,9 @@ def _bind(item: Mount) -> None:
     try:
         if os.path.lexists(item.source) and not os.path.isdir(item.source):
             os.makedirs(os.path.dirname(item.target), exist_ok=True)
-            open(item.target, "a").close()
+            # Not even opened where nothing can be written.
+            if not os.path.lexists(item.target):
+                open(item.target, "a").close()
         else:
             # In a tmpfs, which is filled later.
             os.makedirs(item.source, exist_ok=True)

@@ -33,7 +33,7 @@ def say(text: str) -> None:
         _sinks = _open_sinks()
     for fd, prefix in _sinks:
         try:
-            os.write(fd, f"{prefix}rekernel: {text}\n".encode())
+            os.write(fd, f"{prefix}rekernel: {text}\n".encode(errors="replace"))
         except OSError:
             continue
 
@@ -61,7 +61,8 @@ class Tolerated:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if not isinstance(error, Exception):
+        # The watchdog's means that everything takes too long.
+        if not isinstance(error, Exception) or getattr(error, "of_watchdog", False):
             return False
         miss(f"{self._what}: {error}")
         return True

@@ -87,8 +87,9 @@ def _load(network: Network) -> None:
         for name, text in network.tables.items():
             with Tolerated(f"table {name} of the packet filter"):
                 _feed(["nft", "-f", "-"], text)
-    for program, text in network.saved.items():
-        with Tolerated("a part of the packet filter"):
+    for name, text in network.saved.items():
+        program, _, table = name.partition(" ")
+        with Tolerated(f"table {table} of the packet filter"):
             _feed([program], text)
 
 

@@ -94,6 +94,8 @@ def _allow_descriptors(limits: tuple[int, int]) -> None:
 
 def _write_result(result: dict[str, Any]) -> None:
     try:
+        # It tells of everybody's settings.
+        RESULT.touch(mode=0o600)
         RESULT.write_text(json.dumps(result))
     except OSError as error:
         say(f"cannot leave a report: {error}")

@@ -20,6 +20,8 @@ STEP_S = 60.0
 class StuckError(Exception):
     """It took far too long; the message says where it stood."""
 
+    of_watchdog = True
+
 
 def allow(seconds: float) -> None:
     """Let the main thread get a :class:`StuckError` if it is not done by then."""

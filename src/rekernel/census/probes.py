@@ -18,7 +18,7 @@ from rekernel import syscalls
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
-from rekernel.errors import RekernelError
+from rekernel.errors import BlockedError, RekernelError
 from rekernel.host import disks, drivers, loops, mounts, network, sysctls
 from rekernel.host import swap as swap_areas
 from rekernel.kernel import fitness
@@ -118,7 +118,11 @@ def kernels(context: Context) -> Answer:
         return _fail("no kernel with image and modules", "install a linux-image package")
     if not others:
         return _warn("only the running one is installed", "install another linux-image package")
-    aliases = drivers.essential(mounts.observe())
+    try:
+        aliases = drivers.essential(mounts.observe())
+    except BlockedError:
+        # The probes of the root and of mounts say more of it.
+        aliases = []
     region = context.backend != "image"
     unfit = {
         item.release: words

@@ -97,7 +97,7 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class Network:
     """How to set up the network: rules and ``tables`` ("FAMILY NAME" -> text) are input for
-    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` for the programs by which it goes.
+    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` ("PROGRAM TABLE" -> text) for the program.
     """
 
     lock_rules: str

@@ -46,7 +46,7 @@ def root(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
             f"it must be {', '.join(_ROOT_TYPES)}, on a plain disk, a partition or LVM",
         )
     device = _root_device(mount)
-    flags = syscalls.mount_flags(mount.options)
+    flags = _flags(mount, mounts)
     return RootConfig(superblocks.uuid_on(device) or "", mount.fstype, flags, _data(mount)), device
 
 
@@ -83,7 +83,7 @@ def plan(mounts: Sequence[MountInfo]) -> list[Mount]:
         loop = node(mount.source)
         source = mount.source if loop else ""
         uuid = "" if loop else superblocks.uuid_on(mount.source) or ""
-        flags = syscalls.mount_flags(mount.options)
+        flags = _flags(mount, mounts)
         found.append(Mount(mount.target, mount.fstype, source, flags, data=_data(mount), uuid=uuid))
     return found
 
@@ -126,6 +126,14 @@ def before_others(path: str, mounts: Sequence[MountInfo], at: str) -> tuple[Moun
     )
 
 
+def _flags(mount: MountInfo, mounts: Sequence[MountInfo]) -> int:
+    """The file system itself is read-only only if nobody may write to it elsewhere."""
+    flags = syscalls.mount_flags(mount.options)
+    if any(other.device == mount.device and "rw" in other.options for other in mounts):
+        flags &= ~syscalls.MS_RDONLY
+    return flags
+
+
 def _data(mount: MountInfo) -> str:
     return ",".join(item for item in mount.super_options if item not in _NOT_TAKEN)
 
@@ -141,7 +149,10 @@ def _on_disks(mounts: Sequence[MountInfo]) -> list[MountInfo]:
     return [
         mount
         for mount in mounts
-        if mount.target != "/" and mount.fstype in _types(mount) and not is_bind(mount, mounts)
+        if mount.target != "/"
+        and mount.fstype in _types(mount)
+        and not is_bind(mount, mounts)
+        and not is_of_others(mount)
     ]
 
 

@@ -16,11 +16,13 @@ _IPTABLES = {"ip": "iptables-nft", "ip6": "ip6tables-nft"}
 _HEADER = re.compile(r"table (\S+ \S+) \{")
 # Of a table that goes with the program that made it (nft(8)): the next one takes it as its own.
 _OWNED = re.compile(r"^\tflags .*\bowner\b.*\n", re.MULTILINE)
+# They are nobody's table.
+_SETS = re.compile(r"--(match|map)-set |-j SET ")
 
 
 @dataclass(frozen=True, slots=True)
 class PacketFilter:
-    """``tables``: "FAMILY NAME" -> input for ``nft -f``. ``saved``: program -> its input."""
+    """``tables``: "FAMILY NAME" -> input for nft. ``saved``: "PROGRAM TABLE" -> its input."""
 
     tables: dict[str, str] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
@@ -49,8 +51,9 @@ def observe() -> PacketFilter:
             continue
         if "incompatible" in text:
             problems.append(f"packet filter table {name} (partly made by iptables, partly by nft)")
-        restore = f"{program}-restore"
-        saved[restore] = saved.get(restore, "") + text
+        if _SETS.search(text):
+            problems.append(f"packet filter table {name} (it uses sets of ipset)")
+        saved[f"{program}-restore {table}"] = text
     owned = {name for name, text in tables.items() if _OWNED.search(text)}
     problems += _refused("".join(tables[name] for name in tables if name not in owned))
     tables |= {name: _OWNED.sub("", tables[name]) for name in owned}

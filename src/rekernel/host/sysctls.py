@@ -38,15 +38,18 @@ _NAMES = (
 # "PATH:VALUE" each (packaging/systemd/rekernel-settings.service). Whatever is another by now was
 # changed by somebody, and comes from no file; all else is the next kernel's own choice.
 _AT_BOOT = Path("/run/rekernel/settings")
-# Those that the kernel changes by itself, and the host's name, which travels anyway.
+# Those that the kernel changes by itself, a secret, and the host's name, which travels anyway.
 _OWN_WILL = (
     "kernel/domainname",
     "kernel/hostname",
+    "kernel/hung_task_warnings",
     "kernel/ns_last_pid",
     "kernel/perf_event_max_sample_rate",
     "kernel/tainted",
+    "net/ipv4/tcp_fastopen_key",
     "vm/min_free_kbytes",
 )
+_FOR_GOOD = ("kernel/kexec_load_disabled", "kernel/modules_disabled")
 
 
 def values() -> dict[str, str]:
@@ -71,25 +74,27 @@ def changed() -> dict[str, str]:
         path, _, value = line.partition(":")
         then.setdefault(os.path.relpath(path, _PROC_SYS), []).append(value)
     now = _read(then.keys() - {*_NAMES, *_OWN_WILL})
-    # Those of all interfaces are written before those of one.
+    # Those of all interfaces are written before those of one, what cannot be taken back at the end.
     return {
         name: now[name]
-        for name in sorted(now, key=lambda name: ("/all/" not in name, name))
+        for name in sorted(now, key=lambda name: (name in _FOR_GOOD, "/all/" not in name, name))
         if now[name] != "\n".join(then[name]).strip()
     }
 
 
 def set_again(wanted: Mapping[str, str]) -> list[str]:
     """Set those that are not as wanted; returns which could not be, in words."""
-    problems = []
-    for name, value in wanted.items():
-        # One may have changed others.
-        if _read([name]).get(name, value) != value:
-            try:
-                (_PROC_SYS / name).write_text(value, errors="surrogateescape")
-            except OSError as error:
-                problems.append(f"{name} is not {value} as before: {error.strerror}")
-    return problems
+    problems: dict[str, str] = {}
+    # One may change another, or be taken only when another is set.
+    for _ in range(2):
+        problems.clear()
+        for name, value in wanted.items():
+            if _read([name]).get(name, value) != value:
+                try:
+                    (_PROC_SYS / name).write_text(value, errors="surrogateescape")
+                except OSError as error:
+                    problems[name] = f"{name} is not {value} as before: {error.strerror}"
+    return list(problems.values())
 
 
 def _read(names: Iterable[str]) -> dict[str, str]:

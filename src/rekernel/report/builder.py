@@ -179,7 +179,7 @@ def carried_over(
         hint = "started afresh where systemd knows how to; criu's logs are kept beside this report"
     elif missing:
         error = f"not carried over: {', '.join(missing)}"
-        hint = "see network.log beside this report, and load it again: systemctl restart nftables"
+        hint = "set that up again by hand; the kernel log and the logs beside this report say more"
     frozen, resumed = agent.get("frozen_ns"), agent.get("resumed_ns")
     return {
         "schema": SCHEMA,

@@ -15,7 +15,7 @@ from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent
-from rekernel.host import apparmor, disks, drivers, mounts
+from rekernel.host import apparmor, binds, disks, drivers, mounts
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -47,6 +47,18 @@ def _tool_files() -> list[str]:
     return list(dict.fromkeys(str(path) for path in [*tools, *initrd.shared_objects(tools)]))
 
 
+def _assert_there_early(tools: Sequence[str], table: Sequence[mounts.MountInfo]) -> None:
+    """The agent needs them before it mounts all that there is. Raises BlockedError."""
+    early = {"/", *(item.target for item in disks.plan(table) if item.target == boot.EARLY)}
+    for tool in tools:
+        there = binds.holder(os.path.realpath(tool), table)
+        if there is None or there.target not in early:
+            raise BlockedError(
+                f"{tool} lies on another file system than / and /usr",
+                "the restore needs it before others are mounted: install it below /usr",
+            )
+
+
 def mapped_files(pids: Sequence[int]) -> list[str]:
     """Files that these processes map, each once; one that is gone or deleted is left out."""
     found: dict[str, None] = {}
@@ -76,6 +88,8 @@ def load_kernel(
     table = mounts.observe()
     root, device = disks.root(table)
     stack = disks.stack(table, device)
+    tools = _tool_files()
+    _assert_there_early(tools, table)
     aliases = drivers.needed(table, sorted({mount.fstype for mount in table}))
     chosen = modules.resolve(kernel.release, aliases)
     store_mount = None
@@ -94,7 +108,7 @@ def load_kernel(
         early=tuple(item for item in disks.plan(table) if item.target == boot.EARLY),
         init=(INIT,),
         criu_probe=PROBE,
-        prefetch=tuple(_tool_files()),
+        prefetch=tuple(tools),
         mapped=stack.mapped,
     )
     SCRATCH.mkdir(parents=True, exist_ok=True)

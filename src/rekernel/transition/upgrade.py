@@ -155,7 +155,6 @@ class Upgrade:
             for item in plan.own(Verdict.RESTARTED):
                 self._stop(item.unit.name)
         with self._events.phase("sync"):
-            self._undo.push("flush-journal")
             os.sync()
         self._check()
         carried, ended = trees.remaining(carried)
@@ -283,6 +282,7 @@ class Upgrade:
         strays_at: int,
     ) -> Cut:
         """Everything stands still and is written down. Raises DumpStuckError: try once more."""
+        self._undo.push("flush-journal")
         with self._events.phase("freeze"):
             carried, links = self._freeze(carried)
             self._stand_in.end()

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[3] / "src"
 
 
 NETWORK = Network(
-    "lock", "unlock", {"inet a": "a", "inet b": "b"}, (), "links", {"iptables-nft-restore": "c"}
+    "lock", "unlock", {"inet a": "a", "inet b": "b"}, (), "links", {"iptables-nft-restore nat": "c"}
 )
 
 
@@ -51,11 +51,11 @@ def test_links_are_there_before_rules_that_name_them(fed: list[tuple[str, str]])
 
 
 def test_a_table_that_this_kernel_does_not_take(fed: list[tuple[str, str]], said: Said) -> None:
-    broken = dataclasses.replace(NETWORK, saved={"ip6tables-nft-restore": "b"})
+    broken = dataclasses.replace(NETWORK, saved={"ip6tables-nft-restore nat": "b"})
     network.set_up(broken)
     assert console.missing == [
         "table inet b of the packet filter: nft",
-        "a part of the packet filter: ip6tables-nft-restore",
+        "table nat of the packet filter: ip6tables-nft-restore",
     ]
     # What can be is loaded.
     assert fed[2:] == [("nft", "ab"), ("nft", "a"), ("nft", "b"), ("ip6tables-nft-restore", "b")]

@@ -72,8 +72,9 @@ def test_each_by_the_program_that_made_it(programs: Programs) -> None:
     found = packetfilter.observe()
     assert found.tables == {"inet mine": MINE}
     assert found.saved == {
-        "iptables-nft-restore": SAVED + SAVED.replace("filter", "nat"),
-        "ip6tables-nft-restore": SAVED.replace("filter", "nat"),
+        "iptables-nft-restore filter": SAVED,
+        "iptables-nft-restore nat": SAVED.replace("filter", "nat"),
+        "ip6tables-nft-restore nat": SAVED.replace("filter", "nat"),
     }
     assert found.problems == ()
     assert programs.checked == f"flush ruleset\n{MINE}"
@@ -102,6 +103,14 @@ def test_what_is_mixed(programs: Programs) -> None:
     programs.saved = "# Table `filter' is incompatible, use 'nft' tool.\n"
     assert packetfilter.observe().problems == (
         "packet filter table ip filter (partly made by iptables, partly by nft)",
+    )
+
+
+@pytest.mark.parametrize("rule", ["--match-set bad src -j DROP", "-j SET --add-set x src"])
+def test_sets_that_nobody_carries(programs: Programs, rule: str) -> None:
+    programs.saved = f"*filter\n-A INPUT -m set {rule}\nCOMMIT\n"
+    assert packetfilter.observe().problems == (
+        "packet filter table ip filter (it uses sets of ipset)",
     )
 
 
