@@ -16,7 +16,7 @@ from rekernel.agent.terminals import REACH
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals, links, unkept, watches
+from rekernel.checkpoint import externals, handles, links, unkept, watches
 from rekernel.checkpoint.amend import Amended
 from rekernel.checkpoint.options import (
     TreeOptions,
@@ -261,10 +261,12 @@ def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
         if tree.verdict.unit.is_login
     }
     masters = {item.master_of: name for name, items in opened.items() for item in items}
+    owners = {pid: tree.name for tree in trees for pid in tree.pids}
     found = []
     for tree in trees:
         items = opened.get(tree.name, [])
         _assert_nothing_left_behind(items)
+        _assert_no_handles_of_others(items, tree.name, owners)
         borrowed, numbers = externals.terminals(items)
         if not masters.keys() >= set(numbers):
             raise links.UnsettledError(
@@ -320,6 +322,19 @@ def _assert_nothing_left_behind(opened: Sequence[externals.Descriptor]) -> None:
         if stays_behind(item.link):
             raise links.UnsettledError(
                 f"process {item.pid} has {item.link} open, which stays with this kernel",
+                "end it, or log out there",
+            )
+
+
+def _assert_no_handles_of_others(
+    opened: Sequence[externals.Descriptor], own: str, owners: Mapping[int, str]
+) -> None:
+    """Raises links.UnsettledError: `systemctl --user` has one of a user's manager while it runs."""
+    for item in opened:
+        of = handles.target(item)
+        if of is not None and owners.get(of, own) != own:
+            raise links.UnsettledError(
+                f"process {item.pid} has a handle of process {of}, of {owners[of]}",
                 "end it, or log out there",
             )
 
