@@ -28,9 +28,10 @@ def make(groups: Sequence[Cgroup]) -> None:
     above = {str(parent) for item in groups for parent in Path(item.path).parents} - listed
     wanted = {name for item in groups for name in item.passed_on.split()}
     for path in sorted(above, key=len):
-        directory = ROOT / path.lstrip("/")
-        directory.mkdir(exist_ok=True)
-        _pass_on(directory, sorted(wanted.union(_USUAL)))
+        with Tolerated(f"control group {path}"):
+            directory = ROOT / path.lstrip("/")
+            directory.mkdir(exist_ok=True)
+            _pass_on(directory, sorted(wanted.union(_USUAL)))
     for item in groups:
         with Tolerated(f"control group {item.path}"):
             _make(ROOT / item.path.lstrip("/"), item)

@@ -84,10 +84,9 @@ def start_stopped(stopped: Path = STOPPED) -> None:
     except FileNotFoundError:
         return
     deadline = time.monotonic() + _ENGINE_S
-    for engine, container in found:
-        # Docker may not be there yet.
-        while not _start(engine, container) and time.monotonic() < deadline:
-            time.sleep(_AGAIN_S)
+    # Docker may not be there yet; who does not start keeps no other one waiting.
+    while (found := [item for item in found if not _start(*item)]) and time.monotonic() < deadline:
+        time.sleep(_AGAIN_S)
     stopped.unlink()
 
 
