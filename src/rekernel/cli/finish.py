@@ -195,8 +195,8 @@ def _containers() -> tuple[list[dict[str, Any]], list[str]]:
     if Path(WANTED).exists():
         unlock()
         notes.append(f"{_CONTAINERS} did not bring all containers back: see its journal")
-    result = brownout.read_json(RESULT)
-    return (result["trees"] if result else []), notes
+    result = brownout.read_json(RESULT) or {"trees": []}
+    return result["trees"], [*notes, *result.get("problems", [])]
 
 
 def _turn_swap_on(agent: dict[str, Any]) -> list[str]:

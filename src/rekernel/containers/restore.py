@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
     # Once is enough.
     wanted.unlink(missing_ok=True)
     LEFT.unlink(missing_ok=True)
-    start_stopped()
+    _write(result, trees, start_stopped())
+    STOPPED.unlink(missing_ok=True)
     return sum(bool(item["failure"]) for item in trees)
 
 
@@ -65,9 +66,10 @@ def _restored_before(result: Path) -> list[dict[str, Any]]:
     return trees
 
 
-def _write(result: Path, trees: list[dict[str, Any]]) -> None:
+def _write(result: Path, trees: list[dict[str, Any]], problems: Sequence[str] = ()) -> None:
     whole = result.with_suffix(".new")
-    whole.write_text(json.dumps({"schema": 1, "trees": trees}) + "\n")
+    text = json.dumps({"schema": 1, "trees": trees, "problems": list(problems)})
+    whole.write_text(text + "\n")
     whole.rename(result)
 
 
@@ -77,17 +79,22 @@ def unlock() -> None:
         run(["nft", "delete", "table", family, TABLE], check=False)
 
 
-def start_stopped(stopped: Path = STOPPED) -> None:
-    """Start those that were stopped for an upgrade, whatever has come of that."""
+def start_stopped(stopped: Path = STOPPED) -> list[str]:
+    """Start those that were stopped for an upgrade, whatever has come of that.
+
+    Returns which did not start, in words.
+    """
     try:
         found = json.loads(stopped.read_text())
     except FileNotFoundError:
-        return
+        return []
     deadline = time.monotonic() + _ENGINE_S
     # Docker may not be there yet; who does not start keeps no other one waiting.
     while (found := [item for item in found if not _start(*item)]) and time.monotonic() < deadline:
         time.sleep(_AGAIN_S)
-    stopped.unlink()
+    return [
+        f"container {name[:12]} was not started again: {engine} start" for engine, name in found
+    ]
 
 
 def _start(engine: str, container: str) -> bool:

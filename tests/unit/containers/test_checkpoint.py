@@ -84,7 +84,8 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(restore, "_pid_of", lambda name: 42)
     monkeypatch.setattr(restore, "_LOGS", tmp_path / "logs")
     monkeypatch.setattr(restore, "LEFT", tmp_path / "left")
-    monkeypatch.setattr(restore, "start_stopped", lambda: None)
+    monkeypatch.setattr(restore, "STOPPED", tmp_path / "stopped")
+    monkeypatch.setattr(restore, "start_stopped", list)
     path = tmp_path / "containers.json"
     path.write_text(checkpoint.wanted([container(tmp_path)]))
     return path
@@ -151,12 +152,16 @@ def test_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         restore.run_all(tmp_path / "list")
     assert error.value.hint == "podman start --all"
     # Nothing to restore, but perhaps to start.
-    done: list[str] = []
+    stopped = tmp_path / "stopped"
+    stopped.touch()
     monkeypatch.setattr(restore, "LEFT", tmp_path / "left")
+    monkeypatch.setattr(restore, "STOPPED", stopped)
     monkeypatch.setattr(restore, "run", lambda argv, **more: "")
-    monkeypatch.setattr(restore, "start_stopped", lambda: done.append("started"))
+    monkeypatch.setattr(restore, "start_stopped", lambda: ["one was not started again"])
     assert restore.run_all(tmp_path / "nowhere", tmp_path / "result") == 0
-    assert done == ["started"]
+    result = json.loads((tmp_path / "result").read_text())
+    assert result["problems"] == ["one was not started again"]
+    assert not stopped.exists()
 
 
 def test_what_was_stopped_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,17 +178,17 @@ def test_what_was_stopped_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(restore, "run", run)
     monkeypatch.setattr(restore, "_AGAIN_S", 0)
-    restore.start_stopped(stopped)
+    assert restore.start_stopped(stopped) == []
     docker, podman = ["docker", "start", "a" * 64], ["podman", "start", "b" * 64]
     assert asked == [docker, podman, docker, docker]
-    assert not stopped.exists()
     # One that does not start at all keeps nobody waiting for ever.
     stopped.write_text(json.dumps([["docker", "a" * 64]]))
     asked.clear()
     monkeypatch.setattr(restore, "_ENGINE_S", 0)
-    restore.start_stopped(stopped)
+    assert restore.start_stopped(stopped) == [
+        "container aaaaaaaaaaaa was not started again: docker start"
+    ]
     assert len(asked) == 1
-    assert not stopped.exists()
 
 
 def test_what_nothing_came_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
