@@ -25,6 +25,7 @@ _OURS = {
     "rekernel.handover",
     "rekernel.memory",
     "rekernel.memory.dax",
+    "rekernel.smallfiles",
     "rekernel.stuck",
     "rekernel.syscalls",
 }

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.agent import processes, sandboxes
 from rekernel.agent.console import say
 from rekernel.agent.links import Links
@@ -348,15 +349,18 @@ def _cause(tree: Tree) -> str:
 
 def _enter(pid: int, path: str) -> None:
     try:
-        with open(_CGROUPS / path.lstrip("/") / "cgroup.procs", "w") as file:
-            file.write(str(pid))
+        smallfiles.write(f"{_CGROUPS}{path}/cgroup.procs", str(pid).encode())
     except OSError as error:
         say(f"process {pid} could not enter {path}: {error.strerror}")
 
 
 def _enter_cgroups(item: Restore) -> None:
-    for pid, path in item.tree.cgroups.items():
-        _enter(int(pid), path)
+    """criu was in the one that comes first, and so is all that it made."""
+    paths = iter(item.tree.cgroups.items())
+    _, first = next(paths)
+    for pid, path in paths:
+        if path != first:
+            _enter(int(pid), path)
 
 
 def kill_all(trees: Sequence[Tree]) -> None:

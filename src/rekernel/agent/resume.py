@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekernel import syscalls
+from rekernel import smallfiles, syscalls
 from rekernel.agent import (
     apparmor,
     boot,
@@ -260,7 +260,7 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
             (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
         for entry in reader:
             if entry.name.startswith("images/"):
-                (restore.WORK / entry.name).write_bytes(reader.read(entry.name))
+                smallfiles.create(f"{restore.WORK}/{entry.name}", reader.read(entry.name))
     for target, pid in tars.items():
         with Tolerated(f"the contents of {target}"):
             processes.wait(pid, "tar")

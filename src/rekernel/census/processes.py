@@ -6,10 +6,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.census.verdicts import UnitVerdict, Verdict
 
 _PROC = Path("/proc")
@@ -61,11 +63,10 @@ def parse_stat(text: str, cgroup: str) -> Process:
 def observe(proc: Path = _PROC) -> list[Process]:
     """Every process there is, by PID; one that ends meanwhile is left out."""
     found = []
-    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdigit()):
-        directory = proc / str(pid)
+    for pid in _numbers(proc):
         try:
-            stat = os.fsdecode((directory / "stat").read_bytes())
-            cgroup = os.fsdecode((directory / "cgroup").read_bytes())
+            stat = os.fsdecode(smallfiles.read(f"{proc}/{pid}/stat"))
+            cgroup = os.fsdecode(smallfiles.read(f"{proc}/{pid}/cgroup"))
         except (FileNotFoundError, ProcessLookupError):
             continue
         # With cgroup v1 mounted beside it there are more lines; systemd's is the one of v2.
@@ -76,7 +77,17 @@ def observe(proc: Path = _PROC) -> list[Process]:
 
 def parents(proc: Path = _PROC) -> dict[int, int]:
     """PID -> parent's PID of every process."""
-    return {process.pid: process.parent for process in observe(proc)}
+    found = {}
+    for pid in _numbers(proc):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            stat = smallfiles.read(f"{proc}/{pid}/stat")
+            # The name before it, in parentheses, may have any bytes in it.
+            found[pid] = int(stat[stat.rindex(b")") :].split(maxsplit=3)[2])
+    return found
+
+
+def _numbers(proc: Path) -> list[int]:
+    return sorted(int(name) for name in os.listdir(proc) if name.isdigit())
 
 
 def account(processes: Sequence[Process], units: Sequence[UnitVerdict]) -> list[Account]:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.run import run
 
 _PROGRAM = "/usr/lib/rekernel/rekernel-images"
@@ -40,25 +41,28 @@ def _image(magics: Sequence[int], *entries: bytes) -> bytes:
 def pretend(parent: Path, pids: Iterable[int]) -> None:
     """Write what a dump of these processes would look like that has all their pages."""
     parent.mkdir(parents=True, exist_ok=True)
-    (parent / "inventory.img").write_bytes(_image([_INVENTORY], _INVENTORY_ENTRY))
-    (parent / "pages-1.img").touch()
-    for pid in pids:
-        path = parent / f"pagemap-{pid}.img"
-        if not path.exists():
-            path.write_bytes(_image([_COMMON, _PAGEMAP], _PAGES_ID, _EVERYTHING))
+    there = set(os.listdir(parent))
+    everything = _image([_COMMON, _PAGEMAP], _PAGES_ID, _EVERYTHING)
+    wanted = {"inventory.img": _image([_INVENTORY], _INVENTORY_ENTRY), "pages-1.img": b""}
+    wanted |= {f"pagemap-{pid}.img": everything for pid in pids}
+    for name in wanted.keys() - there:
+        smallfiles.create(f"{parent}/{name}", wanted[name])
 
 
 def nothing_written(pids: Sequence[int]) -> None:
     """Let no page of these frozen processes count as written since. Raises OSError."""
-    # A walk over all their page tables, in the kernel.
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(_clear_soft_dirty, pids))
+    # A walk over all their page tables, in the kernel. Given one by one, the threads would spend
+    # most of the time on taking turns.
+    count = os.cpu_count() or 1
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(_clear_soft_dirty, (pids[i::count] for i in range(count))))
 
 
-def _clear_soft_dirty(pid: int) -> None:
+def _clear_soft_dirty(pids: Iterable[int]) -> None:
     # https://docs.kernel.org/admin-guide/mm/soft-dirty.html; a zombie has no memory.
-    with suppress(ProcessLookupError):
-        Path(f"/proc/{pid}/clear_refs").write_text("4")
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            smallfiles.write(f"/proc/{pid}/clear_refs", b"4")
 
 
 def complete(images: Sequence[Path]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from rekernel import syscalls
+from rekernel import smallfiles, syscalls
 from rekernel.handover.manifest import Unkept
 
 # Of a process and of a thread, to be read and written (proc(5)).
@@ -18,7 +18,7 @@ _OF_THREAD = ("timerslack_ns",)
 def observe(pids: Iterable[int], proc: Path = Path("/proc")) -> Unkept:
     """Where a thread is not what it would be by itself; one that is gone is left out."""
     usual_cpus = set(range(os.cpu_count() or 1))
-    usual = {name: _text(proc / "1" / name) for name in (*_OF_PROCESS, *_OF_THREAD)}
+    usual = {name: _text(f"{proc}/1/{name}") for name in (*_OF_PROCESS, *_OF_THREAD)}
     found = Unkept()
     for pid in pids:
         _note(found, proc, str(pid), _OF_PROCESS, usual)
@@ -36,7 +36,7 @@ def observe(pids: Iterable[int], proc: Path = Path("/proc")) -> Unkept:
 
 def _threads(proc: Path, pid: int) -> list[str]:
     try:
-        return os.listdir(proc / str(pid) / "task")
+        return os.listdir(f"{proc}/{pid}/task")
     except FileNotFoundError:
         return []
 
@@ -45,13 +45,13 @@ def _note(
     found: Unkept, proc: Path, thread: str, names: Iterable[str], usual: dict[str, str]
 ) -> None:
     for name in names:
-        value = _text(proc / thread / name)
+        value = _text(f"{proc}/{thread}/{name}")
         if value not in ("", usual[name]):
             found.files[f"{thread}/{name}"] = value
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str:
     # Not every kernel is built with each of them.
     with suppress(OSError):
-        return path.read_text().strip()
+        return smallfiles.read(path).decode().strip()
     return ""

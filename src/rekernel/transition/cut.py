@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from rekernel import syscalls
+from rekernel import smallfiles, syscalls
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Manifest, Memory, dump
 from rekernel.handover.store import StoreFullError, StoreWriter
@@ -170,11 +170,15 @@ def open_store(where: Layout | None, store_file: Path | None) -> Iterator[mmap.m
 def add_images(writer: StoreWriter, images: Path) -> int:
     """Put criu's images into the store; returns their bytes. Raises RekernelError if full."""
     total = 0
-    for directory in sorted(images.iterdir()):
-        for path in sorted(directory.iterdir()):
-            data = path.read_bytes()
-            total += len(data)
-            _add(writer, f"images/{directory.name}/{path.name}", data)
+    for tree in sorted(os.listdir(images)):
+        directory = os.open(images / tree, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in sorted(os.listdir(directory)):
+                data = smallfiles.read(name, directory)
+                total += len(data)
+                _add(writer, f"images/{tree}/{name}", data)
+        finally:
+            os.close(directory)
     return total
 
 

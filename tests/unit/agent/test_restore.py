@@ -62,6 +62,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(restore, "_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
     (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup/cgroup.procs").touch()
     return tmp_path
 
 
@@ -80,6 +81,7 @@ def tree(
     inherited: Sequence[Inherited] = (),
 ) -> Tree:
     cgroups.make([Cgroup(f"/system.slice/{name}.service")])
+    (cgroups.ROOT / f"system.slice/{name}.service/cgroup.procs").touch()
     # No process has such a PID.
     pids = {str(pid or 1 << 30): f"/system.slice/{name}.service"}
     made = Tree(name, f"{name}.service", 7, f"images/{name}", tuple(argv), tuple(inherited), pids)
@@ -212,6 +214,18 @@ def test_each_starts_in_its_own_control_group(stage: Path) -> None:
     inside = stage / "cgroup/system.slice/a.service/cgroup.procs"
     assert inside.read_text() == str(os.getpid())
     assert (stage / "cgroup/cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_who_belongs_below_is_moved_there(stage: Path) -> None:
+    made = tree("a", hook())
+    below = stage / "cgroup/system.slice/a.service/below/cgroup.procs"
+    below.parent.mkdir()
+    below.touch()
+    made.cgroups["4711"] = "/system.slice/a.service/below"
+    restore.commit(restore.restore_all([made], stage, NO_LINKS, 120))
+    assert below.read_text() == "4711"
+    # Who belongs where criu was is there already.
+    assert (below.parents[1] / "cgroup.procs").read_text() == str(os.getpid())
 
 
 def test_a_connection_to_the_journal(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
