@@ -233,16 +233,19 @@ def _restore_in_turns(
 
 
 class _Queue:
-    """Trees that are not started yet: all that can at once, but a second attempt alone.
+    """Trees that are not started yet: as many at once as can run, but a second attempt alone.
+
+    Large ones begin first, so that none of them is the last, alone. More at once would only take
+    longer: 30 trees on two processors 2.5 s if all begin at once, 2.0 s if two do.
 
     criu gives a terminal its old number by opening new ones until it has that. While others do the
     same it may find the number taken for an instant, or too far away, and gives up. So those with
-    terminals start in the order of their numbers, and no more of them at once than can run or lie
-    within its reach; what none of these wants is not free (agent/terminals.py).
+    terminals start in the order of their numbers, and no more of them at once than lie within its
+    reach; what none of these wants is not free (agent/terminals.py).
     """
 
     def __init__(self, trees: Sequence[Tree]) -> None:
-        self._left = sorted(trees, key=lambda tree: tree.terminals[:1])
+        self._left = sorted(trees, key=lambda tree: (tree.terminals[:1], -len(tree.cgroups)))
         self.numbers = Numbers(number for tree in trees for number in tree.terminals)
         # Whether numbers are free again that nobody who is under way wants.
         self._loose = False
@@ -258,8 +261,10 @@ class _Queue:
         if not under_way:
             self.numbers.take()
             self._loose = False
-        found = []
+        found: list[Tree] = []
         for tree in self._left:
+            if len(restores.waiting) + len(found) >= self._at_once:
+                break
             if not held.issuperset(tree.after):
                 continue
             if tree.terminals:
@@ -281,8 +286,7 @@ class _Queue:
     def _fits(self, tree: Tree, under_way: Sequence[Sequence[int]]) -> bool:
         numbers = [number for each in (*under_way, tree.terminals) for number in each]
         alone = not under_way
-        near = max(numbers) - min(numbers) < REACH
-        return alone or (near and len(under_way) < self._at_once)
+        return alone or max(numbers) - min(numbers) < REACH
 
     def not_started(self) -> list[Tree]:
         """Those that wait still."""

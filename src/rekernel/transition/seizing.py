@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-_RUNNING = "running\n"
+from rekernel import smallfiles
+
+_RUNNING = b"running\n"
 
 
 class Seizing:
@@ -24,23 +26,24 @@ class Seizing:
         """To be made while all of them are frozen, before any criu starts."""
         self._proc = proc
         self._left = {root: self._where(root) for root in roots}
-        self._done: set[int] = set()
 
-    def done(self) -> set[int]:
-        """Those that are criu's by now, or gone. One that was once is for good: when criu has let
+    def is_done(self, root: int) -> bool:
+        """Whether it is criu's by now, or gone. One that was once is for good: when criu has let
         it run, it may be where it was before.
         """
-        for root, before in list(self._left.items()):
-            now = self._where(root)
-            # From the freezer to where criu stops it, it counts as running for an instant.
-            if not before or now not in (before, _RUNNING):
-                del self._left[root]
-                self._done.add(root)
-        return self._done
+        before = self._left.get(root)
+        if before is None:
+            return True
+        now = self._where(root)
+        # From the freezer to where criu stops it, it counts as running for an instant.
+        if before and now in (before, _RUNNING):
+            return False
+        del self._left[root]
+        return True
 
-    def _where(self, pid: int) -> str:
-        """System call, stack pointer and program counter (proc_pid_syscall(5)); "" if gone."""
+    def _where(self, pid: int) -> bytes:
+        """System call, stack pointer and program counter (proc_pid_syscall(5)); empty if gone."""
         try:
-            return (self._proc / str(pid) / "syscall").read_text()
+            return smallfiles.read(f"{self._proc}/{pid}/syscall")
         except (FileNotFoundError, ProcessLookupError):
-            return ""
+            return b""

@@ -420,7 +420,8 @@ class Upgrade:
                 work=work / tree.name,
                 cgroups=trees.cgroups_of(tree, carried),
             )
-            for tree in carried
+            # The longest ones first: else the last of them would leave processors idle.
+            for tree in sorted(carried, key=lambda tree: len(tree.pids), reverse=True)
         ]
         everyone = [*pids, *self._containers.pids]
         stand_ins = {handle.inode for handle in self._stand_in.handles}
@@ -431,7 +432,7 @@ class Upgrade:
             # There may be new ones.
             leaving.pretend(PARENT, pids)
             leaving.nothing_written(pids)
-        dumps.start([*jobs, *self._containers.jobs(work)], everyone)
+        dumps.start([*self._containers.jobs(work), *jobs], everyone)
         dumps.wait(self._check)
         dumps.freeze(everyone)
         self._containers.seal()

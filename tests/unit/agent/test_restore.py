@@ -310,6 +310,22 @@ def test_terminals_in_order(stage: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     restore.commit(found)
 
 
+def test_no_more_at_once_than_can_run(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    log = f'echo "$0" >> {restore.WORK}/order; exec "$@"'
+    trees = []
+    for name, size in (("small", 1), ("large", 3), ("middle", 2)):
+        made = tree(name, hook())
+        for number in range(1, size):
+            made.cgroups[str((1 << 30) + number)] = made.cgroups[str(1 << 30)]
+        trees.append(dataclasses.replace(made, argv=("sh", "-c", log, name, *made.argv)))
+    found = restore.restore_all(trees, stage, NO_LINKS, 120)
+    # Each began when the one before it was held.
+    assert [item.tree.name for item in found.held] == ["large", "middle", "small"]
+    assert (stage / "work/order").read_text().split() == ["large", "middle", "small"]
+    restore.commit(found)
+
+
 # A new terminal has the number that is wanted, whoever else is to get a lower one later.
 _NUMBER = """
 import fcntl, struct, sys

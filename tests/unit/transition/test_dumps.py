@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,86 @@ def test_what_criu_waits_for_in_a_frozen_control_group_is_let_go(
         assert thawed == ["/a", "/b"]
         assert process.poll() is None
         process.kill()
+
+
+# What criu does at the end, by way of the hook: it says that it is done, and waits.
+_HOLD = """
+import os, socket, sys
+path, log, name = os.environ["REKERNEL_HOOK"], sys.argv[1], sys.argv[2]
+def note(what):
+    with open(log, "a") as file:
+        file.write(f"{what} {name}\\n")
+note("begins")
+with socket.socket(socket.AF_UNIX) as hook:
+    hook.connect(path)
+    note("held")
+    hook.sendall(b"post-dump /proc/%d/fd/3 7\\n" % os.getpid())
+    hook.recv(16)
+"""
+
+
+def held_jobs(tmp_path: Path, *groups: tuple[str, ...]) -> list[DumpJob]:
+    log = str(tmp_path / "order")
+    return [
+        DumpJob(
+            name,
+            f"{name}.service",
+            1 << 29 | number,
+            (sys.executable, "-c", _HOLD, log, name),
+            tmp_path / name / "images",
+            tmp_path / name / "work",
+            cgroups,
+        )
+        for number, (name, cgroups) in enumerate(zip("abcdef", groups, strict=False))
+    ]
+
+
+@pytest.fixture
+def one_by_one(under_way: Dumps, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dumps]:
+    monkeypatch.setattr(dumps, "thaw", lambda cgroup: None)
+    under_way.close()
+    under_way._at_once = 1
+    yield under_way
+    running = [item.process for item in under_way._running]
+    under_way.close()
+    for process in running:
+        process.wait(20)
+
+
+def test_no_more_at_once_than_there_is_room_for(one_by_one: Dumps, tmp_path: Path) -> None:
+    one_by_one.start(held_jobs(tmp_path, ("/a",), ("/b",), ("/c",)), [])
+    one_by_one.wait(lambda: None)
+    one_by_one.assert_held()
+    lines = (tmp_path / "order").read_text().splitlines()
+    assert lines == ["begins a", "held a", "begins b", "held b", "begins c", "held c"]
+
+
+def test_what_shares_a_control_group_begins_together(one_by_one: Dumps, tmp_path: Path) -> None:
+    """It is thawed only once each of its trees has a criu; and criu's code must run to end."""
+    jobs = held_jobs(tmp_path, ("/a",), ("/b",), ("/a", "/c"), ("/c",))
+    one_by_one.start(jobs, [])
+    one_by_one.wait(lambda: None)
+    one_by_one.assert_held()
+    lines = (tmp_path / "order").read_text().splitlines()
+    assert set(lines[:-2]) == {f"{what} {name}" for what in ("begins", "held") for name in "acd"}
+    assert lines[-2:] == ["begins b", "held b"]
+
+
+def test_one_that_joins_two() -> None:
+    jobs = [
+        DumpJob(name, "", 0, (), Path(), Path(), cgroups)
+        for name, cgroups in (("a", ("/1",)), ("b", ("/2",)), ("c", ("/1", "/2")), ("d", ("/3",)))
+    ]
+    assert [[job.name for job in group] for group in dumps._together(jobs)] == [
+        ["a", "c", "b"],
+        ["d"],
+    ]
+
+
+def test_what_failed_keeps_the_others_from_starting(one_by_one: Dumps, tmp_path: Path) -> None:
+    first, second = held_jobs(tmp_path, ("/a",), ("/b",))
+    first = dataclasses.replace(first, argv=("false",))
+    one_by_one.start([first, second], [])
+    with pytest.raises(dumps.DumpFailedError, match=r"a\.service could not be dumped"):
+        one_by_one.wait(lambda: None)
+    assert not (tmp_path / "order").exists()

@@ -60,38 +60,39 @@ def move(pid: int, by: int) -> None:
 
 def test_not_before_its_registers_are_set(process: subprocess.Popen[str]) -> None:
     seizing = Seizing([process.pid])
-    assert not seizing.done()
+    assert not seizing.is_done(process.pid)
     stop(process.pid)
     # That alone does not tell of the other threads.
-    assert not seizing.done()
+    assert not seizing.is_done(process.pid)
     move(process.pid, 2)
-    assert seizing.done() == {process.pid}
+    assert seizing.is_done(process.pid)
     # Where it was before, as when criu has let it go.
     move(process.pid, -2)
-    assert seizing.done() == {process.pid}
+    assert seizing.is_done(process.pid)
 
 
-def test_all_of_them(process: subprocess.Popen[str]) -> None:
+def test_each_by_itself(process: subprocess.Popen[str]) -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         while "running" in where(other.pid):
             time.sleep(0.001)
         seizing = Seizing([other.pid, process.pid])
         stop(process.pid)
         move(process.pid, 2)
-        assert seizing.done() == {process.pid}
+        assert seizing.is_done(process.pid)
+        assert not seizing.is_done(other.pid)
         other.kill()
 
 
 def test_what_is_gone_counts() -> None:
-    assert Seizing([2**22 + 1]).done() == {2**22 + 1}
+    assert Seizing([2**22 + 1]).is_done(2**22 + 1)
     with subprocess.Popen(["sleep", "60"]) as ending:
         while "running" in where(ending.pid):
             time.sleep(0.001)
         seizing = Seizing([ending.pid])
-        assert not seizing.done()
+        assert not seizing.is_done(ending.pid)
         ending.kill()
         ending.wait()
-        assert seizing.done()
+        assert seizing.is_done(ending.pid)
 
 
 def test_who_runs_for_an_instant_is_not_seized(tmp_path: Path) -> None:
@@ -101,12 +102,8 @@ def test_who_runs_for_an_instant_is_not_seized(tmp_path: Path) -> None:
     at.write_text("0 0x0 0x1\n")
     seizing = Seizing([7], tmp_path)
     at.write_text("running\n")
-    assert not seizing.done()
+    assert not seizing.is_done(7)
     at.write_text("0 0x0 0x1\n")
-    assert not seizing.done()
+    assert not seizing.is_done(7)
     at.write_text("-1 0x0 0x2\n")
-    assert seizing.done()
-
-
-def test_nothing() -> None:
-    assert Seizing([]).done() == set()
+    assert seizing.is_done(7)
