@@ -1,7 +1,8 @@
 """`rekernel-lab bench scale`: how the blackout grows with what is carried.
 
 One VM, one run: idle processes in one unit, established TCP connections of one process, and units
-of one process each. Every change is to the kernel that runs already.
+of one process each. Every change is to the kernel that runs already. Of a tree of processes what
+criu takes by itself is measured as well, on the kernel that they have come to.
 """
 
 from __future__ import annotations
@@ -81,24 +82,44 @@ class Measurement:
     bytes_copied: int
 
 
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """criu by itself with the processes of this load; seconds."""
+
+    load: Load
+    dump_s: float
+    restore_s: float
+
+
 @dataclass(slots=True)
 class Found:
     """Filled while the benchmark goes on."""
 
     facts: dict[str, Any]
     measurements: list[Measurement] = field(default_factory=list)
+    criu_alone: list[Alone] = field(default_factory=list)
 
     def blackout(self, load: Load) -> float | None:
         """The median of all rounds, None if there is none."""
         found = [one.blackout_s for one in self.measurements if one.load == load]
         return statistics.median(found) if found else None
 
+    def criu(self, load: Load) -> float | None:
+        """Dump and restore by criu alone: the median of all rounds, None if there is none."""
+        found = [one.dump_s + one.restore_s for one in self.criu_alone if one.load == load]
+        return statistics.median(found) if found else None
+
     def ratios(self) -> list[Ratio]:
-        """The growth that has a limit."""
+        """The growth that has a limit, and how much of it is criu's own."""
         alone, more = self.blackout(ALONE), self.blackout(MORE)
         if alone is None or more is None:
             return []
-        return [Ratio("100 more processes / 1 process", more / alone, 1.4)]
+        found = [Ratio("100 more processes / 1 process", more / alone, 1.4)]
+        least, most = self.criu(ALONE), self.criu(MORE)
+        if least is not None and most is not None and most > least:
+            growth = (more - alone) / (most - least)
+            found.append(Ratio("growth by 100 processes / criu's own", growth, 1.25))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in its stable form."""
@@ -106,6 +127,7 @@ class Found:
             "schema": SCHEMA,
             **self.facts,
             "measurements": [asdict(one) for one in self.measurements],
+            "criu_alone": [asdict(one) for one in self.criu_alone],
             "ratios": [asdict(one) | {"reached": one.reached} for one in self.ratios()],
         }
 
@@ -132,6 +154,12 @@ def table(found: Found) -> str:
             "blackout by phase, s",
             *phase_lines(columns),
             "",
+            "criu alone, s",
+            *(
+                f"{one.load.name}: dump {one.dump_s:.2f}, restore {one.restore_s:.2f}"
+                for one in found.criu_alone
+            ),
+            "",
             *ratio_lines(found.ratios()),
         ]
     )
@@ -151,7 +179,8 @@ class _Bench:
         """The region, and what is carried."""
         self._session.install(deb)
         self._session.set_up(_REGION_MIB)
-        self._guest.push(_SOURCES / "load.py", f"{_IN_GUEST}/load.py")
+        for name in ("load.py", "alone.py"):
+            self._guest.push(_SOURCES / name, f"{_IN_GUEST}/{name}")
         self._guest.run(["tee", "/etc/systemd/system/load@.service"], stdin=_UNIT.encode())
         self._guest.run("systemctl daemon-reload")
 
@@ -183,6 +212,11 @@ class _Bench:
             )
             session.progress.line(f"{load.name}: blackout {outcome.report['blackout_s']:.2f} s")
         session.machine.wait_started(session.deadline.left(vm.BOOT_TIMEOUT_S))
+        if measured and load in (ALONE, MORE):
+            with session.progress.step(f"{load.name}: criu alone"):
+                words = ["python3", f"{_IN_GUEST}/alone.py", str(load.processes)]
+                dump, restore = map(float, self._guest.text(words, timeout=300).split())
+            self._found.criu_alone.append(Alone(load, dump, restore))
 
     def _connect(self) -> contextlib.AbstractContextManager[Any]:
         deadline = time.monotonic() + self._session.deadline.left(60)

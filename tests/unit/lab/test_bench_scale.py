@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rekernel_lab.bench_scale import ALONE, LOADS, MORE, Found, Load, Measurement, table
+from rekernel_lab.bench_scale import ALONE, LOADS, MORE, Alone, Found, Load, Measurement, table
 
 
 def measured(load: Load, blackout: float) -> Measurement:
@@ -21,6 +21,19 @@ def test_ratio_and_table() -> None:
     assert any(line.split() == ["101", "processes", "18.00", "2.00", "18.00"] for line in lines)
     assert any("NOT REACHED" in line for line in lines)
     assert json.loads(json.dumps(found.to_json()))["measurements"][2]["load"]["processes"] == 101
+
+
+def test_how_much_is_criu_itself() -> None:
+    found = Found({})
+    found.measurements += [measured(ALONE, 8.0), measured(MORE, 14.0)]
+    found.criu_alone += [Alone(ALONE, 0.25, 0.25), Alone(MORE, 4.0, 1.5)]
+    own = found.ratios()[-1]
+    assert (own.name, own.value) == ("growth by 100 processes / criu's own", 1.2)
+    assert own.reached
+    assert "101 processes: dump 4.00, restore 1.50" in table(found).splitlines()
+    # Not with figures that cannot be.
+    found.criu_alone[1] = Alone(MORE, 0.1, 0.1)
+    assert len(found.ratios()) == 1
 
 
 def test_instances_tell_what_they_carry() -> None:
