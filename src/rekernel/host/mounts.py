@@ -89,8 +89,14 @@ def unescape(text: str) -> str:
 
 
 def observe(pid: str = "self") -> list[MountInfo]:
-    """The mounts that a process sees. Raises OSError if it is gone."""
-    return parse_mountinfo(os.fsdecode(Path("/proc", pid, "mountinfo").read_bytes()))
+    """The mounts that a process sees. Raises FileNotFoundError, ProcessLookupError: it is gone."""
+    try:
+        return parse_mountinfo(os.fsdecode(Path("/proc", pid, "mountinfo").read_bytes()))
+    except OSError as error:
+        # Of one that ends and is not reaped yet (fs/proc_namespace.c, mounts_open_common()).
+        if error.errno == errno.EINVAL:
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended") from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class HostFacts:
 
 
 def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFacts:
-    """Read it all. Raises RekernelError, or OSError if a process ended meanwhile."""
+    """Read it all. Raises RekernelError, OSError."""
     units = list({tree.verdict.unit.name: tree.verdict.unit for tree in trees}.values())
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
@@ -62,7 +62,11 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     private_tmps = {}
     directories = {_BOOTED}
     for tree in trees:
-        own = mounts.observe(str(tree.options.root_pid))
+        try:
+            own = mounts.observe(str(tree.options.root_pid))
+        except (FileNotFoundError, ProcessLookupError):
+            # What ends in a login. Of a service it is found out when all is frozen.
+            continue
         directories.update(mounts.mount_points(own))
         private_tmp = adoption.private_tmp(own)
         if private_tmp is not None:

@@ -35,6 +35,8 @@ from rekernel.systemd.volatile import is_transient
 # systemd(1). It takes its services over from itself: those it knows by the numbers of their handles
 # (pidfds), which are others on each kernel, and would not listen to what they notify it of.
 _REEXECUTE = signal.SIGRTMIN + 25
+# How often what runs is looked at anew because a tree's first process ended meanwhile.
+_DESCRIPTIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,17 @@ class CarriedTree:
 def describe(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
     """How these units are carried.
 
-    Raises OSError if one ended meanwhile, RekernelError for a terminal that cannot come back.
+    Raises RekernelError for a terminal that cannot come back, or if processes come and go too fast.
     """
+    for _ in range(_DESCRIPTIONS):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return _describe_all(units, lazy=lazy)
+    raise RekernelError(
+        "processes came and went while they were looked at", "try again in a moment"
+    )
+
+
+def _describe_all(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTree]:
     parent = parents()
     now = members([item.unit for item in units], parent)
     found = []
@@ -119,17 +130,19 @@ def without_mounts_of_others(
 ) -> list[CarriedTree]:
     """The same trees; what init or podman has mounted since, and where they see it, too, stays.
 
-    ``made_again``: mount points that the agent has for the restore. Raises OSError if one ended.
+    ``made_again``: mount points that the agent has for the restore.
     """
     found = []
     for tree in trees:
         skipped: tuple[str, ...] = ()
         if tree.options.private_mounts:
-            skipped = tuple(
-                mount.target
-                for mount in mounts.observe(str(tree.options.root_pid))
-                if mounts.is_of_others(mount) and mount.target not in made_again
-            )
+            # One that has ended is looked for again when all is frozen.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                skipped = tuple(
+                    mount.target
+                    for mount in mounts.observe(str(tree.options.root_pid))
+                    if mounts.is_of_others(mount) and mount.target not in made_again
+                )
         options = dataclasses.replace(tree.options, skipped=skipped)
         left = {target: flags for target, flags in tree.mounts.items() if target not in skipped}
         found.append(dataclasses.replace(tree, options=options, mounts=left))

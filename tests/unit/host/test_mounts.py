@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def test_escaping(rows: list[tuple[str, str, str]]) -> None:
 
 def test_this_machine() -> None:
     assert "/proc" in {mount.target for mount in mounts.observe()}
+
+
+def test_one_that_has_ended() -> None:
+    with subprocess.Popen(["true"]) as process:
+        # Ended, and not reaped.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ProcessLookupError):
+            mounts.observe(str(process.pid))
+    with pytest.raises(FileNotFoundError):
+        mounts.observe(str(1 << 30))
 
 
 @on_each_kernel

@@ -87,6 +87,30 @@ def test_more_trees_than_when_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> 
     assert [(item.name, item.pids) for item in found] == [("a-7", [7, 8]), ("a-9", [9])]
 
 
+def test_what_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {7: path})
+    monkeypatch.setattr(trees, "parents", lambda: {7: 1})
+    monkeypatch.setattr(trees, "led_elsewhere", lambda pid: False)
+    monkeypatch.setattr(externals, "files", lambda pids: [])
+    ended = [FileNotFoundError(), ProcessLookupError()]
+
+    def holds_namespace(pid: int, name: str) -> bool:
+        if ended:
+            raise ended.pop()
+        return False
+
+    monkeypatch.setattr(trees, "holds_namespace", holds_namespace)
+    (found,) = trees.describe([tree().verdict], lazy=True)
+    assert found.pids == [7]
+    ended += [ProcessLookupError()] * 100
+    with pytest.raises(RekernelError, match="came and went"):
+        trees.describe([tree().verdict], lazy=True)
+    # Its mounts are of no interest any more.
+    gone = dataclasses.replace(found.options, root_pid=1 << 30, private_mounts=True)
+    (same,) = trees.without_mounts_of_others([dataclasses.replace(found, options=gone)], ())
+    assert same.options.skipped == ()
+
+
 def test_a_login_that_has_something_open_that_stays_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
