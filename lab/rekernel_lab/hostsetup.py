@@ -24,6 +24,7 @@ PACKAGES = {
     "xfsprogs": "tests that recognise file systems",
     "iproute2": "tap devices and network namespaces",
     "nftables": "scenarios that filter",
+    "dnsmasq-base": "networks that lend addresses (DHCP)",
     "openssh-client": "the way into a guest",
     "util-linux": "namespaces, parent-death signals",
     "python3-rich": "progress on the screen",

@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel_lab.guestfiles import HOST_ADDRESS, PREFIX_LENGTH
+from rekernel_lab.errors import LabError
+from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
 from rekernel_lab.run import run
 
 TAP = "tap0"
@@ -46,6 +51,35 @@ class Namespace:
         """Remove the namespace if it exists; QEMU must have ended for the tap to go."""
         if self.exists():
             run(["ip", "netns", "delete", self.name])
+
+    @contextmanager
+    def vlan(self, number: int, address: str) -> Iterator[None]:
+        """Have the other end of the guest's VLAN, with this address and prefix length."""
+        words = self.wrap(sys.executable, "-m", "rekernel_lab.vlan", TAP, str(number), address)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as peer:
+            assert peer.stdout is not None
+            try:
+                if peer.stdout.readline() != "ready\n":
+                    raise LabError(f"VLAN {number}: its other end did not start")
+                yield
+            finally:
+                peer.kill()
+
+    @contextmanager
+    def dhcp(self) -> Iterator[None]:
+        """Lend the guest its address, as a router does, for two minutes at a time."""
+        words = self.wrap(
+            "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
+            "--user=root", "--log-facility=-", "--port=0", f"--interface={TAP}",
+            "--bind-interfaces", "--dhcp-authoritative", "--leasefile-ro",
+            f"--dhcp-range={GUEST_ADDRESS},{GUEST_ADDRESS},2m",
+            f"--dhcp-option=option:router,{HOST_ADDRESS}",
+        )  # fmt: skip
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL) as server:
+            try:
+                yield
+            finally:
+                server.kill()
 
     def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
         """Return a TCP connection made inside the namespace; raises OSError."""

@@ -19,13 +19,15 @@ _NETDEVS = {
     "vlan5": "Kind=vlan\n[VLAN]\nId=5\n",
     "dummy5": "Kind=dummy\n",
 }
+_ON_VLAN, _VLAN_PEER = "198.51.100.2", "198.51.100.1/28"
 _NETWORKS = {
     # Instead of the lab's own.
     "10-lab": "[Match]\nName=en* eth*\n[Network]\nBond=bond0\n",
     "20-bond0": "[Match]\nName=bond0\n[Network]\nBridge=br0\n[Bridge]\nHairPin=yes\n",
     "20-br0": f"[Match]\nName=br0\n[Network]\nAddress={GUEST_ADDRESS}/{PREFIX_LENGTH}\n"
     f"Gateway={HOST_ADDRESS}\nLinkLocalAddressing=no\nVLAN=vlan5\n",
-    "20-others": "[Match]\nName=vlan5 dummy5\n[Network]\nAddress=192.0.2.0/28\n",
+    "20-vlan5": f"[Match]\nName=vlan5\n[Network]\nAddress={_ON_VLAN}/28\n",
+    "20-others": "[Match]\nName=dummy5\n[Network]\nAddress=192.0.2.0/28\n",
 }
 # What the kernel counts down, or finds out for itself.
 _STATE = (
@@ -199,15 +201,21 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     started, due = by_hand(guest)
     assert sorted(due) == ["later.timer", "tick.timer"]
     redirect(guest, 8080)
-    with guest.connect(80) as connection, guest.connect(8080) as translated:
-        get(connection)
-        get(translated)
+    namespace = guest.session.machine.state.namespace
+    with (
+        namespace.vlan(5, _VLAN_PEER),
+        guest.connect(80) as connection,
+        guest.connect(8080) as translated,
+        namespace.connect((_ON_VLAN, 80), 120) as tagged,
+    ):
+        for each in (connection, translated, tagged):
+            get(each)
         # From here on only that connection itself is remembered.
         redirect(guest, 9090)
         outcome = guest.upgrade(NEW)
         assert outcome.passed, guest.explain(outcome)
-        get(connection)
-        get(translated)
+        for each in (connection, translated, tagged):
+            get(each)
     assert outcome.report["connections"]["lost"] == []
     assert guest.text("cat /proc/sys/vm/swappiness") == "17"
     assert guest.main_pid("chrony") == chrony

@@ -1,0 +1,109 @@
+"""Addresses that are lent: each of Debian's clients gets its own again, and keeps it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from vm.support import NEW, OLD, Guest, get, opened
+
+pytestmark = pytest.mark.slow
+
+# What dnsmasq lends for at least, and some more.
+_LEASE_S = 150
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with opened(
+        "dhcp",
+        "demo",
+        limit_s=2400,
+        memory_mib=3072,
+        packages=("ifupdown", "dhcpcd-base", "network-manager"),
+    ) as running:
+        # However long it takes: an idle connection stays.
+        running.text(
+            "sed -i '/listen 80 /a keepalive_timeout 1h;' /etc/nginx/sites-available/default"
+        )
+        running.text("systemctl --quiet disable NetworkManager.service")
+        running.write("/etc/network/interfaces", "auto lo\niface lo inet loopback\n")
+        with running.session.machine.state.namespace.dhcp():
+            _networkd(running)
+            running.session.set_up(1024)
+            yield running
+
+
+def _networkd(guest: Guest) -> None:
+    guest.write(
+        "/etc/systemd/network/10-lab.network",
+        "[Match]\nName=en* eth*\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\n",
+    )
+
+
+def _ifupdown(guest: Guest) -> None:
+    guest.text("systemctl --quiet mask systemd-networkd.service systemd-networkd.socket")
+    link = guest.json("ip -json route show default")[0]["dev"]
+    guest.write(
+        "/etc/network/interfaces",
+        f"auto lo\niface lo inet loopback\nallow-hotplug {link}\niface {link} inet dhcp\n",
+    )
+    guest.session.reboot()
+
+
+def _network_manager(guest: Guest) -> None:
+    link = guest.json("ip -json route show default")[0]["dev"]
+    guest.write("/etc/network/interfaces", "auto lo\niface lo inet loopback\n")
+    guest.write(
+        "/etc/NetworkManager/system-connections/lab.nmconnection",
+        f"[connection]\nid=lab\ntype=ethernet\ninterface-name={link}\n"
+        "[ipv4]\nmethod=auto\n[ipv6]\nmethod=link-local\n",
+    )
+    guest.text("chmod 600 /etc/NetworkManager/system-connections/lab.nmconnection")
+    guest.text("systemctl --quiet enable NetworkManager.service")
+    guest.session.reboot()
+
+
+def network(guest: Guest) -> tuple[list[tuple[str, str, bool]], list[str]]:
+    """Addresses, with their interface and whether they are lent; routes."""
+    addresses = [
+        (link["ifname"], item["local"], item.get("dynamic", False))
+        for link in guest.json("ip -json address")
+        for item in link["addr_info"]
+    ]
+    return sorted(addresses), sorted(guest.text("ip route").splitlines())
+
+
+def keep_asking(connection: socket.socket, seconds: float) -> None:
+    """Every now and then, as somebody who uses it does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        get(connection)
+        time.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("configure", "kernel"),
+    [(lambda guest: None, NEW), (_ifupdown, OLD), (_network_manager, NEW)],
+    ids=["networkd", "ifupdown", "NetworkManager"],
+)
+def test_an_address_that_is_lent(
+    guest: Guest, configure: Callable[[Guest], None], kernel: str
+) -> None:
+    configure(guest)
+    before = network(guest)
+    assert any(lent for _, _, lent in before[0])
+    redis = guest.main_pid("redis-server")
+    with guest.connect(80) as connection:
+        get(connection)
+        outcome = guest.upgrade(kernel)
+        assert outcome.passed, guest.explain(outcome)
+        # Also once whoever has lent the address would want it back.
+        keep_asking(connection, _LEASE_S)
+    assert guest.main_pid("redis-server") == redis
+    assert network(guest) == before
+    assert guest.text("systemctl --failed --no-legend") == ""
+    assert guest.text("systemctl is-system-running") == "running"
