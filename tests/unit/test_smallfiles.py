@@ -13,9 +13,9 @@ def test_all_of_a_file(tmp_path: Path) -> None:
     data = os.urandom(200_001)
     smallfiles.create(str(tmp_path / "a"), data)
     assert smallfiles.read(str(tmp_path / "a")) == data
+    smallfiles.create(str(tmp_path / "b"), b"short")
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        smallfiles.create("b", b"short", directory)
         assert smallfiles.read("b", directory) == b"short"
     finally:
         os.close(directory)
@@ -26,6 +26,21 @@ def test_what_comes_in_pieces() -> None:
     text = smallfiles.read("/proc/self/smaps")
     assert text.endswith(b"\n")
     assert b"[vsyscall]" in text or text.count(b"VmFlags:") > 20
+
+
+def test_a_large_file_in_few_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of shared memory are as large: put together piece by piece they took minutes."""
+    (tmp_path / "a").write_bytes(bytes(range(256)) * (1 << 17))
+    sizes = []
+    real = os.read
+
+    def read(fd: int, size: int) -> bytes:
+        sizes.append(size)
+        return real(fd, size)
+
+    monkeypatch.setattr(os, "read", read)
+    assert smallfiles.read(str(tmp_path / "a")) == (tmp_path / "a").read_bytes()
+    assert len(sizes) == 2
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

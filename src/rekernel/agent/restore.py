@@ -1,4 +1,4 @@
-"""All trees restored in parallel and held; one commit lets them all run."""
+"""All trees restored, some side by side, and held; one commit lets them all run."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ WORK = Path("/run/rekernel/restore")
 _HOOK_SOCKET = "/run/rekernel/hook.sock"
 _CGROUPS = Path("/sys/fs/cgroup")
 # criu/tty.c, pty_open_ptmx_index()
+# Seconds after which a restore no longer keeps others from beginning: it may never end.
+_SLOW_S = 10.0
 _TERMINAL_MISSED = re.compile(r"Unable to open \S*ptmx with specified index (\d+)")
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Name in the systemd state -> socket type and path.
@@ -47,6 +49,9 @@ class Restore:
     hook: socket.socket | None = None
     failure: str = ""
     done: bool = False
+    # Whether it began in its control group.
+    inside: bool = False
+    begun: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -141,7 +146,7 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
             keep.append(fd)
             argv += ["--inherit-fd", item.argument.format(fd=fd)]
         # In the tree's own control group from the start: memory is charged to who first touches it.
-        _enter(os.getpid(), next(iter(tree.cgroups.values())))
+        inside = _enter(os.getpid(), next(iter(tree.cgroups.values())))
         pid = processes.start(
             argv,
             log=str(work / "output.log"),
@@ -154,7 +159,7 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
         _enter(os.getpid(), "/")
         for fd in keep:
             os.close(fd)
-    return Restore(tree, pid, os.pidfd_open(pid))
+    return Restore(tree, pid, os.pidfd_open(pid), inside=inside)
 
 
 def _start_or_fail(tree: Tree, image_root: Path, links: Links) -> Restore:
@@ -166,7 +171,7 @@ def _start_or_fail(tree: Tree, image_root: Path, links: Links) -> Restore:
 
 
 def restore_all(trees: Sequence[Tree], image_root: Path, links: Links, timeout: float) -> Restores:
-    """Start one criu per tree and wait until each is held or has failed."""
+    """Start a criu for each tree when it is its turn; returns when each is held or has failed."""
     Path(_HOOK_SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(_HOOK_SOCKET)
@@ -209,7 +214,8 @@ def _restore_in_turns(
             if following:
                 continue
             break
-        events = selector.select(max(0.0, deadline - time.monotonic()))
+        left = max(0.0, deadline - time.monotonic())
+        events = selector.select(min(left, 1.0) if queue.not_started() else left)
         if not events and time.monotonic() >= deadline:
             for item in restores.waiting:
                 item.failure = f"not restored within {timeout:.0f} s"
@@ -262,8 +268,10 @@ class _Queue:
             self.numbers.take()
             self._loose = False
         found: list[Tree] = []
+        since = time.monotonic() - _SLOW_S
+        busy = sum(item.begun > since for item in restores.waiting)
         for tree in self._left:
-            if len(restores.waiting) + len(found) >= self._at_once:
+            if busy + len(found) >= self._at_once:
                 break
             if not held.issuperset(tree.after):
                 continue
@@ -351,18 +359,19 @@ def _cause(tree: Tree) -> str:
     return errors[0].partition("Error (")[2].partition("): ")[2] if errors else ""
 
 
-def _enter(pid: int, path: str) -> None:
+def _enter(pid: int, path: str) -> bool:
     try:
         smallfiles.write(f"{_CGROUPS}{path}/cgroup.procs", str(pid).encode())
     except OSError as error:
         say(f"process {pid} could not enter {path}: {error.strerror}")
+        return False
+    return True
 
 
 def _enter_cgroups(item: Restore) -> None:
     """criu was in the one that comes first, and so is all that it made."""
-    paths = iter(item.tree.cgroups.items())
-    _, first = next(paths)
-    for pid, path in paths:
+    first = next(iter(item.tree.cgroups.values())) if item.inside else ""
+    for pid, path in item.tree.cgroups.items():
         if path != first:
             _enter(int(pid), path)
 

@@ -38,14 +38,17 @@ def _image(magics: Sequence[int], *entries: bytes) -> bytes:
     return b"".join(parts)
 
 
-def pretend(parent: Path, pids: Iterable[int]) -> None:
-    """Write what a dump of these processes would look like that has all their pages."""
+def pretend(parent: Path, pids: Iterable[int], *, again: bool = False) -> None:
+    """Write what a dump of these processes would look like that has all their pages.
+
+    ``again``: this attempt has done so before, and some processes may be new. Raises OSError.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    there = set(os.listdir(parent))
     everything = _image([_COMMON, _PAGEMAP], _PAGES_ID, _EVERYTHING)
     wanted = {"inventory.img": _image([_INVENTORY], _INVENTORY_ENTRY), "pages-1.img": b""}
     wanted |= {f"pagemap-{pid}.img": everything for pid in pids}
-    for name in wanted.keys() - there:
+    # What an attempt before has left may be incomplete.
+    for name in wanted.keys() - (os.listdir(parent) if again else ()):
         smallfiles.create(f"{parent}/{name}", wanted[name])
 
 

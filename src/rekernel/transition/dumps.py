@@ -213,8 +213,10 @@ class Dumps:
         """Thaw what criu may be waiting for: interrupted within a process, it would lose that. The
         cut is none any more then.
         """
-        groups = ", ".join(self._unseized())
-        for cgroup in self._frozen:
+        unseized = self._unseized()
+        groups = ", ".join(unseized)
+        # The others stand still until all is undone.
+        for cgroup in unseized:
             thaw(cgroup)
         self._frozen = {}
         self._waiting = []

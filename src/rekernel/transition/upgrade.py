@@ -429,8 +429,7 @@ class Upgrade:
         wanted = Wanted(links.disconnected, stand_ins, canonical)
         in_place = self._plan.where is not None
         if in_place:
-            # There may be new ones.
-            leaving.pretend(PARENT, pids)
+            leaving.pretend(PARENT, pids, again=True)
             leaving.nothing_written(pids)
         dumps.start([*self._containers.jobs(work), *jobs], everyone)
         dumps.wait(self._check)

@@ -326,6 +326,18 @@ def test_no_more_at_once_than_can_run(stage: Path, monkeypatch: pytest.MonkeyPat
     restore.commit(found)
 
 
+def test_one_that_hangs_keeps_nobody_back(
+    stage: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(restore, "_SLOW_S", 0.2)
+    trees = [tree("hangs", ["sleep", "60"]), tree("good", hook()), tree("fine", hook())]
+    found = restore.restore_all(trees, stage, NO_LINKS, timeout=4)
+    assert [item.tree.name for item in found.held] == ["good", "fine"]
+    assert [item.failure for item in found.failed] == ["not restored within 4 s"]
+    restore.commit(found)
+
+
 # A new terminal has the number that is wanted, whoever else is to get a lower one later.
 _NUMBER = """
 import fcntl, struct, sys

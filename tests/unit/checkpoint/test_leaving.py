@@ -15,8 +15,12 @@ PAGE = 4096
 
 def test_all_of_user_space_is_there(tmp_path: Path) -> None:
     parent = tmp_path / "parent"
+    parent.mkdir()
+    # Of one for which there was no room.
+    (parent / "inventory.img").touch()
     leaving.pretend(parent, [7, 8])
-    leaving.pretend(parent, [8, 9])
+    assert (parent / "inventory.img").stat().st_size
+    leaving.pretend(parent, [8, 9], again=True)
     assert sorted(path.name for path in parent.iterdir()) == [
         "inventory.img",
         "pagemap-7.img",

@@ -242,3 +242,28 @@ def test_what_failed_keeps_the_others_from_starting(one_by_one: Dumps, tmp_path:
     with pytest.raises(dumps.DumpFailedError, match=r"a\.service could not be dumped"):
         one_by_one.wait(lambda: None)
     assert not (tmp_path / "order").exists()
+
+
+def test_one_that_fails_later(one_by_one: Dumps, tmp_path: Path) -> None:
+    first, second = held_jobs(tmp_path, ("/a",), ("/b",))
+    second = dataclasses.replace(second, argv=("false",))
+    one_by_one.start([first, second], [])
+    with pytest.raises(dumps.DumpFailedError, match=r"b\.service could not be dumped"):
+        one_by_one.wait(lambda: None)
+
+
+def test_only_what_has_its_criu_is_let_go(
+    one_by_one: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would run for no reason, against a locked network."""
+    thawed: list[str] = []
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0)
+    monkeypatch.setattr(dumps, "thaw", thawed.append)
+    first, second = held_jobs(tmp_path, ("/a",), ("/b",))
+    one_by_one.start([dataclasses.replace(first, argv=("sleep", "60")), second], [])
+    # Not seized by anybody: it is where it was.
+    monkeypatch.setattr(one_by_one._seizing, "is_done", lambda root: False)
+    with pytest.raises(dumps.DumpStuckError):
+        one_by_one.wait(lambda: None)
+    assert thawed == ["/a"]
+    assert not (tmp_path / "order").exists()
