@@ -8,9 +8,8 @@ import socket
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from rekernel import syscalls
+from rekernel import smallfiles, syscalls
 from rekernel.checkpoint import pressure
 from rekernel.handover.manifest import Inherited
 from rekernel.host.mounts import observe
@@ -18,6 +17,9 @@ from rekernel.host.mounts import observe
 # A pseudo terminal, and one whose other side is gone.
 SLAVE = re.compile(r"/dev/pts/(\d+)$")
 HUNG = re.compile(r"/dev/pts/(\d+) \(deleted\)$")
+# /proc/PID/fdinfo/NUMBER: fs/proc/fd.c, and drivers/tty/pty.c.
+_OPENED = re.compile(rb"^flags:\t(\d+)\nmnt_id:\t(\d+)$", re.M)
+_TERMINAL = re.compile(rb"^tty-index:\t(\d+)$", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +56,24 @@ def descriptors(pid: int) -> list[Descriptor]:
     for entry in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         try:
             link = os.readlink(f"/proc/{pid}/fd/{entry}")
-            info = Path(f"/proc/{pid}/fdinfo/{entry}").read_text()
+            info = smallfiles.read(f"/proc/{pid}/fdinfo/{entry}")
             status = os.stat(f"/proc/{pid}/fd/{entry}")
         except FileNotFoundError:
             continue
-        mount = re.search(r"^mnt_id:\s*(\d+)", info, re.M)
-        flags = re.search(r"^flags:\s*(\d+)", info, re.M)
-        terminal = re.search(r"^tty-index:\s*(\d+)", info, re.M)
+        opened = _OPENED.search(info)
+        terminal = _TERMINAL.search(info)
         found.append(
             Descriptor(
                 pid=pid,
                 number=int(entry),
                 link=link,
-                mount_id=int(mount[1]) if mount else -1,
-                flags=int(flags[1], 8) if flags else 0,
+                mount_id=int(opened[2]) if opened else -1,
+                flags=int(opened[1], 8) if opened else 0,
                 inode=status.st_ino,
                 mode=status.st_mode,
                 device=status.st_dev,
                 device_number=status.st_rdev,
-                master_of=terminal[1] if terminal else "",
+                master_of=terminal[1].decode() if terminal else "",
             )
         )
     return found

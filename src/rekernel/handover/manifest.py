@@ -7,9 +7,11 @@ written out here); the agent only carries out. Standard library only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -286,7 +288,12 @@ class Manifest:
 
 def dump(manifest: Manifest) -> bytes:
     """As JSON."""
-    return json.dumps(dataclasses.asdict(manifest), separators=(",", ":")).encode()
+    return json.dumps(manifest, default=_fields, separators=(",", ":")).encode()
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    """Of an object of one of the classes above. Unlike dataclasses.asdict() it copies nothing."""
+    return {name: getattr(part, name) for name in part.__slots__}
 
 
 def load(data: bytes) -> Manifest:
@@ -307,38 +314,115 @@ def load(data: bytes) -> Manifest:
 
 
 def build(kind: Any, raw: Any, where: str) -> Any:
-    """``raw`` as ``kind``, which is one of the few shapes that the classes above use."""
+    """``raw`` as ``kind``, which is one of the few shapes that the classes above use.
+
+    Raises ManifestError with the place in ``raw`` that does not fit, which is called ``where``.
+    """
+    try:
+        return _builder(kind)(raw)
+    except _MisfitError as error:
+        raise ManifestError(f"{where}{error.place} {error.words}") from None
+
+
+class _MisfitError(Exception):
+    """What is wrong, and at which place of what is being built."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.words = words
+        self.place = ""
+
+    def below(self, place: str) -> _MisfitError:
+        """The same, seen from what this is a part of."""
+        self.place = place + self.place
+        return self
+
+
+@functools.cache
+def _builder(kind: Any) -> Callable[[Any], Any]:
+    """Made once for each kind: there are hundreds of objects, and asking for types takes long."""
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
-        if not isinstance(raw, dict):
-            raise ManifestError(f"{where} is no object")
-        hints = typing.get_type_hints(kind)
-        known = {item.name: item for item in dataclasses.fields(kind)}
-        values = {}
-        for name, item in known.items():
-            if name in raw:
-                values[name] = build(hints[name], raw[name], f"{where}.{name}")
-            elif (
-                item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-            ):
-                raise ManifestError(f"{where} has no {name}")
-        return typing.cast(type, kind)(**values)
+        return _object(typing.cast(type, kind))
     if origin is tuple:
-        if not isinstance(raw, list):
-            raise ManifestError(f"{where} is no list")
-        inner = typing.get_args(kind)[0]
-        return tuple(build(inner, item, f"{where}[{i}]") for i, item in enumerate(raw))
+        return _list(typing.get_args(kind)[0])
     if origin is dict:
-        if not isinstance(raw, dict):
-            raise ManifestError(f"{where} is no object")
-        inner = typing.get_args(kind)[1]
-        if inner is Any:
-            return raw
-        return {name: build(inner, value, f"{where}[{name!r}]") for name, value in raw.items()}
+        return _mapping(typing.get_args(kind)[1])
     if origin is types.UnionType:
-        if raw is None:
-            return None
-        return build(typing.get_args(kind)[0], raw, where)
-    if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
-        raise ManifestError(f"{where} is no {kind.__name__}")
-    return raw
+        inner = _builder(typing.get_args(kind)[0])
+        return lambda raw: None if raw is None else inner(raw)
+    return _plain(kind)
+
+
+def _plain(kind: type) -> Callable[[Any], Any]:
+    def build_plain(raw: Any) -> Any:
+        # A bool is no int.
+        if type(raw) is not kind:
+            raise _MisfitError(f"is no {kind.__name__}")
+        return raw
+
+    return build_plain
+
+
+def _object(kind: type) -> Callable[[Any], Any]:
+    hints = typing.get_type_hints(kind)
+    parts = [
+        (
+            item.name,
+            _builder(hints[item.name]),
+            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING,
+        )
+        for item in dataclasses.fields(kind)
+    ]
+
+    def build_object(raw: Any) -> Any:
+        if type(raw) is not dict:
+            raise _MisfitError("is no object")
+        values = {}
+        for name, inner, required in parts:
+            if name in raw:
+                try:
+                    values[name] = inner(raw[name])
+                except _MisfitError as error:
+                    raise error.below(f".{name}") from None
+            elif required:
+                raise _MisfitError(f"has no {name}")
+        return kind(**values)
+
+    return build_object
+
+
+def _list(kind: Any) -> Callable[[Any], Any]:
+    inner = _builder(kind)
+
+    def build_list(raw: Any) -> Any:
+        if type(raw) is not list:
+            raise _MisfitError("is no list")
+        found = []
+        try:
+            for item in raw:
+                found.append(inner(item))
+        except _MisfitError as error:
+            raise error.below(f"[{len(found)}]") from None
+        return tuple(found)
+
+    return build_list
+
+
+def _mapping(kind: Any) -> Callable[[Any], Any]:
+    inner = _builder(kind) if kind is not Any else None
+
+    def build_mapping(raw: Any) -> Any:
+        if type(raw) is not dict:
+            raise _MisfitError("is no object")
+        if inner is None:
+            return raw
+        found = {}
+        for name, value in raw.items():
+            try:
+                found[name] = inner(value)
+            except _MisfitError as error:
+                raise error.below(f"[{name!r}]") from None
+        return found
+
+    return build_mapping

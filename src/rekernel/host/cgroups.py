@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.handover.manifest import Cgroup
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -38,30 +41,30 @@ _USUAL = {
 
 def observe(unit_group: str, root: Path = _ROOT) -> list[Cgroup]:
     """A unit's control group and all below it, each before those below it."""
-    top = root / unit_group.lstrip("/")
+    top = f"{root}{unit_group}"
     found = []
-    for directory in [top, *sorted(path for path in top.glob("**/") if path != top)]:
+    for directory, inner, names in os.walk(top):
+        inner.sort()
         # One that is removed meanwhile has no processes either.
         with suppress(FileNotFoundError):
-            status = directory.stat()
+            status = os.stat(directory)
             found.append(
                 Cgroup(
-                    path="/" + str(directory.relative_to(root)),
+                    path=directory.removeprefix(str(root)),
                     uid=status.st_uid,
                     gid=status.st_gid,
-                    passed_on=(directory / "cgroup.subtree_control").read_text().strip(),
-                    settings={} if directory == top else _settings(directory),
+                    passed_on=_read(f"{directory}/cgroup.subtree_control"),
+                    # Which of them there are depends on what the group above passes on.
+                    settings={} if directory == top else _settings(directory, names),
                 )
             )
     return found
 
 
-def _settings(directory: Path) -> dict[str, str]:
-    found = {}
-    for name, usual in _USUAL.items():
-        # Which of them there are depends on the controllers that the group above passes on.
-        with suppress(FileNotFoundError):
-            value = (directory / name).read_text().strip()
-            if value != usual:
-                found[name] = value
-    return found
+def _settings(directory: str, names: Collection[str]) -> dict[str, str]:
+    values = {name: _read(f"{directory}/{name}") for name in _USUAL.keys() & names}
+    return {name: values[name] for name in sorted(values) if values[name] != _USUAL[name]}
+
+
+def _read(path: str) -> str:
+    return smallfiles.read(path).decode().strip()
