@@ -6,6 +6,7 @@ neighbours is named by :func:`unsupported`, never left out silently.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,8 @@ _RULE_PARTS = {
 # What an interface gets by itself (net.core.default_qdisc).
 _DEFAULT_QDISCS = ("noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "pfifo")
 
-# IFA_F_*/route protocols that the kernel makes by itself when an address appears.
-_KERNEL_ROUTES = ("kernel", "ra", "redirect")
+# Which family a route is of where its destination does not tell.
+_EVERYTHING = {"-4": "0.0.0.0/0", "-6": "::/0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,8 @@ def unsupported(facts: NetworkFacts) -> list[str]:
     for link in _own_links(facts):
         if virtual_links.kind_of(link) and (why := virtual_links.unsupported(link)):
             found.append(f"{link['ifname']} ({why})")
-    for route in facts.routes:
-        if not _made_by_kernel(route) and ("nexthops" in route or "encap" in route):
+    for route in _own_routes(facts):
+        if "nexthops" in route or "encap" in route:
             found.append(f"route to {route['dst']} (several next hops or an encapsulation)")
     for family, rules in facts.rules.items():
         for rule in rules:
@@ -188,11 +189,10 @@ def describe(facts: NetworkFacts) -> Network:
                 for info in entry.get("addr_info", [])
                 if (line := _address(entry["ifname"], info)) is not None
             ]
-    lines += [
-        line
-        for route in facts.routes
-        if route.get("dev") in {*known, None} and (line := _route(route)) is not None
-    ]
+    routes = [route for route in _own_routes(facts) if route.get("dev") in {*known, None}]
+    # A gateway is taken only if there is a way to it.
+    routes.sort(key=lambda route: "gateway" in route or "via" in route)
+    lines += [_route(route) for route in routes if not {"nexthops", "encap"} & route.keys()]
     for neighbour in facts.neighbours:
         if "proxy" in neighbour and neighbour.get("dev") in known:
             lines.append(f"neighbour replace proxy {neighbour['dst']} dev {neighbour['dev']}")
@@ -294,17 +294,47 @@ def _address(device: str, info: dict[str, Any]) -> str | None:
     return " ".join(words)
 
 
-def _made_by_kernel(route: dict[str, Any]) -> bool:
-    return route.get("protocol") in _KERNEL_ROUTES or route.get("table") in ("local", "255")
+def _own_routes(facts: NetworkFacts) -> list[dict[str, Any]]:
+    """All but those that the kernel makes by itself when an address appears, and what it was told
+    by routers in passing.
+
+    To some addresses it makes none (noprefixroute): NetworkManager does, and calls it the kernel's.
+    """
+    bare = {
+        (entry["ifname"], _network(f"{info.get('address', info['local'])}/{info['prefixlen']}"))
+        for entry in facts.addresses
+        for info in entry.get("addr_info", [])
+        if info.get("noprefixroute")
+    }
+    found = []
+    for route in facts.routes:
+        protocol = route.get("protocol")
+        if protocol == "redirect" or route.get("table") in ("local", "255"):
+            continue
+        if protocol == "kernel" and (route.get("dev"), _network(_destination(route))) not in bare:
+            continue
+        if protocol == "ra" and "nexthops" in route:
+            # Of several routers one will do, until they are heard again.
+            route = {key: value for key, value in route.items() if key != "nexthops"} | {
+                key: value for key, value in route["nexthops"][0].items() if key != "weight"
+            }
+        found.append(route)
+    return found
 
 
-def _route(route: dict[str, Any]) -> str | None:
-    if _made_by_kernel(route) or "nexthops" in route or "encap" in route:
-        return None
+def _network(text: str) -> str:
+    return str(ipaddress.ip_interface(text).network)
+
+
+def _destination(route: dict[str, Any]) -> str:
     # A line of a batch has no -6: the family must show in what it names.
-    everything = "::/0" if route.get("family") == "-6" else "0.0.0.0/0"
-    destination = everything if route["dst"] == "default" else route["dst"]
-    words = [f"route replace {route.get('type', 'unicast')} {destination}"]
+    return _EVERYTHING[route["family"]] if route["dst"] == "default" else str(route["dst"])
+
+
+def _route(route: dict[str, Any]) -> str:
+    destination = _destination(route)
+    # Not "replace": of IPv6 that would take the place of one by way of another interface.
+    words = [f"route append {route.get('type', 'unicast')} {destination}"]
     if "via" in route:
         words.append(f"via {route['via']['family']} {route['via']['host']}")
     for key, word in (
@@ -320,6 +350,10 @@ def _route(route: dict[str, Any]) -> str | None:
             words.append(f"{word} {route[key]}")
     if "onlink" in route.get("flags", []):
         words.append("onlink")
+    if "expires" in route:
+        words.append(f"expires {route['expires']}")
+    if route.get("pref", "medium") != "medium":
+        words.append(f"pref {route['pref']}")
     for metric in route.get("metrics", []):
         words += [f"{name} {value}" for name, value in metric.items()]
     return " ".join(words)

@@ -33,7 +33,7 @@ def test_a_plain_server(recorded: Recorded) -> None:
         "address replace 127.0.0.1/8 dev lo scope host",
         "address replace ::1/128 dev lo scope host noprefixroute",
         "address replace 10.77.0.2/24 dev enp0s2 broadcast 10.77.0.255",
-        "route replace unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
+        "route append unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
         f"neighbour replace 10.77.0.1 lladdr {gateway} dev enp0s2 nud stale",
     ]
     assert described.tables == {}
@@ -59,12 +59,12 @@ def test_a_busy_router(recorded: Recorded) -> None:
         "address replace 198.51.100.7/24 dev enp0s2 label enp0s2:1",
         "address replace fe80::1234/64 dev enp0s2 scope link nodad",
         "address replace 2001:db8::5/64 dev enp0s2 nodad",
-        "route replace blackhole 10.66.0.0/16",
-        "route replace unreachable 2001:db8:dead::/48 dev lo metric 1024",
-        "route replace unicast 10.68.0.0/16 via inet6 fe80::99 dev enp0s2",
-        "route replace unicast 10.71.0.0/16 via 100.64.9.9 dev enp0s2 onlink",
+        "route append blackhole 10.66.0.0/16",
+        "route append unreachable 2001:db8:dead::/48 dev lo metric 1024",
+        "route append unicast 10.68.0.0/16 via inet6 fe80::99 dev enp0s2",
+        "route append unicast 10.71.0.0/16 via 100.64.9.9 dev enp0s2 onlink",
         # "default" alone would be IPv4's.
-        "route replace unicast ::/0 dev enp0s2 metric 4096",
+        "route append unicast ::/0 dev enp0s2 metric 4096",
         "neighbour replace 198.51.100.9 lladdr 02:00:00:00:00:09 dev enp0s2 nud permanent",
     } <= {*lines}
     (temporary,) = (line for line in lines if "203.0.113.5" in line)
@@ -231,3 +231,72 @@ def test_what_podman_makes_again_is_left_to_it() -> None:
     shared = dataclasses.replace(facts, links=[*facts.links, plain | {"master": "podman0"}])
     own = [link["ifname"] for link in network._own_links(shared)]
     assert own == ["lo", "enp0s2", "podman0", "enp0s3"]
+
+
+# As NetworkManager and systemd-networkd leave it, on two interfaces: no route to an address is the
+# kernel's own, and some are only known from a router.
+_LENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rekernel import syscalls
+from rekernel.host import network
+from rekernel.run import run
+LINKS = (
+    "link add d0 address 02:00:00:00:00:01 type veth peer name d1 address 02:00:00:00:00:02",
+    *(f"link set dev {name} addrgenmode none up" for name in ("d0", "d1")),
+)
+BY_HAND = (
+    "address add 10.9.0.2/24 dev d0 noprefixroute valid_lft 1200 preferred_lft 1200",
+    "route add 10.9.0.0/24 dev d0 proto kernel scope link src 10.9.0.2 metric 100",
+    "route add default via 10.9.0.1 dev d0 proto dhcp metric 100 src 10.9.0.2",
+    # The kernel's own.
+    "address add 10.8.0.2/24 dev d1",
+    "address add 2001:db8::5/64 dev d0 nodad noprefixroute valid_lft 5000 preferred_lft 4000",
+    "route add 2001:db8::/64 dev d0 proto ra metric 100 expires 5000",
+    *(f"address add fe80::{name}/64 dev {name} nodad noprefixroute" for name in ("d0", "d1")),
+    *(f"route append fe80::/64 dev {name} proto kernel metric 1024" for name in ("d0", "d1")),
+    "route add ::/0 via fe80::1 dev d0 proto ra metric 1024 expires 1800 hoplimit 64 pref high",
+)
+syscalls.unshare(syscalls.CLONE_NEWNET)
+run(["ip", "-batch", "-"], stdin="\\n".join((*LINKS, *BY_HAND)))
+facts = network.observe()
+for link in facts.links:
+    link.pop("linkinfo", None)
+assert network.unsupported(facts) == [], network.unsupported(facts)
+described = network.describe(facts)
+syscalls.unshare(syscalls.CLONE_NEWNET)
+run(["ip", "-batch", "-"], stdin="\\n".join(LINKS))
+run(["ip", "-batch", "-"], stdin=described.batch)
+def told(facts):
+    # What is left of their time, and how many lists of hops there were before.
+    return sorted(
+        sorted((key, str(value)) for key, value in route.items() if key not in ("expires",))
+        for route in facts.routes
+    )
+again = network.observe()
+assert told(again) == told(facts), (told(again), told(facts))
+expiring = [route["dst"] for route in again.routes if "expires" in route]
+assert expiring == ["2001:db8::/64", "default"], expiring
+"""
+
+
+@pytest.mark.skipif(not _can_make_namespaces(), reason="needs root and network namespaces")
+def test_what_the_kernel_did_not_make() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LENT, str(SOURCE)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_several_routers() -> None:
+    hops = [{"gateway": f"fe80::{n}", "dev": "enp0s2", "weight": 1, "flags": []} for n in (1, 2)]
+    heard = {"dst": "default", "protocol": "ra", "metric": 1024, "nexthops": hops}
+    facts = dataclasses.replace(OLD.network("net"), routes=[heard | {"family": "-6"}])
+    assert network.unsupported(facts) == []
+    assert "route append unicast ::/0 via fe80::1 dev enp0s2 proto ra metric 1024" in (
+        network.describe(facts).batch.splitlines()
+    )
+    by_hand = dataclasses.replace(facts, routes=[heard | {"family": "-6", "protocol": "static"}])
+    assert network.unsupported(by_hand) == [
+        "route to default (several next hops or an encapsulation)"
+    ]
