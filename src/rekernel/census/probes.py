@@ -19,7 +19,7 @@ from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, drivers, loops, mounts, network, sysctls
+from rekernel.host import disks, drivers, loops, mounts, network, network_trial, sysctls
 from rekernel.host import swap as swap_areas
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release
@@ -346,9 +346,16 @@ def settings(context: Context) -> Answer:
 
 def links(context: Context) -> Answer:
     """Every network interface can be made again before the restore."""
-    problems = network.unsupported(network.observe())
+    facts = network.observe()
+    problems = network.unsupported(facts)
     if problems:
         return _fail(f"not supported yet: {', '.join(problems)}", "take them down for the upgrade")
+    refused = network_trial.refused(network.describe(facts))
+    if refused:
+        return _warn(
+            f"this kernel would not take all of it once more: {', '.join(refused)}",
+            "services whose connections need it may be lost",
+        )
     return _ok("all can be set up again")
 
 

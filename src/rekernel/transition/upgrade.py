@@ -25,7 +25,7 @@ from rekernel.checkpoint.options import dump_argv
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, binds, conntrack, swap, sysctls
+from rekernel.host import apparmor, binds, conntrack, network_trial, swap, sysctls
 from rekernel.host.mounts import MountInfo
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
@@ -143,6 +143,8 @@ class Upgrade:
             pids = [pid for tree in carried for pid in tree.pids]
             confined = [*pids, *self._containers.pids]
             self._profiles = staging.keep_profiles(confined, self._undo)
+        for line in network_trial.refused(host.network):
+            self._note(f"the network may come back without this: {line}")
         self._check()
         leaving.pretend(PARENT, pids)
         swapped = any(area.used_bytes for area in areas)

@@ -14,7 +14,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
 from rekernel.checkpoint.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, drivers, loops, network
+from rekernel.host import disks, drivers, loops, network, network_trial
 from rekernel.host.loops import Loops
 from rekernel.kernel import fitness
 from rekernel.memory import region
@@ -239,6 +239,14 @@ def test_what_cannot_be_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "unsupported", lambda facts: ["br0 (bridge)"])
     assert probes.mounted(Context())[1] == "not supported yet: /srv (xfs on /dev/sdb)"
     assert probes.links(Context())[1] == "not supported yet: br0 (bridge)"
+    monkeypatch.setattr(network, "unsupported", lambda facts: [])
+    monkeypatch.setattr(network, "describe", lambda facts: None)
+    monkeypatch.setattr(network_trial, "refused", lambda network: ["route append x (no way)"])
+    status, words, _ = probes.links(Context())
+    assert (status, words) == (
+        Status.WARN,
+        "this kernel would not take all of it once more: route append x (no way)",
+    )
     problems.clear()
     status, words, _ = probes.mounted(Context())
     assert (status, words) == (Status.WARN, "/dev/loop3, of /x, which is gone, will be gone")
