@@ -18,6 +18,8 @@ from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
 from rekernel_lab.run import run
 
 TAP = "tap0"
+# Of this host, once it lends addresses: on the guest's network, and behind the router.
+ROUTER_ADDRESS, FAR_ADDRESS = "fd77::1/64", "fd88::1"
 # linux/sched.h
 _CLONE_NEWNET = 0x40000000
 _NAMED = Path("/run/netns")
@@ -67,13 +69,18 @@ class Namespace:
 
     @contextmanager
     def dhcp(self) -> Iterator[None]:
-        """Lend the guest its address, as a router does, for two minutes at a time."""
+        """Lend the guest its address, as a router does, for two minutes at a time; and announce an
+        IPv6 network, and the way to FAR_ADDRESS.
+        """
+        run(["ip", "-n", self.name, "address", "add", ROUTER_ADDRESS, "dev", TAP, "nodad"])
+        run(["ip", "-n", self.name, "address", "add", FAR_ADDRESS, "dev", "lo"])
         words = self.wrap(
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
             "--user=root", "--log-facility=-", "--port=0", f"--interface={TAP}",
             "--bind-interfaces", "--dhcp-authoritative", "--leasefile-ro",
             f"--dhcp-range={GUEST_ADDRESS},{GUEST_ADDRESS},2m",
             f"--dhcp-option=option:router,{HOST_ADDRESS}",
+            "--enable-ra", f"--dhcp-range=::,constructor:{TAP},ra-only,10m",
         )  # fmt: skip
         with subprocess.Popen(words, stderr=subprocess.DEVNULL) as server:
             try:
@@ -81,8 +88,8 @@ class Namespace:
             finally:
                 server.kill()
 
-    def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
-        """Return a TCP connection made inside the namespace; raises OSError."""
+    def connect(self, address: tuple[str, int], timeout: float, source: str = "") -> socket.socket:
+        """Return a TCP connection made inside the namespace, from ``source``; raises OSError."""
 
         def inside() -> socket.socket:
             libc = ctypes.CDLL(None, use_errno=True)
@@ -93,7 +100,7 @@ class Namespace:
                     raise OSError(error, os.strerror(error), self.name)
             finally:
                 os.close(descriptor)
-            return socket.create_connection(address, timeout)
+            return socket.create_connection(address, timeout, (source, 0) if source else None)
 
         # A namespace is a property of a thread, and a socket stays where it was made.
         with ThreadPoolExecutor(1) as thread:

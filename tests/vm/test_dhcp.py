@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from rekernel_lab.netns import FAR_ADDRESS
 from vm.support import NEW, OLD, Guest, get, opened
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def guest() -> Iterator[Guest]:
 def _networkd(guest: Guest) -> None:
     guest.write(
         "/etc/systemd/network/10-lab.network",
-        "[Match]\nName=en* eth*\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\n",
+        "[Match]\nName=en* eth*\n[Network]\nDHCP=ipv4\n",
     )
 
 
@@ -49,7 +50,8 @@ def _ifupdown(guest: Guest) -> None:
     link = guest.json("ip -json route show default")[0]["dev"]
     guest.write(
         "/etc/network/interfaces",
-        f"auto lo\niface lo inet loopback\nallow-hotplug {link}\niface {link} inet dhcp\n",
+        f"auto lo\niface lo inet loopback\nallow-hotplug {link}\niface {link} inet dhcp\n"
+        f"iface {link} inet6 auto\n",
     )
     guest.session.reboot()
 
@@ -60,28 +62,43 @@ def _network_manager(guest: Guest) -> None:
     guest.write(
         "/etc/NetworkManager/system-connections/lab.nmconnection",
         f"[connection]\nid=lab\ntype=ethernet\ninterface-name={link}\n"
-        "[ipv4]\nmethod=auto\n[ipv6]\nmethod=link-local\n",
+        "[ipv4]\nmethod=auto\n[ipv6]\nmethod=auto\n",
     )
     guest.text("chmod 600 /etc/NetworkManager/system-connections/lab.nmconnection")
     guest.text("systemctl --quiet enable NetworkManager.service")
     guest.session.reboot()
 
 
-def network(guest: Guest) -> tuple[list[tuple[str, str, bool]], list[str]]:
-    """Addresses, with their interface and whether they are lent; routes."""
+def network(guest: Guest) -> tuple[list[tuple[str, str, bool]], list[str], set[tuple[str, str]]]:
+    """Addresses, with their interface and whether they are lent; routes, and those of IPv6."""
     addresses = [
         (link["ifname"], item["local"], item.get("dynamic", False))
         for link in guest.json("ip -json address")
         for item in link["addr_info"]
     ]
-    return sorted(addresses), sorted(guest.text("ip route").splitlines())
+    # What has been heard of a router since may be there beside what we have set up.
+    to = {(route["dst"], route.get("gateway", "")) for route in guest.json("ip -6 -json route")}
+    return sorted(addresses), sorted(guest.text("ip route").splitlines()), to
 
 
-def keep_asking(connection: socket.socket, seconds: float) -> None:
+def own_address(guest: Guest) -> str:
+    """What the guest has made of what the router announced, once it has the way by it, too."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        links = guest.json("ip -6 -json address show scope global")
+        addresses = [item for link in links for item in link["addr_info"]]
+        if guest.text("ip -6 route show default") and addresses:
+            return str(addresses[0]["local"])
+        time.sleep(1)
+    raise AssertionError("no router was heard")
+
+
+def keep_asking(connections: Sequence[socket.socket], seconds: float) -> None:
     """Every now and then, as somebody who uses it does."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        get(connection)
+        for connection in connections:
+            get(connection)
         time.sleep(1)
 
 
@@ -94,15 +111,21 @@ def test_an_address_that_is_lent(
     guest: Guest, configure: Callable[[Guest], None], kernel: str
 ) -> None:
     configure(guest)
+    address = own_address(guest)
     before = network(guest)
     assert any(lent for _, _, lent in before[0])
     redis = guest.main_pid("redis-server")
-    with guest.connect(80) as connection:
+    namespace = guest.session.machine.state.namespace
+    with (
+        guest.connect(80) as connection,
+        namespace.connect((address, 80), 60, FAR_ADDRESS) as far,
+    ):
         get(connection)
+        get(far)
         outcome = guest.upgrade(kernel)
         assert outcome.passed, guest.explain(outcome)
         # Also once whoever has lent the address would want it back.
-        keep_asking(connection, _LEASE_S)
+        keep_asking((connection, far), _LEASE_S)
     assert guest.main_pid("redis-server") == redis
     assert network(guest) == before
     assert guest.text("systemctl --failed --no-legend") == ""
