@@ -26,9 +26,9 @@ from rekernel.stuck import where_they_wait
 WORK = Path("/run/rekernel/restore")
 _HOOK_SOCKET = "/run/rekernel/hook.sock"
 _CGROUPS = Path("/sys/fs/cgroup")
-# criu/tty.c, pty_open_ptmx_index()
 # Seconds after which a restore no longer keeps others from beginning: it may never end.
 _SLOW_S = 10.0
+# criu/tty.c, pty_open_ptmx_index()
 _TERMINAL_MISSED = re.compile(r"Unable to open \S*ptmx with specified index (\d+)")
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Name in the systemd state -> socket type and path.

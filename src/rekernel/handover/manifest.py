@@ -293,7 +293,7 @@ def dump(manifest: Manifest) -> bytes:
 
 def _fields(part: Any) -> dict[str, Any]:
     """Of an object of one of the classes above. Unlike dataclasses.asdict() it copies nothing."""
-    return {name: getattr(part, name) for name in part.__slots__}
+    return {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
 
 
 def load(data: bytes) -> Manifest:

@@ -62,8 +62,13 @@ def observe(unit_group: str, root: Path = _ROOT) -> list[Cgroup]:
 
 
 def _settings(directory: str, names: Collection[str]) -> dict[str, str]:
-    values = {name: _read(f"{directory}/{name}") for name in _USUAL.keys() & names}
-    return {name: values[name] for name in sorted(values) if values[name] != _USUAL[name]}
+    found = {}
+    for name in sorted(_USUAL.keys() & names):
+        with suppress(FileNotFoundError):
+            value = _read(f"{directory}/{name}")
+            if value != _USUAL[name]:
+                found[name] = value
+    return found
 
 
 def _read(path: str) -> str:

@@ -67,6 +67,9 @@ _DEFAULT_QDISCS = ("noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "pfifo")
 
 # Which family a route is of where its destination does not tell.
 _EVERYTHING = {"-4": "0.0.0.0/0", "-6": "::/0"}
+# Of routers (RFC 4191), as iproute2 calls them; and how long one is good for that did not tell.
+_PREFERENCES = ("high", "medium", "low")
+_INTERIM_S = 1800
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ def describe(facts: NetworkFacts) -> Network:
     routes = [route for route in _own_routes(facts) if route.get("dev") in {*known, None}]
     # A gateway is taken only if there is a way to it.
     routes.sort(key=lambda route: "gateway" in route or "via" in route)
-    lines += [_route(route) for route in routes if not {"nexthops", "encap"} & route.keys()]
+    lines += _route_lines([route for route in routes if not {"nexthops", "encap"} & route.keys()])
     for neighbour in facts.neighbours:
         if "proxy" in neighbour and neighbour.get("dev") in known:
             lines.append(f"neighbour replace proxy {neighbour['dst']} dev {neighbour['dev']}")
@@ -301,25 +304,48 @@ def _own_routes(facts: NetworkFacts) -> list[dict[str, Any]]:
     To some addresses it makes none (noprefixroute): NetworkManager does, and calls it the kernel's.
     """
     bare = {
-        (entry["ifname"], _network(f"{info.get('address', info['local'])}/{info['prefixlen']}"))
+        (entry["ifname"], _network(text))
         for entry in facts.addresses
         for info in entry.get("addr_info", [])
         if info.get("noprefixroute")
+        for text in (f"{info.get('address', info['local'])}/{info['prefixlen']}", info["local"])
     }
-    found = []
+    found: list[dict[str, Any]] = []
     for route in facts.routes:
         protocol = route.get("protocol")
-        if protocol == "redirect" or route.get("table") in ("local", "255"):
+        # One whose time is over stays listed for a while.
+        over = route.get("expires", 1) <= 0
+        if protocol == "redirect" or over or route.get("table") in ("local", "255"):
             continue
         if protocol == "kernel" and (route.get("dev"), _network(_destination(route))) not in bare:
             continue
         if protocol == "ra" and "nexthops" in route:
-            # Of several routers one will do, until they are heard again.
+            # Of several hops one will do, until the routers are heard again.
             route = {key: value for key, value in route.items() if key != "nexthops"} | {
                 key: value for key, value in route["nexthops"][0].items() if key != "weight"
             }
         found.append(route)
-    return found
+    return [route | _interim(route, found) for route in found]
+
+
+def _interim(route: dict[str, Any], routes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is changed of what a router announced, so that it serves until that is heard again.
+
+    In the place of the kernel's own it would keep that out, and with it what else is announced;
+    beside one of the same metric it would become a second hop. So it comes behind, the preferred
+    ones first.
+    """
+    if route.get("protocol") != "ra":
+        return {}
+    alike = [
+        other
+        for other in routes
+        if other.get("protocol") == "ra"
+        and all(other.get(key) == route.get(key) for key in ("family", "dst", "metric", "table"))
+    ]
+    alike.sort(key=lambda other: _PREFERENCES.index(other.get("pref", "medium")))
+    metric = route.get("metric", 1024) + 1 + alike.index(route)
+    return {"metric": metric, "expires": route.get("expires", _INTERIM_S)}
 
 
 def _network(text: str) -> str:
@@ -331,13 +357,26 @@ def _destination(route: dict[str, Any]) -> str:
     return _EVERYTHING[route["family"]] if route["dst"] == "default" else str(route["dst"])
 
 
-def _route(route: dict[str, Any]) -> str:
-    destination = _destination(route)
-    # Not "replace": of IPv6 that would take the place of one by way of another interface.
-    words = [f"route append {route.get('type', 'unicast')} {destination}"]
+def _route_lines(routes: list[dict[str, Any]]) -> list[str]:
+    """In their order. One of IPv4 may take the place of what the kernel made; to replace one of
+    IPv6 takes that of one by way of another interface.
+    """
+    lines = []
+    before: set[tuple[Any, ...]] = set()
+    for route in routes:
+        key = tuple(route.get(name) for name in ("family", "dst", "metric", "table"))
+        first = key not in before and route["family"] == "-4"
+        before.add(key)
+        lines.append(_route("replace" if first else "append", route))
+    return lines
+
+
+def _route(verb: str, route: dict[str, Any]) -> str:
+    words = [f"route {verb} {route.get('type', 'unicast')} {_destination(route)}"]
     if "via" in route:
         words.append(f"via {route['via']['family']} {route['via']['host']}")
     for key, word in (
+        ("from", "from"),
         ("gateway", "via"),
         ("dev", "dev"),
         ("protocol", "proto"),

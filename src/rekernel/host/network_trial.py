@@ -10,6 +10,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 from rekernel import syscalls
+from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Network
 from rekernel.run import CommandFailedError, run
 
@@ -18,26 +19,23 @@ _REFUSED = re.compile(r"(?:RTNETLINK answers: |Error: )?([^\n]*)\nCommand failed
 
 
 def refused(network: Network) -> list[str]:
-    """Lines that would not be taken, each with the reason; none where there is no veth to try it.
-
-    Raises RekernelError, OSError.
-    """
+    """Lines that would not be taken, each with the reason; and why, if that could not be tried."""
     # A namespace is a property of a thread, and goes with it.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_refused, network).result()
+        try:
+            return thread.submit(_refused, network).result()
+        except (OSError, RekernelError) as error:
+            return [f"none of it could be tried: {error}"]
 
 
 def _refused(network: Network) -> list[str]:
     syscalls.unshare(syscalls.CLONE_NEWNET)
     syscalls.set_link_up("lo")
     # In place of the machine's devices, so that they are up if they are there.
-    try:
-        for number, link in enumerate(network.links):
-            ours = ["ip", "link", "add", link.name, "address", link.mac]
-            run([*ours, "type", "veth", "peer", "name", f"rekernel{number}"])
-            run(["ip", "link", "set", f"rekernel{number}", "up"])
-    except CommandFailedError:
-        return []
+    for number, link in enumerate(network.links):
+        ours = ["ip", "link", "add", link.name, "address", link.mac]
+        run([*ours, "type", "veth", "peer", "name", f"rekernel{number}"])
+        run(["ip", "link", "set", f"rekernel{number}", "up"])
     found = []
     for family, text in (("", network.batch), *network.rules.items()):
         words = ["ip", *([family] if family else []), "-force", "-batch", "-"]
@@ -48,5 +46,11 @@ def _refused(network: Network) -> list[str]:
             found += [
                 f"{lines[int(number) - 1]} ({reason.rstrip('.')})"
                 for reason, number in _REFUSED.findall(error.output)
-            ] or [str(error)]
+                # The kernel has made it by itself.
+                if reason != "File exists"
+            ]
+            # What ip does not understand is the end of all.
+            last = error.output.strip().splitlines()[-1:]
+            if not (last and last[0].startswith("Command failed -:")):
+                found.append("".join(last))
     return found

@@ -33,7 +33,7 @@ def test_a_plain_server(recorded: Recorded) -> None:
         "address replace 127.0.0.1/8 dev lo scope host",
         "address replace ::1/128 dev lo scope host noprefixroute",
         "address replace 10.77.0.2/24 dev enp0s2 broadcast 10.77.0.255",
-        "route append unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
+        "route replace unicast 0.0.0.0/0 via 10.77.0.1 dev enp0s2 proto static",
         f"neighbour replace 10.77.0.1 lladdr {gateway} dev enp0s2 nud stale",
     ]
     assert described.tables == {}
@@ -59,10 +59,10 @@ def test_a_busy_router(recorded: Recorded) -> None:
         "address replace 198.51.100.7/24 dev enp0s2 label enp0s2:1",
         "address replace fe80::1234/64 dev enp0s2 scope link nodad",
         "address replace 2001:db8::5/64 dev enp0s2 nodad",
-        "route append blackhole 10.66.0.0/16",
+        "route replace blackhole 10.66.0.0/16",
         "route append unreachable 2001:db8:dead::/48 dev lo metric 1024",
-        "route append unicast 10.68.0.0/16 via inet6 fe80::99 dev enp0s2",
-        "route append unicast 10.71.0.0/16 via 100.64.9.9 dev enp0s2 onlink",
+        "route replace unicast 10.68.0.0/16 via inet6 fe80::99 dev enp0s2",
+        "route replace unicast 10.71.0.0/16 via 100.64.9.9 dev enp0s2 onlink",
         # "default" alone would be IPv4's.
         "route append unicast ::/0 dev enp0s2 metric 4096",
         "neighbour replace 198.51.100.9 lladdr 02:00:00:00:00:09 dev enp0s2 nud permanent",
@@ -267,14 +267,18 @@ described = network.describe(facts)
 syscalls.unshare(syscalls.CLONE_NEWNET)
 run(["ip", "-batch", "-"], stdin="\\n".join(LINKS))
 run(["ip", "-batch", "-"], stdin=described.batch)
-def told(facts):
-    # What is left of their time, and how many lists of hops there were before.
+def told(facts, behind=0):
+    # What a router has announced comes behind what it announces again, for the rest of its time.
     return sorted(
-        sorted((key, str(value)) for key, value in route.items() if key not in ("expires",))
+        sorted(
+            (key, str(value + behind if (key, route["protocol"]) == ("metric", "ra") else value))
+            for key, value in route.items()
+            if key != "expires"
+        )
         for route in facts.routes
     )
 again = network.observe()
-assert told(again) == told(facts), (told(again), told(facts))
+assert told(again) == told(facts, behind=1), (told(again), told(facts))
 expiring = [route["dst"] for route in again.routes if "expires" in route]
 assert expiring == ["2001:db8::/64", "default"], expiring
 """
@@ -293,10 +297,54 @@ def test_several_routers() -> None:
     heard = {"dst": "default", "protocol": "ra", "metric": 1024, "nexthops": hops}
     facts = dataclasses.replace(OLD.network("net"), routes=[heard | {"family": "-6"}])
     assert network.unsupported(facts) == []
-    assert "route append unicast ::/0 via fe80::1 dev enp0s2 proto ra metric 1024" in (
+    assert "route append unicast ::/0 via fe80::1 dev enp0s2 proto ra metric 1025 expires 1800" in (
         network.describe(facts).batch.splitlines()
     )
     by_hand = dataclasses.replace(facts, routes=[heard | {"family": "-6", "protocol": "static"}])
     assert network.unsupported(by_hand) == [
         "route to default (several next hops or an encapsulation)"
     ]
+
+
+def heard(gateway: str, **more: object) -> dict[str, object]:
+    route = {"dst": "default", "protocol": "ra", "metric": 1024, "family": "-6", "dev": "enp0s2"}
+    return route | {"gateway": gateway, "expires": 600, **more}
+
+
+def test_one_router_after_the_other() -> None:
+    """With one metric they would share what is sent."""
+    routes = [heard("fe80::1", pref="low"), heard("fe80::2"), heard("fe80::3", pref="high")]
+    facts = dataclasses.replace(OLD.network("net"), routes=routes)
+    lines = [
+        line for line in network.describe(facts).batch.splitlines() if line.startswith("route")
+    ]
+    way = "route append unicast ::/0 via fe80::{} dev enp0s2 proto ra metric {} expires 600"
+    assert lines == [
+        f"{way.format(1, 1027)} pref low",
+        way.format(2, 1026),
+        f"{way.format(3, 1025)} pref high",
+    ]
+
+
+def test_what_is_over() -> None:
+    """It stays listed for a while, and ip would end at it."""
+    facts = dataclasses.replace(OLD.network("net"), routes=[heard("fe80::1", expires=-2)])
+    assert "\nroute" not in network.describe(facts).batch
+
+
+def test_the_same_way_by_two_interfaces() -> None:
+    one = {"dst": "10.5.0.0/16", "dev": "enp0s2", "family": "-4", "scope": "link", "metric": 5}
+    other = one | {"dev": "lo"}
+    facts = dataclasses.replace(OLD.network("net"), routes=[one, other])
+    lines = [
+        line for line in network.describe(facts).batch.splitlines() if line.startswith("route")
+    ]
+    assert [line.split()[:2] for line in lines] == [["route", "replace"], ["route", "append"]]
+
+
+def test_from_some_only() -> None:
+    route = {"dst": "default", "from": "2001:db8::/48", "dev": "enp0s2", "family": "-6"}
+    facts = dataclasses.replace(OLD.network("net"), routes=[route | {"metric": 7}])
+    assert "route append unicast ::/0 from 2001:db8::/48 dev enp0s2 metric 7" in (
+        network.describe(facts).batch.splitlines()
+    )

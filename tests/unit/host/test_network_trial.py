@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded
 
+from rekernel import syscalls
 from rekernel.host import network, network_trial
 
 
@@ -46,8 +47,22 @@ def test_what_the_kernel_refuses_is_named() -> None:
         "route append unicast 0.0.0.0/0 via 192.0.2.1 dev lo (Nexthop has invalid gateway)"
     )
     assert second == 'link set dev eth7 up (Cannot find device "eth7")'
-    assert third.startswith("ip failed")
     assert "nowhere" in third
+    # That is told also if something was refused before.
+    lines[0] = "route append unicast 0.0.0.0/0 via 192.0.2.1 dev lo\naddress add 10.0.0.1/33 dev lo"
+    wrong = dataclasses.replace(described, batch="\n".join(lines) + "\n", rules={})
+    found = network_trial.refused(wrong)
+    assert len(found) == 2
+    assert "10.0.0.1/33" in found[1]
+
+
+def test_where_it_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unshare(flags: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(syscalls, "unshare", unshare)
+    (line,) = network_trial.refused(network.describe(OLD.network("net")))
+    assert line == "none of it could be tried: [Errno 28] No space left on device"
 
 
 def test_nothing_of_it_is_left_here() -> None:
