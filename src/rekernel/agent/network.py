@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Sequence
 
-from rekernel import syscalls
+from rekernel import smallfiles, syscalls
 from rekernel.agent import processes
 from rekernel.agent.console import Tolerated, miss, say
 from rekernel.handover.manifest import Link, Network
@@ -59,11 +59,22 @@ def _rename_one(name: str, wanted: str) -> None:
         fcntl.ioctl(sock, _SIOCSIFNAME, request)
 
 
+def _set_ipv6(links: Sequence[Link], conf: str = "/proc/sys/net/ipv6/conf") -> None:
+    """Before they are up."""
+    for link in links:
+        for name, value in link.ipv6.items():
+            try:
+                smallfiles.write(f"{conf}/{link.name}/{name}", value.encode())
+            except OSError as error:
+                say(f"{name} of {link.name} is not {value}: {error.strerror}")
+
+
 def set_up(network: Network) -> None:
     """Lock first, then bring everything up. Raises ProgramFailedError if there is no lock."""
     _feed(["nft", "-f", "-"], network.lock_rules)
     syscalls.set_link_up("lo")
     _rename(network.links)
+    _set_ipv6(network.links)
     for family, text in (("", network.batch), *network.rules.items()):
         if not text:
             continue

@@ -90,10 +90,14 @@ class LoopDevice:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface: found by MAC address, given this name, then configured."""
+    """A network interface: found by MAC address, given this name, then configured.
+
+    ``ipv6``: values below /proc/sys/net/ipv6/conf/NAME.
+    """
 
     name: str
     mac: str
+    ipv6: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

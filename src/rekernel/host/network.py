@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ _RULE_PARTS = {
 # What an interface gets by itself (net.core.default_qdisc).
 _DEFAULT_QDISCS = ("noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "pfifo")
 
+# What an interface does by itself once it is up: the kernel would make addresses of what it hears
+# from a router, where who configures the network does so.
+_IPV6 = ("accept_ra", "autoconf", "disable_ipv6")
 # Which family a route is of where its destination does not tell.
 _EVERYTHING = {"-4": "0.0.0.0/0", "-6": "::/0"}
 # Of routers (RFC 4191), as iproute2 calls them; and how long one is good for that did not tell.
@@ -88,6 +92,8 @@ class NetworkFacts:
     conntrack_max: int = 0
     # Names of network namespaces by their number here (ip-netns(8)).
     namespaces: dict[int, str] = field(default_factory=dict)
+    # Of each interface (_IPV6).
+    ipv6: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -122,7 +128,17 @@ def observe() -> NetworkFacts:
             for item in run_json(["ip", "-json", "netns", "list-id"])
             if "name" in item
         },
+        ipv6=dict(_observe_ipv6()),
     )
+
+
+def _observe_ipv6(
+    conf: Path = Path("/proc/sys/net/ipv6/conf"),
+) -> Iterator[tuple[str, dict[str, str]]]:
+    for path in sorted(conf.glob("*/")):
+        # An interface may go meanwhile.
+        with suppress(FileNotFoundError):
+            yield path.name, {name: (path / name).read_text().strip() for name in _IPV6}
 
 
 def _observe_others() -> Iterator[str]:
@@ -168,7 +184,11 @@ def describe(facts: NetworkFacts) -> Network:
     )
     # By the address that a device has by itself: a bond gives it another one.
     links = [
-        Link(link["ifname"], link.get("permaddr", link["address"]))
+        Link(
+            link["ifname"],
+            link.get("permaddr", link["address"]),
+            facts.ipv6.get(link["ifname"], {}),
+        )
         for link in devices
         if link["ifname"] != "lo"
     ]

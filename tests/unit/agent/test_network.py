@@ -96,3 +96,13 @@ def test_an_interface_that_keeps_its_name(monkeypatch: pytest.MonkeyPatch, said:
     monkeypatch.setattr(network, "_rename_one", refuse)
     network._rename([Link("lan", "02:a"), Link("eth1", "02:b")], timeout=0)
     assert console.missing == ["interface lan is called eth0: [Errno 16] Device or resource busy"]
+
+
+def test_what_an_interface_does_by_itself(tmp_path: Path, said: Said) -> None:
+    (tmp_path / "eth0").mkdir()
+    (tmp_path / "eth0/accept_ra").write_text("1")
+    links = [Link("eth0", "02:a", {"accept_ra": "0", "autoconf": "0"}), Link("eth1", "02:b")]
+    network._set_ipv6(links, str(tmp_path))
+    assert (tmp_path / "eth0/accept_ra").read_text() == "0"
+    # The rest is set all the same.
+    assert said.lines == ["<5>rekernel: autoconf of eth0 is not 0: No such file or directory"]

@@ -348,3 +348,15 @@ def test_from_some_only() -> None:
     assert "route append unicast ::/0 from 2001:db8::/48 dev enp0s2 metric 7" in (
         network.describe(facts).batch.splitlines()
     )
+
+
+def test_what_an_interface_does_by_itself(tmp_path: Path) -> None:
+    for name, value in (("accept_ra", "0"), ("autoconf", "1"), ("disable_ipv6", "0")):
+        for link in ("enp0s2", "gone"):
+            (tmp_path / link).mkdir(exist_ok=True)
+            (tmp_path / link / name).write_text(f"{value}\n")
+    (tmp_path / "gone/autoconf").unlink()
+    found = dict(network._observe_ipv6(tmp_path))
+    assert found == {"enp0s2": {"accept_ra": "0", "autoconf": "1", "disable_ipv6": "0"}}
+    (made,) = network.describe(dataclasses.replace(OLD.network("net"), ipv6=found)).links
+    assert made.ipv6 == found["enp0s2"]
