@@ -49,8 +49,12 @@ def once(wanted: int) -> tuple[float, float]:
             time.sleep(0.2)
         # Until the last one has executed its program.
         time.sleep(1)
+        pids = family(load.pid)
         dump = criu("dump", directory, "--tree", str(load.pid))
         load.wait()
+        # Until whoever reaps the others has done so: their numbers are taken until then.
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            time.sleep(0.05)
         restore = criu("restore", directory, "--restore-detached")
         for pid in family(load.pid):
             os.kill(pid, signal.SIGKILL)
