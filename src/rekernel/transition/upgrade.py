@@ -143,8 +143,8 @@ class Upgrade:
             pids = [pid for tree in carried for pid in tree.pids]
             confined = [*pids, *self._containers.pids]
             self._profiles = staging.keep_profiles(confined, self._undo)
-        for line in network_trial.refused(host.network):
-            self._note(f"the network may come back without this: {line}")
+            for line in network_trial.refused(host.network):
+                self._note(f"the network may come back without this: {line}")
         self._check()
         leaving.pretend(PARENT, pids)
         swapped = any(area.used_bytes for area in areas)
