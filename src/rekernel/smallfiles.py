@@ -19,7 +19,8 @@ def read(path: str, at: int | None = None) -> bytes:
         # Those of /proc come in pieces of any length.
         while parts[-1]:
             parts.append(os.read(fd, _CHUNK))
-        return b"".join(parts)
+        # Mostly all came at once, and need not be copied.
+        return b"".join(parts) if len(parts) > 2 else parts[0]
     finally:
         os.close(fd)
 
