@@ -72,6 +72,7 @@ def _run_once(vm: State) -> str:
         variables=vm.variables,
         serial=vm.serial_log,
         qmp=_QMP,
+        questions=Path(vm.questions.name),
     )
     with (vm.directory / "qemu.log").open("ab") as log:
         process = subprocess.Popen(
@@ -95,6 +96,7 @@ def _run_once(vm: State) -> str:
         process.kill()
         process.wait()
         _QMP.unlink(missing_ok=True)
+        vm.questions.unlink(missing_ok=True)
 
 
 def keep(name: str) -> None:

@@ -64,9 +64,10 @@ def command(
     variables: Path,
     serial: Path,
     qmp: Path,
+    questions: Path,
 ) -> list[str]:
     """Return the complete QEMU command line; `second` is used if the machine has a second disk,
-    `variables` if it has UEFI.
+    `variables` if it has UEFI. `qmp` is the keeper's; anybody may ask on `questions`.
 
     -no-reboot makes QEMU end on a real reboot or power-off; a kexec inside goes unnoticed.
     """
@@ -91,6 +92,7 @@ def command(
         "-device", "virtio-rng-pci",
         "-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial",
         "-qmp", f"unix:{qmp},server=on,wait=off",
+        "-qmp", f"unix:{questions},server=on,wait=off",
     ]  # fmt: skip
 
 

@@ -22,6 +22,9 @@ from rekernel_lab.vm import VM
 
 IN_GUEST = "/var/lib/rekernel-lab/scenario"
 
+# The longest, with 501 processes, takes a third of this.
+_UPGRADE_S = 900.0
+
 # How long host-client may take: until it is ready, which it need never say, and to sum up after
 # SIGTERM at the end of a good and of a failed run.
 _CLIENT_READY_S = 10.0
@@ -129,7 +132,7 @@ class Session:
         """Upgrade to the kernel release `target`; `options` are more words for the product."""
         with self.progress.step(f"Upgrade to {target}"):
             return Upgrade(self.machine, self.progress).run(
-                target, carry, self.deadline.left(), options
+                target, carry, self.deadline.left(_UPGRADE_S), options
             )
 
     def json(self, words: str) -> Any:
@@ -140,8 +143,12 @@ class Session:
         except ValueError as error:
             raise LabError(f"{words} printed no JSON: {output[:200]!r}") from error
 
-    def save_journal(self) -> None:
-        """Keep the guest's journal and the product's logs, if the guest still answers."""
+    def save_traces(self) -> None:
+        """Keep what its processors are at, and the guest's journal and the product's logs if it
+        still answers.
+        """
+        with contextlib.suppress(LabError):
+            (self.output / "registers.txt").write_text(self.machine.registers())
         with contextlib.suppress(LabError):
             self.machine.check_alive()
             journal = self.machine.guest.run(
@@ -179,7 +186,7 @@ def opened(
         yield session
     except Exception:
         if session:
-            session.save_journal()
+            session.save_traces()
         raise
     finally:
         if session:

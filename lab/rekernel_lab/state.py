@@ -109,6 +109,11 @@ class State:
         return self.directory / "uefi-variables.fd"
 
     @property
+    def questions(self) -> Path:
+        """The socket on which QEMU answers questions of one caller at a time."""
+        return self.directory / "questions"
+
+    @property
     def namespace(self) -> Namespace:
         """The VM's network namespace. Its name differs between caches too."""
         return Namespace(f"{_NAMESPACE_PREFIX}{self.name}{_namespace_suffix()}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 from rekernel_lab import cache, keeper, state
 from rekernel_lab.errors import DeadlineError, LabError, LostVMError, UsageError
 from rekernel_lab.guest import Guest
-from rekernel_lab.qemu import Machine
+from rekernel_lab.qemu import Machine, Monitor
 from rekernel_lab.rootfs import Image, ssh_keys
 from rekernel_lab.run import environment
 from rekernel_lab.state import Process, State
@@ -62,6 +64,23 @@ class VM:
         if _PANIC in content:
             line = content[content.index(_PANIC) :].split(b"\n", 1)[0].decode(errors="replace")
             raise LostVMError(f"VM {self.name}: {line.strip()}", hint="see its serial log")
+
+    def registers(self) -> str:
+        """Return what every processor is at, twice: where a guest hangs that says nothing.
+
+        Raises LabError if QEMU does not answer.
+        """
+        # By way of its directory, because the path of a socket may have 108 bytes only.
+        directory = os.open(self.state.directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            monitor = Monitor(Path(f"/proc/self/fd/{directory}", self.state.questions.name))
+        finally:
+            os.close(directory)
+        ask = {"command_line": "info registers -a"}
+        with contextlib.closing(monitor):
+            once = monitor.execute("human-monitor-command", **ask)
+            time.sleep(1)
+            return f"{once}\n\nA second later:\n{monitor.execute('human-monitor-command', **ask)}\n"
 
     def serial_size(self) -> int:
         """Return the present length of the serial log in bytes."""

@@ -33,17 +33,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_qemu_command_line() -> None:
     boot = qemu.Boot(Path("/b/vmlinuz"), Path("/b/initrd"), "root=/dev/vda memmap=2G!4G")
-    names = {"disk": "/d", "second": "/e", "variables": "/v", "serial": "/s", "qmp": "qmp"}
-    paths = {name: Path(path) for name, path in names.items()}
+    names = ("disk", "second", "variables", "serial", "qmp", "questions")
+    paths = {name: Path("/", name) for name in names}
     words = qemu.command(qemu.Machine("tcg", 8192, 1), boot, **paths)
     assert words[words.index("-append") + 1] == "root=/dev/vda memmap=2G!4G"
     assert words[words.index("-m") + 1] == "8192M"
     assert words[words.index("-smp") + 1] == "1"
     assert words[words.index("-accel") + 1].startswith("tcg")
     assert "-no-reboot" in words
-    assert not [word for word in words if "file=/e" in word]
+    assert not [word for word in words if "file=/second" in word]
     words = qemu.command(qemu.Machine("tcg", disk_mib=9), boot, **paths)
-    assert len([word for word in words if "file=/e" in word]) == 1
+    assert len([word for word in words if "file=/second" in word]) == 1
     assert not [word for word in words if "pflash" in word]
     words = qemu.command(qemu.Machine("tcg", uefi=True), boot, **paths)
     assert len([word for word in words if "pflash" in word]) == 2
