@@ -76,7 +76,7 @@ class VM:
             monitor = Monitor(Path(f"/proc/self/fd/{directory}", self.state.questions.name))
         finally:
             os.close(directory)
-        ask = {"command_line": "info registers -a"}
+        ask = {"command-line": "info registers -a"}
         with contextlib.closing(monitor):
             once = monitor.execute("human-monitor-command", **ask)
             time.sleep(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.census import attempt
@@ -17,6 +16,7 @@ from rekernel.kernel import fitness
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.policy import Policy
+from rekernel.records import record
 from rekernel.systemd.units import running_units
 
 # Kernel threads of a fresh kernel end well below this.
@@ -24,7 +24,7 @@ LOWEST_SAFE_PID = 1000
 _LEAST_GROWTH = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """Decided before anything is touched. ``pages`` is None where it cannot be told."""
 
@@ -68,7 +68,7 @@ class Plan:
         return [item.container for item in self.having(verdict) if item.container]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Resident:
     """Proportional set sizes of processes in bytes: all, and by kind (proc(5), smaps_rollup).
 

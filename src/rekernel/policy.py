@@ -5,16 +5,16 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.errors import UsageError
+from rekernel.records import record
 
 CONFIG = Path("/etc/rekernel/rekernel.toml")
 WISHES = ("carry", "restart", "block")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """Patterns of unit names and what is wished for them; the first that fits counts."""
 

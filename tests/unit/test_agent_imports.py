@@ -25,12 +25,23 @@ _OURS = {
     "rekernel.handover",
     "rekernel.memory",
     "rekernel.memory.dax",
+    "rekernel.records",
     "rekernel.smallfiles",
     "rekernel.stuck",
     "rekernel.syscalls",
 }
 _OUR_PACKAGES = ("rekernel.agent.", "rekernel.handover.")
-_SLOW = {"argparse", "asyncio", "logging", "multiprocessing", "subprocess", "tomllib"}
+_SLOW = {
+    "argparse",
+    "asyncio",
+    "dataclasses",
+    "inspect",
+    "logging",
+    "multiprocessing",
+    "subprocess",
+    "tomllib",
+    "traceback",
+}
 
 
 def imported() -> list[str]:

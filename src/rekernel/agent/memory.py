@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
@@ -18,6 +16,7 @@ from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent, Memory
 from rekernel.handover.store import Entry
 from rekernel.memory import dax
+from rekernel.records import asdict, record
 
 PAGER = "/usr/lib/rekernel/rekernel-pager"
 DRAIN_STATUS = "/run/rekernel/drain.json"
@@ -55,7 +54,7 @@ def _map(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
     return name, sum(extent.end - extent.start for extent in extents)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Store:
     """The handover store as writable memory; ``path`` is what it is a mapping of."""
 
@@ -68,7 +67,7 @@ def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> Store:
     if region is None or config.store is None:
         if config.store_mount is None:
             return _map_file(config.store_file)
-        boot.mount_disk(**dataclasses.asdict(config.store_mount))
+        boot.mount_disk(**asdict(config.store_mount))
         try:
             return _map_file(config.store_file)
         finally:

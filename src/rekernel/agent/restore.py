@@ -11,7 +11,6 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rekernel import smallfiles
@@ -21,6 +20,7 @@ from rekernel.agent.links import Links
 from rekernel.agent.terminals import REACH, Numbers
 from rekernel.agent.unkept import set_again
 from rekernel.handover.manifest import Inherited, Tree
+from rekernel.records import field, record
 from rekernel.stuck import where_they_wait
 
 WORK = Path("/run/rekernel/restore")
@@ -39,7 +39,7 @@ _JOURNAL_SOCKETS = {
 }
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Restore:
     """One tree on its way back."""
 
@@ -54,7 +54,7 @@ class Restore:
     begun: float = field(default_factory=time.monotonic)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Restores:
     """The trees and what they need open."""
 

@@ -9,7 +9,6 @@ import resource
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,12 +76,19 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
         result |= {
             "handover": "failed",
             "reason": str(error),
-            "traceback": traceback.format_exc(),
+            "traceback": _traceback(),
         }
     watchdog.stop()
     _allow_descriptors(limits)
     _write_result(result)
     return init
+
+
+def _traceback() -> str:
+    """Of the exception that is handled. It takes a tenth of all imports, and is hardly needed."""
+    import traceback
+
+    return traceback.format_exc()
 
 
 def _allow_descriptors(limits: tuple[int, int]) -> None:

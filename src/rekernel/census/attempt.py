@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rekernel import reserved
 from rekernel.census.brownout import read_json
+from rekernel.records import record
 from rekernel.run import run
 from rekernel.systemd.units import parse_show
 from rekernel.transition.events import EVENTS, Event
@@ -88,7 +88,7 @@ class Follower:
         return events
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Progress:
     """``phase``: the one that is under way, "" between two. ``done``: (name, seconds)."""
 

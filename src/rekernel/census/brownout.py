@@ -7,9 +7,10 @@ gone after an ordinary boot, and then nothing is under way.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rekernel.records import record
 
 RUN = Path("/run/rekernel")
 AGENT = "agent.json"
@@ -17,7 +18,7 @@ DRAIN = "drain.json"
 FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Brownout:
     """``drain``: the pager's own figures, None if there was nothing to drain."""
 

@@ -13,7 +13,6 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rekernel.checkpoint import handles, pressure, watches
 from rekernel.checkpoint.externals import HUNG, Descriptor, descriptors, socket_of
 from rekernel.host import apparmor
 from rekernel.host.mounts import stays_behind
+from rekernel.records import record
 
 
 class Curable(Enum):
@@ -31,7 +31,7 @@ class Curable(Enum):
     RING = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Obstacle:
     """``what`` a process has, as "process 7 has …", and what can be done about it."""
 

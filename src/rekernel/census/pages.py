@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rekernel.errors import RekernelError
 from rekernel.memory.dax import Range
 from rekernel.memory.recorder import RECORDER, region_option
+from rekernel.records import record
 from rekernel.run import run
 
 _PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Survey:
     """Bytes of private anonymous memory inside and outside of the carry region."""
 

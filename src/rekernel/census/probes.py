@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
 from rekernel.plan import LOWEST_SAFE_PID, resident
+from rekernel.records import record
 from rekernel.run import run
 
 GIB = 1 << 30
@@ -45,7 +45,7 @@ class Status(StrEnum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """The answer of one probe."""
 
@@ -55,7 +55,7 @@ class Finding:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Context:
     """What probes look at. ``backend``: "auto", "region" or "image"."""
 

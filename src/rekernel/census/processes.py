@@ -7,12 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from rekernel import smallfiles
 from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.records import record
 
 _PROC = Path("/proc")
 # include/linux/sched.h: PF_KTHREAD, in field 9 of /proc/PID/stat.
@@ -31,7 +31,7 @@ class Fate(StrEnum):
     KERNEL = "kernel"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Process:
     """A line of /proc. ``cgroup``: its path below /sys/fs/cgroup."""
 
@@ -42,7 +42,7 @@ class Process:
     cgroup: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Account:
     """A process with what becomes of it. ``owner``: its unit, or what else it belongs to."""
 

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from rekernel.checkpoint.externals import SLAVE
+from rekernel.records import record
 
 _SOCKET_OR_PIPE = re.compile(r"(socket|pipe):\[\d+\]$")
 _MEMFD = re.compile(r"/memfd:.* \(deleted\)$")
@@ -31,7 +31,7 @@ _SHARED = re.compile(
 TreeName = TypeVar("TreeName", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Shared:
     """``what`` process ``pid`` has in common with process ``other`` outside of its tree."""
 
@@ -40,7 +40,7 @@ class Shared:
     other: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sharing(Generic[TreeName]):
     """``shared``: of a tree, the first thing that another one would tear apart.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -26,6 +24,7 @@ from rekernel.checkpoint.unixsockets import (
 from rekernel.containers import docker, podman
 from rekernel.containers.model import Container
 from rekernel.policy import Policy
+from rekernel.records import field, record, replace
 from rekernel.systemd import logins, unitfiles
 from rekernel.systemd.logins import Login
 from rekernel.systemd.units import Unit, members
@@ -43,7 +42,7 @@ class Verdict(StrEnum):
     BLOCKS = "blocks"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnitVerdict:
     """One unit with everything known about it."""
 
@@ -298,7 +297,7 @@ def _with_lenders(
             if item.verdict is Verdict.CARRIED and lost:
                 reason = f"{item.reason}: part of it is in {lost[0]}, which is not carried"
                 verdict = Verdict.ENDS if item.unit.is_login else Verdict.RESTARTED
-                found[name] = dataclasses.replace(item, verdict=verdict, reason=reason)
+                found[name] = replace(item, verdict=verdict, reason=reason)
                 changed = True
     return list(found.values())
 
@@ -321,6 +320,6 @@ def _with_broken_connections(
                 broken[other.unit.name if other else (far and far.name) or "a process"] = None
         if item.verdict is Verdict.CARRIED and broken and not (unit.is_login or unit.is_manager):
             reason = f"its connection to {', '.join(broken)} ends, as when that starts again"
-            item = dataclasses.replace(item, reason=reason)
+            item = replace(item, reason=reason)
         found.append(item)
     return found

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rekernel.checkpoint import executables, handles, mountpoints, timers, unixentries, watches
 from rekernel.checkpoint.images import entries, fields
 from rekernel.checkpoint.unixentries import UnixEntry
+from rekernel.records import field, record
 
 # Fields of file_entry (criu's images/fdinfo.proto).
 _TIMER, _INOTIFY, _UNIX, _PIDFD = 12, 13, 16, 22
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """``disconnected``: inodes of sockets that shall have no peer. ``stand_ins``: inodes of handles
     that shall be of init. ``canonical``: another name of a file on the host (host/binds.py).
@@ -25,7 +25,7 @@ class Wanted:
     canonical: Callable[[str], str] = str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Amended:
     """Inodes of the trees' own unix sockets: without a peer; with a descriptor in their queue.
 

@@ -17,10 +17,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.errors import RekernelError
+from rekernel.records import record
 from rekernel.run import CommandFailedError, run
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -64,7 +64,7 @@ class CanaryError(RekernelError):
     exit_code = 3
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CanaryResult:
     """How long the two steps took, in seconds."""
 

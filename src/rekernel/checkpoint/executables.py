@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.checkpoint.images import ImageError, entries, fields, set_varint
 from rekernel.errors import RekernelError
+from rekernel.records import record
 
 # Fields of file_entry, reg_file_entry and mm_entry (criu's images/fdinfo.proto, regfile.proto and
 # mm.proto).
@@ -25,7 +25,7 @@ _EXECUTABLE = 12
 _ORIGINAL = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Entry:
     """An entry of files.img, data[start:end], and in it data[from:to] of its fields."""
 

@@ -7,12 +7,12 @@ import re
 import socket
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from rekernel import smallfiles, syscalls
 from rekernel.checkpoint import pressure
 from rekernel.handover.manifest import Inherited
 from rekernel.host.mounts import observe
+from rekernel.records import record
 
 # A pseudo terminal, and one whose other side is gone.
 SLAVE = re.compile(r"/dev/pts/(\d+)$")
@@ -22,7 +22,7 @@ _OPENED = re.compile(rb"^flags:\t(\d+)\nmnt_id:\t(\d+)$", re.M)
 _TERMINAL = re.compile(rb"^tty-index:\t(\d+)$", re.M)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class External:
     """``dump``: value for criu dump --external, "" for what criu opens by itself if it is given
     nothing; ``inherited``: what restore gives back for it, if anything.
@@ -32,7 +32,7 @@ class External:
     inherited: Inherited | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Descriptor:
     """An open descriptor: what its link says and the mount it was opened through."""
 

@@ -11,13 +11,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
 from rekernel.checkpoint.externals import Descriptor, descriptors
 from rekernel.checkpoint.images import ImageError, fields, set_varint
 from rekernel.checkpoint.inside import inside
+from rekernel.records import record
 from rekernel.run import start
 
 LINK = "anon_inode:[pidfd]"
@@ -30,7 +30,7 @@ _NR_CLOSE, _NR_DUP3, _NR_PIDFD_OPEN = 3, 292, 434
 _INODE, _NSPID = 2, 4
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Handle:
     """Descriptor ``number`` of process ``pid``. ``inode``: of the stand-in that takes its place."""
 

@@ -14,7 +14,6 @@ import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from rekernel.checkpoint.externals import External, socket_of
 from rekernel.checkpoint.unixsockets import (
@@ -30,6 +29,7 @@ from rekernel.checkpoint.unixsockets import (
 from rekernel.errors import RekernelError
 from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink
+from rekernel.records import record
 from rekernel.systemd import journal
 
 # include/uapi/asm-generic/socket.h; sizes are doubled when set.
@@ -44,7 +44,7 @@ class UnsettledError(RekernelError):
     """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Member:
     """A tree as far as links are concerned."""
 
@@ -52,7 +52,7 @@ class Member:
     pids: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Taken:
     """``externals``: of each tree, in their order. ``queues``: blob -> contents.
     ``disconnected``: inodes of the sockets behind ``datagrams``.

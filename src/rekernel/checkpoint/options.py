@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from rekernel.records import record
 
 HOOK = "/usr/lib/rekernel/rekernel-hook"
 # A bind mount of / with which criu can pivot when a tree has a mount namespace of its own.
@@ -34,7 +35,7 @@ _MOUNTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TreeOptions:
     """What decides the options of one tree."""
 

@@ -8,9 +8,9 @@ not connected, and the agent connects it once all trees are back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rekernel.checkpoint.images import ImageError, fields, set_varint
+from rekernel.records import record
 
 # Fields of unix_sk_entry (criu's images/sk-unix.proto).
 _ID, _INODE, _FLAGS, _PEER = 1, 2, 6, 8
@@ -20,7 +20,7 @@ _ID_FOR, _LENGTH, _SCM = 1, 2, 4
 _EXTERN = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnixEntry:
     """``number``: what other images know it by. ``external``: not of this tree."""
 

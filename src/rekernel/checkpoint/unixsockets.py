@@ -6,9 +6,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from rekernel.handover import netlink
+from rekernel.records import record
 
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
 # Datagram sockets that the agent opens again before the restore; criu connects to them by path.
@@ -25,7 +25,7 @@ _MESSAGE = struct.Struct("=BBxxIQ")
 _NAME, _PEER, _ICONS = 0, 2, 3
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnixSocket:
     """One unix socket. ``peer`` is 0 without one, and for a connection that waits for accept(2).
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from rekernel.records import asdict
 from rekernel.report.layout import human_seconds
 from rekernel.transition.events import Event
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rekernel.records import record
 
 # Those that were stopped for an upgrade, [engine, ID] each: to be started whatever comes of it.
 STOPPED = Path("/var/lib/rekernel/stopped-containers.json")
@@ -14,7 +15,7 @@ STOPPED = Path("/var/lib/rekernel/stopped-containers.json")
 _SCOPE = re.compile(r"(libpod|docker)-[0-9a-f]{64}\.scope$")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Container:
     """``directory``: its engine's files of it. ``status``: its networks, as podman's restore wants
     to read them. ``obstacle`` and ``remedy``: why it cannot be carried, "" if it can.

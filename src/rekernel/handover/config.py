@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from rekernel.handover.manifest import Extent, Mount, build
+from rekernel.records import asdict, field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RootConfig:
     """The root file system: found by UUID, mounted like this."""
 
@@ -21,7 +20,7 @@ class RootConfig:
     data: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MappedTarget:
     """A line of a table of the device mapper, in sectors of 512 bytes."""
 
@@ -32,7 +31,7 @@ class MappedTarget:
     parameters: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MappedDevice:
     """A block device of the device mapper, and how to set it up again."""
 
@@ -46,7 +45,7 @@ class MappedDevice:
     udev: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AgentConfig:
     """Enough to find the handover, and to boot the machine normally without one."""
 
@@ -76,7 +75,7 @@ class AgentConfig:
 
 def dump_config(config: AgentConfig) -> dict[str, Any]:
     """As plain data, which can be used before this module is imported."""
-    raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    raw: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return raw
 
 

@@ -6,14 +6,14 @@ written out here); the agent only carries out. Standard library only.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from rekernel.records import field, fields, is_record, record
 
 SCHEMA = 1
 MANIFEST_BLOB = "manifest.json"
@@ -29,7 +29,7 @@ class ManifestError(Exception):
     """The manifest cannot be used here; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Clock:
     """One instant on both clocks; the TSC runs through the kexec, the others do not."""
 
@@ -38,7 +38,7 @@ class Clock:
     tsc_hz: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Phase:
     """A timed phase; nanoseconds of real time."""
 
@@ -48,7 +48,7 @@ class Phase:
     side: str = "old"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Extent:
     """Physical bytes [start, end)."""
 
@@ -56,7 +56,7 @@ class Extent:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mount:
     """A file system to mount below the new root before the restore."""
 
@@ -73,7 +73,7 @@ class Mount:
     uuid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoopDevice:
     """A file as a block device; offset and sizes in bytes, a limit of 0 is none."""
 
@@ -88,7 +88,7 @@ class LoopDevice:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Link:
     """A network interface: found by MAC address, given this name, then configured.
 
@@ -100,7 +100,7 @@ class Link:
     ipv6: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Network:
     """How to set up the network: rules and ``tables`` ("FAMILY NAME" -> text) are input for
     ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` ("PROGRAM TABLE" -> text) for the program.
@@ -118,7 +118,7 @@ class Network:
     conntrack_max: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Inherited:
     """A descriptor to give to criu; ``argument`` has {fd} for its number.
 
@@ -136,7 +136,7 @@ class Inherited:
     end: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnixEnd:
     """One end of a connection between unix sockets, held by process ``pid``.
 
@@ -152,7 +152,7 @@ class UnixEnd:
     options: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnixLink:
     """A connection between unix sockets of two trees, or of one and what boots afresh: one end.
 
@@ -163,7 +163,7 @@ class UnixLink:
     ends: tuple[UnixEnd, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DatagramLink:
     """Descriptor ``number`` of process ``pid``, a datagram socket, is to be connected with a
     descriptor of another tree, or with nobody if ``target_pid`` is 0.
@@ -175,7 +175,7 @@ class DatagramLink:
     target_number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cgroup:
     """A control group of a carried unit, or one below it."""
 
@@ -189,7 +189,7 @@ class Cgroup:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unkept:
     """What criu does not keep of a tree; only where it is not as usual."""
 
@@ -201,7 +201,7 @@ class Unkept:
     files: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tree:
     """One process tree: one criu restore."""
 
@@ -226,7 +226,7 @@ class Tree:
     mounts: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Memory:
     """Where the carried pages lie. ``store`` holds copied strays too."""
 
@@ -242,7 +242,7 @@ class Memory:
     stray_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Manifest:
     """See the module's description."""
 
@@ -296,8 +296,8 @@ def dump(manifest: Manifest) -> bytes:
 
 
 def _fields(part: Any) -> dict[str, Any]:
-    """Of an object of one of the classes above. Unlike dataclasses.asdict() it copies nothing."""
-    return {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
+    """Of an object of one of the classes above. Unlike records.asdict() it copies nothing."""
+    return {name: getattr(part, name) for name in fields(part)}
 
 
 def load(data: bytes) -> Manifest:
@@ -346,7 +346,7 @@ class _MisfitError(Exception):
 def _builder(kind: Any) -> Callable[[Any], Any]:
     """Made once for each kind: there are hundreds of objects, and asking for types takes long."""
     origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
+    if is_record(kind):
         return _object(typing.cast(type, kind))
     if origin is tuple:
         return _list(typing.get_args(kind)[0])
@@ -370,14 +370,7 @@ def _plain(kind: type) -> Callable[[Any], Any]:
 
 def _object(kind: type) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
-    parts = [
-        (
-            item.name,
-            _builder(hints[item.name]),
-            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING,
-        )
-        for item in dataclasses.fields(kind)
-    ]
+    parts = [(name, _builder(hints[name]), item.required) for name, item in fields(kind).items()]
 
     def build_object(raw: Any) -> Any:
         if type(raw) is not dict:

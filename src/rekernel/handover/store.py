@@ -17,8 +17,9 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
+
+from rekernel.records import record
 
 MAGIC = b"RKSTORE1"
 VERSION = 1
@@ -50,7 +51,7 @@ class Area(Protocol):
     def __len__(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """Where a blob lies; offset and length in bytes."""
 

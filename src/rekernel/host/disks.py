@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rekernel import syscalls
@@ -24,6 +23,7 @@ from rekernel.host.mounts import (
     is_of_others,
     unescape,
 )
+from rekernel.records import replace
 
 # Those that the agent finds by their UUID.
 _TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat")

@@ -6,12 +6,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rekernel.handover.manifest import LoopDevice
 from rekernel.host.binds import holder
 from rekernel.host.mounts import UNBACKED, MountInfo
+from rekernel.records import field, record
 from rekernel.run import run
 
 # What mountinfo has for one of them, or for a partition on it.
@@ -24,7 +24,7 @@ _COLUMNS = (
 _FLAGS = {"ro": 1, "autoclear": 4, "partscan": 8, "dio": 16}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loops:
     """Those that are attached, by the names of their nodes."""
 

@@ -8,12 +8,12 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.containers import docker, podman
 from rekernel.handover.manifest import Mount
+from rekernel.records import record
 from rekernel.run import run
 
 # Kernel interfaces: mounted afresh, as a unit's own mount namespace may hold copies of them.
@@ -41,7 +41,7 @@ RUN_OF_PLUMBING = (
 RUN_SYSTEMD_CARRIED = ("inaccessible", "propagate")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MountInfo:
     """A line of /proc/PID/mountinfo (Documentation/filesystems/proc.rst, 3.5)."""
 
@@ -99,7 +99,7 @@ def observe(pid: str = "self") -> list[MountInfo]:
         raise
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TmpfsPlan:
     """A tmpfs whose contents travel: its mount point and what of it stays behind."""
 

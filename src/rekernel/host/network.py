@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rekernel.containers import docker, podman
 from rekernel.handover.manifest import Link, Network
 from rekernel.host import conntrack, packetfilter, virtual_links
 from rekernel.host.packetfilter import PacketFilter
+from rekernel.records import field, record
 from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"
@@ -76,7 +76,7 @@ _PREFERENCES = ("high", "medium", "low")
 _INTERIM_S = 1800
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NetworkFacts:
     """What iproute2 says; the lists are its JSON. And the packet filter."""
 

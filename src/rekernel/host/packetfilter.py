@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from rekernel.records import field, record
 from rekernel.run import CommandFailedError, CommandNotFoundError, run, run_json
 
 # Of podman's netavark, which makes it anew with the first container.
@@ -20,7 +20,7 @@ _OWNED = re.compile(r"^\tflags .*\bowner\b.*\n", re.MULTILINE)
 _SETS = re.compile(r"--(match|map)-set |-j SET ")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PacketFilter:
     """``tables``: "FAMILY NAME" -> input for nft. ``saved``: "PROGRAM TABLE" -> its input."""
 

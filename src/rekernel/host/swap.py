@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.host.mounts import unescape
+from rekernel.records import record
 from rekernel.run import run
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SwapArea:
     """An area in use: a device or a file, how much of it is used, and its priority."""
 

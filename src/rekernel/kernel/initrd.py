@@ -8,7 +8,6 @@ import py_compile
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
@@ -17,6 +16,7 @@ from rekernel.agent.init import PAYLOAD
 from rekernel.handover.config import AgentConfig, dump_config
 from rekernel.kernel.cpio import CpioArchive
 from rekernel.kernel.modules import ModuleSet, read_module
+from rekernel.records import record
 from rekernel.run import run
 
 _MODULES = "/modules"
@@ -44,7 +44,7 @@ _ALWAYS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Imported:
     """A module of the agent. ``early``: the interpreter itself needs it to start."""
 

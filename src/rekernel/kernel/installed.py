@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.errors import BlockedError, UsageError
+from rekernel.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kernel:
     """An installed kernel: its release, image and modules."""
 

@@ -6,10 +6,10 @@ import lzma
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rekernel.errors import BlockedError
+from rekernel.records import field, record
 from rekernel.run import run
 
 # Needed whatever the hardware: the carry region and the page map's device, the packet filter.
@@ -19,7 +19,7 @@ ALWAYS = (*FOR_REGION, "nf_tables")
 _MODULES = Path("/usr/lib/modules")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModuleSet:
     """Module files in waves: each needs only modules of earlier ones."""
 

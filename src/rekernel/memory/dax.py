@@ -10,15 +10,16 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from rekernel.records import record
 
 _BUS = Path("/sys/bus/dax")
 _MEMORY = Path("/sys/devices/system/memory")
 _PLATFORM = Path("/sys/devices/platform")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@record(order=True)
 class Range:
     """Physical bytes [start, end)."""
 
@@ -64,7 +65,7 @@ def subtract(whole: Range, holes: Sequence[Range]) -> list[Range]:
     return rest
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DaxRegion:
     """A soft-reserved range of physical memory that the kernel made a dax region of."""
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from itertools import pairwise
+
+from rekernel.records import record
 
 MAGIC = b"RKPGMAP1"
 VERSION = 1
@@ -47,7 +48,7 @@ class RunFlag(IntFlag):
     """The frame is in the stray area: the page was outside the region and copied."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Run:
     """Pages with consecutive addresses in consecutive frames."""
 
@@ -62,7 +63,7 @@ class Run:
         return self.vaddr + self.npages * PAGE_SIZE
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Space:
     """One address space. ``nspid`` is the PID CRIU uses: that of the innermost namespace.
 
@@ -84,7 +85,7 @@ class Space:
         return cls(pid, pid if nspid is None else nspid, tree, pages, runs)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PageMap:
     """A whole page map."""
 

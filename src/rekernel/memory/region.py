@@ -8,12 +8,12 @@ carried pages after an upgrade. :func:`settle` brings it there from wherever it 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.errors import BlockedError
 from rekernel.memory import dax
 from rekernel.memory.dax import Range
+from rekernel.records import record
 from rekernel.run import run
 
 MIB = 1 << 20
@@ -24,7 +24,7 @@ _MARK = re.compile(rf"^memmap={_NUMBER}%{_NUMBER}-12\+0xefffffff$", re.IGNORECAS
 _PARAMETER = "dax_hmem.region_idle=1"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """The region's parts."""
 
@@ -79,7 +79,7 @@ def current() -> Layout | None:
     return layout(region, dax.block_size()) if region is not None else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """A dax device and the physical ranges it has."""
 

@@ -6,11 +6,11 @@ docs/json.md describes every member.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
+from rekernel.records import field, record
 from rekernel.systemd.units import is_login
 
 SCHEMA = 1
@@ -25,7 +25,7 @@ REFUSED = "refused"
 _EXIT_CODES = {DONE: 0, FAILED: 1, DEGRADED: 4, ROLLED_BACK: 5}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnitAfter:
     """A unit on the new kernel."""
 
@@ -35,7 +35,7 @@ class UnitAfter:
     processes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class After:
     """What is seen on the new kernel. ``connections``: as census.connections has them.
 

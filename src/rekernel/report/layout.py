@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from rekernel.records import record
 
 # Of containers and their monitors.
 _LONG = re.compile(r"((?:libpod|libpod-conmon|docker)-[0-9a-f]{12})[0-9a-f]{52}")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Paint:
     """Colours for a terminal, or none."""
 

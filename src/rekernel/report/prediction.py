@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from rekernel.records import record
 
 _MIB = 1 << 20
 # Every tree costs about a tenth of what an upgrade costs without any.
@@ -20,7 +21,7 @@ _PER_TREE = 0.1
 _IMAGE_BYTES_PER_SECOND = 150 * _MIB
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Prediction:
     """``seconds`` of blackout. ``basis``: "history" (of ``samples`` upgrades) or "model"."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from rekernel.errors import RekernelError
 from rekernel.memory import region
+from rekernel.records import record
 from rekernel.setup.host import Host
 
 GRUB_DROP_IN = "/etc/default/grub.d/rekernel.cfg"
@@ -47,7 +47,7 @@ class BootLoader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Grub:
     """Debian's GRUB: a drop-in file that update-grub reads with sh."""
 
@@ -84,7 +84,7 @@ class Grub:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SystemdBoot:
     """systemd-boot: one file with the command line, and an entry per kernel made from it."""
 
@@ -125,7 +125,7 @@ class SystemdBoot:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ByHand:
     """A boot loader that we do not know: the administrator adds the words."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rekernel.census import obstacles
 from rekernel.census.obstacles import Curable
 from rekernel.census.verdicts import plumbing_reason
 from rekernel.policy import Policy
+from rekernel.records import record
 from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit, processes_of
 
@@ -16,7 +16,7 @@ _HEAD = "# Written by `rekernel setup`; taken back by `rekernel setup --undo`.\n
 UNIT_DIRECTORY = "/etc/systemd/system"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Remedy:
     """A line of a drop-in's [Service] section. ``why``: its comment."""
 

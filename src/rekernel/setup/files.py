@@ -9,19 +9,19 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rekernel.errors import RekernelError
 from rekernel.memory.dax import Range
+from rekernel.records import asdict, field, record
 from rekernel.setup.host import Host
 
 RECORD = "/etc/rekernel/setup.json"
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Content:
     """A file as it was."""
 
@@ -73,7 +73,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Written:
     """A file that setup wrote, and what was there before."""
 
@@ -82,7 +82,7 @@ class Written:
     before: Content | None
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Record:
     """Everything that setup changed; kept in /etc/rekernel/setup.json."""
 

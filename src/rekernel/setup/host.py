@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rekernel.records import record
 from rekernel.run import run
 
 
@@ -21,7 +21,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Host:
     """Where files are and what runs programs."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rekernel.errors import BlockedError
 from rekernel.memory import region
 from rekernel.memory.dax import Range
 from rekernel.policy import Policy
+from rekernel.records import record
 from rekernel.setup import bootloader, dropins, files
 from rekernel.setup.bootloader import BootLoader
 from rekernel.setup.files import Record
@@ -27,7 +27,7 @@ SERVICES = (
 _BLOCK_SIZE = "/sys/devices/system/memory/block_size_bytes"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FileChange:
     """A file that gets another content."""
 
@@ -36,7 +36,7 @@ class FileChange:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """What setup would do, and what is left to the administrator."""
 

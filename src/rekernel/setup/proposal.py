@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from rekernel.errors import BlockedError, NotPermittedError
 from rekernel.memory.dax import Range, merge, subtract
 from rekernel.memory.region import MIB, store_size
+from rekernel.records import record
 
 GIB = 1 << 30
 
@@ -26,7 +26,7 @@ _BIG_BLOCK = 2 * GIB
 _LINE = re.compile(r"^( *)([0-9a-f]+)-([0-9a-f]+) : (.*)$")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Memory:
     """This machine's RAM as a region can use it."""
 

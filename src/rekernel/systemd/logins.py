@@ -13,9 +13,9 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from rekernel.records import record
 from rekernel.systemd.units import Unit, manager_of
 
 _SYSTEMD = Path("/run/systemd")
@@ -23,7 +23,7 @@ _SYSTEMD = Path("/run/systemd")
 _OF_NOW = re.compile(r"(\w+_JOB|LEADER_FD_SAVED|LEADER_PIDFDID)=")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Login:
     """Somebody who has logged in. ``service``: of PAM; "sshd" for ssh."""
 
@@ -42,7 +42,7 @@ class Login:
         return f"{self.user}{place}{origin}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Left:
     """What the next systemd is to find below /run. ``files``: path -> text.
 

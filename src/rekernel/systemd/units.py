@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.containers.model import is_container
+from rekernel.records import record
 from rekernel.run import run
 
 _PROPERTIES = (
@@ -34,7 +34,7 @@ def manager_of(unit: str) -> int | None:
     return int(match[1]) if match else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unit:
     """A service, or the scope of a login, with running processes."""
 

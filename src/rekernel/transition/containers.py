@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT
 from rekernel.handover.manifest import Network
 from rekernel.plan import Plan, resident
+from rekernel.records import replace
 from rekernel.run import run
 from rekernel.transition import room
 from rekernel.transition.dumps import DumpJob
@@ -97,7 +97,7 @@ class Containers:
     def network(self, network: Network) -> Network:
         """The same, but that after the commit nobody answers in their place."""
         rules = network.unlock_rules + checkpoint.lock_rules(self._carried)
-        return dataclasses.replace(network, unlock_rules=rules)
+        return replace(network, unlock_rules=rules)
 
     def files(self) -> dict[str, str]:
         """What tells the new side of them."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rekernel.checkpoint.links import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
 from rekernel.host import cgroups
 from rekernel.plan import Plan
+from rekernel.records import record
 from rekernel.transition import cut, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.host_facts import HostFacts
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cut:
     """What stands still and is written down. ``watched``: as amend.Amended has it. ``record``: None
     without a region.
@@ -29,7 +29,7 @@ class Cut:
     tracked: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attempt:
     """What was known before. ``phases``: those until now."""
 

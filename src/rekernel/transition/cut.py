@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -22,6 +21,7 @@ from rekernel.host import mounts, network
 from rekernel.memory import dax, moves
 from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.memory.region import Layout, ram_ranges, store_device
+from rekernel.records import record
 from rekernel.run import start
 from rekernel.transition.staging import SCRATCH
 from rekernel.transition.undo import UndoList
@@ -61,7 +61,7 @@ def lock_network(undo: UndoList) -> None:
     network.lock()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PageRecord:
     """What the recorder found."""
 

@@ -9,11 +9,11 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
 from rekernel.errors import RekernelError
+from rekernel.records import field, record
 from rekernel.run import start
 from rekernel.stuck import where_they_wait
 from rekernel.transition.seizing import Seizing
@@ -34,7 +34,7 @@ class DumpStuckError(DumpFailedError):
     """criu stands still."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DumpJob:
     """A tree to dump, and where to."""
 
@@ -51,7 +51,7 @@ class DumpJob:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Running:
     job: DumpJob
     process: Popen[bytes]

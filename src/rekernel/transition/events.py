@@ -6,16 +6,16 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rekernel.handover.manifest import Phase
+from rekernel.records import asdict, field, record
 
 EVENTS = Path("/run/rekernel/events.jsonl")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """``kind``: "begin", "end", "note", "failed", "done". Times are real time in nanoseconds."""
 

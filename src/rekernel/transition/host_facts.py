@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
 from rekernel.host import binds, conntrack, disks, ifupdown, loops, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
+from rekernel.records import record
 from rekernel.systemd import adoption, logins, volatile
 from rekernel.systemd.units import Unit, exited, show
 from rekernel.transition.staging import mapped_files
@@ -24,7 +24,7 @@ _BOOTED = "/run/systemd/system"
 _CHECKED = "systemd-fsck@*.service"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HostFacts:
     """Everything outside of the processes that travels."""
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rekernel.errors import BlockedError
 from rekernel.host import mounts
 from rekernel.plan import Plan
+from rekernel.records import record
 
 _MIB = 1 << 20
 # For a store file: the manifest, criu's images without pages, and what tmpfs grow until the freeze.
 _ALL_ELSE = 256 * _MIB
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Needs:
     """Bytes that will be written. ``largest_tmpfs`` passes through the scratch directory."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
 from rekernel.host import mounts
 from rekernel.host.mounts import stays_behind
+from rekernel.records import field, record, replace
 from rekernel.systemd.units import Unit, members
 from rekernel.systemd.volatile import is_transient
 
@@ -39,7 +38,7 @@ _REEXECUTE = signal.SIGRTMIN + 25
 _DESCRIPTIONS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CarriedTree:
     """A process tree of a unit to carry with what its dump and its restore need."""
 
@@ -93,7 +92,7 @@ def _describe_all(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTr
         processes = now[item.unit.name]
         # There may be other trees than when it was judged, and their names depend on how many.
         roots = trees_of(processes, parent)
-        verdict = dataclasses.replace(item, processes=processes, roots=tuple(roots))
+        verdict = replace(item, processes=processes, roots=tuple(roots))
         found += [_describe(verdict, root, pids, lazy=lazy) for root, pids in roots.items()]
     _assert_terminals(found)
     return found
@@ -143,9 +142,9 @@ def without_mounts_of_others(
                     for mount in mounts.observe(str(tree.options.root_pid))
                     if mounts.is_of_others(mount) and mount.target not in made_again
                 )
-        options = dataclasses.replace(tree.options, skipped=skipped)
+        options = replace(tree.options, skipped=skipped)
         left = {target: flags for target, flags in tree.mounts.items() if target not in skipped}
-        found.append(dataclasses.replace(tree, options=options, mounts=left))
+        found.append(replace(tree, options=options, mounts=left))
     return found
 
 
@@ -195,7 +194,7 @@ def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[Uni
             elif is_transient(verdict.unit):
                 # Systemd has forgotten it: it has done what it was for.
                 reason, fate = "it came to its end meanwhile", Verdict.ENDS
-            ended.append(dataclasses.replace(verdict, verdict=fate, reason=reason))
+            ended.append(replace(verdict, verdict=fate, reason=reason))
     return there, ended
 
 
@@ -225,16 +224,12 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
             )
         if now.keys() != known.keys():
             _assert_separate(unit.name, now)
-        verdict = dataclasses.replace(group[0].verdict, processes=processes, roots=tuple(now))
+        verdict = replace(group[0].verdict, processes=processes, roots=tuple(now))
         lazy = group[0].options.lazy
         for root, pids in now.items():
             tree = known.get(root) or _describe(verdict, root, pids, lazy=lazy)
             own = {pid: processes[pid] for pid in pids}
-            found.append(
-                dataclasses.replace(
-                    tree, verdict=verdict, processes=own, unkept=unkept.observe(own)
-                )
-            )
+            found.append(replace(tree, verdict=verdict, processes=own, unkept=unkept.observe(own)))
     return found
 
 
@@ -262,8 +257,8 @@ def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken
 
 def _with(tree: CarriedTree, more: Sequence[externals.External]) -> CarriedTree:
     dumped = (*tree.options.externals, *(external.dump for external in more))
-    options = dataclasses.replace(tree.options, externals=dumped)
-    return dataclasses.replace(tree, options=options, inherited=(*tree.inherited, *more))
+    options = replace(tree.options, externals=dumped)
+    return replace(tree, options=options, inherited=(*tree.inherited, *more))
 
 
 def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
@@ -287,10 +282,10 @@ def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
                 "try again in a moment",
             )
         lenders = dict.fromkeys(masters[number] for number in numbers)
-        with_lenders = dataclasses.replace(_with(tree, borrowed), lenders=tuple(lenders))
+        with_lenders = replace(_with(tree, borrowed), lenders=tuple(lenders))
         if items:
             owned = externals.owned_terminals(items)
-            with_lenders = dataclasses.replace(with_lenders, terminals=owned)
+            with_lenders = replace(with_lenders, terminals=owned)
         found.append(with_lenders)
     # Logins may have got others since they were described.
     _assert_order(found)
@@ -378,9 +373,7 @@ def as_dumped(trees: Sequence[CarriedTree], sockets: Amended) -> list[CarriedTre
             )
     ended = {f"unix[{inode}]" for inode in sockets.unconnected}
     return [
-        dataclasses.replace(
-            tree, inherited=tuple(item for item in tree.inherited if item.dump not in ended)
-        )
+        replace(tree, inherited=tuple(item for item in tree.inherited if item.dump not in ended))
         for tree in trees
     ]
 

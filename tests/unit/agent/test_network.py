@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from rekernel import syscalls
 from rekernel.agent import console, network, processes
 from rekernel.handover.manifest import Link, Network
+from rekernel.records import replace
 
 from .conftest import Said
 
@@ -42,7 +42,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_links_are_there_before_rules_that_name_them(fed: list[tuple[str, str]]) -> None:
-    whole = dataclasses.replace(NETWORK, tables={"inet a": "a", "inet c": "c"})
+    whole = replace(NETWORK, tables={"inet a": "a", "inet c": "c"})
     network.set_up(whole)
     assert console.missing == []
     assert fed == [
@@ -51,7 +51,7 @@ def test_links_are_there_before_rules_that_name_them(fed: list[tuple[str, str]])
 
 
 def test_a_table_that_this_kernel_does_not_take(fed: list[tuple[str, str]], said: Said) -> None:
-    broken = dataclasses.replace(NETWORK, saved={"ip6tables-nft-restore nat": "b"})
+    broken = replace(NETWORK, saved={"ip6tables-nft-restore nat": "b"})
     network.set_up(broken)
     assert console.missing == [
         "table inet b of the packet filter: nft",

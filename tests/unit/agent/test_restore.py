@@ -6,7 +6,6 @@ The programs here do what the hook does (connect, say who they are, wait); no cr
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import signal
@@ -22,6 +21,7 @@ from rekernel import syscalls
 from rekernel.agent import cgroups, restore, terminals
 from rekernel.agent.links import Links
 from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
+from rekernel.records import replace
 
 from .conftest import Said
 
@@ -199,7 +199,7 @@ def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
     """By the time it is held."""
     sleeper = subprocess.Popen(["sleep", "60"])
     unkept = Unkept(io_priorities={str(sleeper.pid): 2 << 13 | 7, str(2**22 + 1): 2 << 13})
-    made = dataclasses.replace(tree("a", hook()), unkept=unkept)
+    made = replace(tree("a", hook()), unkept=unkept)
     found = restore.restore_all([made], stage, NO_LINKS, 120)
     assert syscalls.ioprio_get(sleeper.pid) == 2 << 13 | 7
     assert any("is without its I/O priority" in line for line in said.lines)
@@ -245,8 +245,8 @@ def test_a_connection_to_the_journal(stage: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_unit_is_restored_as_a_whole(stage: Path, said: Said) -> None:
-    bad = dataclasses.replace(tree("bad", ["sh", "-c", "exit 7"]), unit="pair.service")
-    good = dataclasses.replace(tree("good", hook()), unit="pair.service", root_pid=8)
+    bad = replace(tree("bad", ["sh", "-c", "exit 7"]), unit="pair.service")
+    good = replace(tree("good", hook()), unit="pair.service", root_pid=8)
     found = restore.restore_all([bad, good, tree("other", hook())], stage, NO_LINKS, 120)
     assert {item.tree.name: item.failure for item in found.failed} == {
         "bad": "criu ended with 7",
@@ -280,7 +280,7 @@ def missing_once(made: Tree, number: int) -> Tree:
         f"echo {made.name} >> {restore.WORK}/order; cd {work};"
         ' if [ -e first.log ]; then mv first.log restore.log; exit 1; fi; exec "$@"'
     )
-    return dataclasses.replace(made, argv=("sh", "-c", script, "sh", *made.argv))
+    return replace(made, argv=("sh", "-c", script, "sh", *made.argv))
 
 
 def test_a_terminal_that_was_missed(stage: Path) -> None:
@@ -297,7 +297,7 @@ def test_terminals_in_order(stage: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     log = f'echo "$0" >> {restore.WORK}/order; exec "$@"'
     trees = [
-        dataclasses.replace(
+        replace(
             made, argv=("sh", "-c", log, name, *made.argv), terminals=(number,) if number else ()
         )
         for name, number in (("b", 9), ("a", 4), ("c", 11), ("none", None))
@@ -318,7 +318,7 @@ def test_no_more_at_once_than_can_run(stage: Path, monkeypatch: pytest.MonkeyPat
         made = tree(name, hook())
         for number in range(1, size):
             made.cgroups[str((1 << 30) + number)] = made.cgroups[str(1 << 30)]
-        trees.append(dataclasses.replace(made, argv=("sh", "-c", log, name, *made.argv)))
+        trees.append(replace(made, argv=("sh", "-c", log, name, *made.argv)))
     found = restore.restore_all(trees, stage, NO_LINKS, 120)
     # Each began when the one before it was held.
     assert [item.tree.name for item in found.held] == ["large", "middle", "small"]
@@ -353,7 +353,7 @@ def test_terminals_far_from_each_other(stage: Path) -> None:
     os.close(fd)
     found = restore.restore_all(
         [
-            dataclasses.replace(
+            replace(
                 made,
                 argv=("sh", "-c", f"{sys.executable} -c '{_NUMBER}' {number} && exec \"$@\"", "sh",
                       *made.argv),
@@ -375,7 +375,7 @@ def test_terminals_far_from_each_other(stage: Path) -> None:
 def test_turns_that_never_came(stage: Path, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     trees = [
-        dataclasses.replace(tree(name, ["sleep", "60"]), terminals=(number,) if number else ())
+        replace(tree(name, ["sleep", "60"]), terminals=(number,) if number else ())
         for name, number in (("b", 2), ("a", 1))
     ]
     found = restore.restore_all(trees, stage, NO_LINKS, timeout=0.2)
@@ -389,8 +389,8 @@ def test_one_that_does_not_start_keeps_nobody_back(
     stage: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    bad = dataclasses.replace(tree("bad", ["no-such-program"]), terminals=(1,))
-    good = dataclasses.replace(tree("good", hook()), terminals=(2,))
+    bad = replace(tree("bad", ["no-such-program"]), terminals=(1,))
+    good = replace(tree("good", hook()), terminals=(2,))
     found = restore.restore_all([bad, good], stage, NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["good"]
     assert [item.tree.name for item in found.failed] == ["bad"]
@@ -407,9 +407,7 @@ def test_second_attempts_find_their_pids_free() -> None:
 def test_a_second_attempt_leaves_others_of_the_unit_alone(stage: Path) -> None:
     other = tree("other", hook())
     missed = missing_once(tree("missed", hook()), 4)
-    missed = dataclasses.replace(
-        missed, cgroups=dict.fromkeys(missed.cgroups, "/system.slice/other.service")
-    )
+    missed = replace(missed, cgroups=dict.fromkeys(missed.cgroups, "/system.slice/other.service"))
     found = restore.restore_all([other, missed], stage, NO_LINKS, 120)
     assert {item.tree.name for item in found.held} == {"other", "missed"}
     assert not (stage / "cgroup/system.slice/other.service/cgroup.kill").exists()
@@ -424,8 +422,8 @@ def test_a_terminal_that_is_missed_twice(stage: Path, said: Said) -> None:
 
 def test_one_after_the_other(stage: Path, said: Said) -> None:
     lender, other = tree("lender", hook()), tree("other", ["sh", "-c", "exit 7"])
-    borrower = dataclasses.replace(tree("borrower", hook()), after=("lender",))
-    lost = dataclasses.replace(tree("lost", hook()), after=("lender", "other"))
+    borrower = replace(tree("borrower", hook()), after=("lender",))
+    lost = replace(tree("lost", hook()), after=("lender", "other"))
     found = restore.restore_all([borrower, lost, lender, other], stage, NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["lender", "borrower"]
     assert {item.tree.name: item.failure for item in found.failed} == {
@@ -442,9 +440,9 @@ def test_the_first_process_is_signalled_once_it_runs(
         tree(name, hook(*more)) for name, more in (("a", ()), ("b", (1,)), ("c", ()))
     )
     trees = [
-        dataclasses.replace(one, signal=signal.SIGTERM, root_pid=task.pid),
-        dataclasses.replace(failed, signal=signal.SIGKILL, root_pid=os.getpid()),
-        dataclasses.replace(gone, signal=signal.SIGKILL, root_pid=1 << 30),
+        replace(one, signal=signal.SIGTERM, root_pid=task.pid),
+        replace(failed, signal=signal.SIGKILL, root_pid=os.getpid()),
+        replace(gone, signal=signal.SIGKILL, root_pid=1 << 30),
     ]
     found = restore.restore_all(trees, stage, NO_LINKS, 120)
     assert task.poll() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 import pytest
@@ -10,16 +9,17 @@ from handover.test_manifest import SAMPLE
 
 from rekernel.agent.resume import HandoverRefusedError, _check_origin
 from rekernel.handover.config import AgentConfig, RootConfig
+from rekernel.records import replace
 
 CONFIG = AgentConfig("m", RootConfig("u", "ext4", 0, ""), (), None, None, "", (), ())
 
 
 def test_ours() -> None:
-    _check_origin(CONFIG, dataclasses.replace(SAMPLE, new_release=os.uname().release))
+    _check_origin(CONFIG, replace(SAMPLE, new_release=os.uname().release))
 
 
 def test_of_another_machine() -> None:
-    foreign = dataclasses.replace(SAMPLE, machine_id="n", new_release=os.uname().release)
+    foreign = replace(SAMPLE, machine_id="n", new_release=os.uname().release)
     with pytest.raises(HandoverRefusedError, match=r"^the handover comes from another machine$"):
         _check_origin(CONFIG, foreign)
 

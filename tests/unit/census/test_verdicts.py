@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from rekernel.census import obstacles, sharing, verdicts
 from rekernel.census.obstacles import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
+from rekernel.records import replace
 from rekernel.systemd import logins, unitfiles
 from rekernel.systemd.logins import Login
 from rekernel.systemd.units import Unit
@@ -58,7 +58,7 @@ def test_restarted_for_what_the_unit_is(changes: dict[str, str], words: str) -> 
 
 
 def test_a_service_of_the_message_bus_is_restarted() -> None:
-    found = verdict(dataclasses.replace(unit(), type="dbus"))
+    found = verdict(replace(unit(), type="dbus"))
     assert found.verdict is Verdict.RESTARTED
     assert "Type=dbus" in found.reason
 
@@ -230,7 +230,7 @@ def test_login_with_a_terminal_of_another_one(monkeypatch: pytest.MonkeyPatch) -
 
 def user_manager(monkeypatch: pytest.MonkeyPatch, **groups: int) -> Unit:
     """Of root, with processes in these groups below its own: name -> PID."""
-    item = dataclasses.replace(unit("user@0.service"), cgroup="/u")
+    item = replace(unit("user@0.service"), cgroup="/u")
     members = {"/u": {pid: f"/u/{name}" for name, pid in groups.items()}}
     monkeypatch.setattr(
         "rekernel.systemd.units.processes_of", lambda cgroup: {**members.get(cgroup, {5: cgroup})}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -32,6 +31,7 @@ from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.plan import Plan
 from rekernel.policy import Policy
+from rekernel.records import replace
 from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.report.layout import PLAIN
@@ -91,7 +91,7 @@ def test_forked_processes_grow() -> None:
     assert forked.growth_bytes == 192 << 20
     text = plan_verb.render(forked, Prediction(4.0, "history", 3), PLAIN)
     assert "warning: forked processes take 192 MiB more afterwards" in text
-    assert dataclasses.replace(forked, pages=None).growth_bytes == 0
+    assert replace(forked, pages=None).growth_bytes == 0
 
 
 def test_dry_run_is_the_plan(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -477,7 +477,7 @@ def test_check_of_all_processes(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = unit("own.service", Verdict.CARRIED, "why")
-    own = dataclasses.replace(own, processes={os.getpid(): "/system.slice/own.service"})
+    own = replace(own, processes={os.getpid(): "/system.slice/own.service"})
     monkeypatch.setattr(check, "running_units", list)
     monkeypatch.setattr(check, "judge", lambda *args: [own])
     monkeypatch.setattr(check, "probe_all", lambda *args: [])

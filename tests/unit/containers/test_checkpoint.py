@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from rekernel.containers import checkpoint, podman, restore
 from rekernel.containers.model import Container
 from rekernel.errors import RekernelError
+from rekernel.records import replace
 
 
 def container(directory: Path, name: str = "web") -> Container:
@@ -47,7 +47,7 @@ def test_what_is_in_shared_memory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")
 def test_nft_takes_the_locks() -> None:
-    both = dataclasses.replace(
+    both = replace(
         container(Path("/x")),
         addresses=("10.88.0.2", "fd00::2"),
         ports=(("tcp", 8080), ("udp", 53)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import typing
 from typing import Any
 
 import pytest
@@ -28,6 +28,7 @@ from rekernel.handover.manifest import (
     dump,
     load,
 )
+from rekernel.records import fields, is_record
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -36,19 +37,30 @@ json_values = st.recursive(
 )
 
 
+def made(kind: Any, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Records of a class: what must be given is ``fixed``, or anything of its type."""
+    hints = typing.get_type_hints(kind)
+    anything = {
+        name: made(hints[name]) if is_record(hints[name]) else st.from_type(hints[name])
+        for name, item in fields(kind).items()
+        if item.required and name not in fixed
+    }
+    return st.builds(kind, **anything, **fixed)
+
+
 def lists_of(kind: type, **fixed: Any) -> st.SearchStrategy[Any]:
-    return st.lists(st.builds(kind, **fixed), max_size=2).map(tuple)
+    return st.lists(made(kind, **fixed), max_size=2).map(tuple)
 
 
 texts = st.dictionaries(st.text(), st.text(), max_size=3)
 words = st.lists(st.text(), max_size=3).map(tuple)
-extents = st.none() | st.builds(Extent)
+extents = st.none() | made(Extent)
 
-manifests = st.builds(
+manifests = made(
     Manifest,
     schema=st.just(SCHEMA),
-    clock=st.builds(Clock),
-    memory=st.builds(
+    clock=made(Clock),
+    memory=made(
         Memory, region=extents, occupied=lists_of(Extent), free=lists_of(Extent), store=extents
     ),
     mounts=lists_of(Mount, data=st.text(), contents=st.text(), transient=st.booleans()),
@@ -56,7 +68,7 @@ manifests = st.builds(
     prefetch=words,
     files=texts,
     fifos=words,
-    network=st.builds(Network, links=lists_of(Link)),
+    network=made(Network, links=lists_of(Link)),
     sysctls=texts,
     trees=lists_of(
         Tree,
@@ -73,7 +85,7 @@ manifests = st.builds(
     report=st.dictionaries(st.text(), json_values, max_size=3),
 )
 
-configs = st.builds(
+configs = made(
     AgentConfig,
     modules=st.lists(words, max_size=3).map(tuple),
     region=extents,
@@ -136,11 +148,7 @@ def sample() -> dict[str, Any]:
     return raw
 
 
-REQUIRED = [
-    item.name
-    for item in dataclasses.fields(Manifest)
-    if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-]
+REQUIRED = [name for name, item in fields(Manifest).items() if item.required]
 
 
 @pytest.mark.parametrize("name", [name for name in REQUIRED if name != "schema"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rekernel.agent import superblocks
 from rekernel.handover.config import MappedDevice, MappedTarget
 from rekernel.host import devmapper
 from rekernel.host.devmapper import NoWayBackError, Stack
+from rekernel.records import asdict
 
 UUIDS = {"/dev/sda2": "pv-a", "/dev/sdb": "pv-b"}
 NUMBERS = {"/dev/sda1": "8:1", "/dev/md0": "9:0", "/dev/dm-0": "253:0", "/dev/dm-1": "253:1"}
@@ -119,7 +119,7 @@ targets = st.builds(
 @given(st.lists(targets, max_size=5))
 def test_a_table_as_the_kernel_walks_it(lines: list[MappedTarget]) -> None:
     device = MappedDevice("a", "b", False, tuple(lines), ("volume=x", "mapped=y"), ())
-    packed = agent.table(dataclasses.asdict(device), [(8, 2), (253, 10)])
+    packed = agent.table(asdict(device), [(8, 2), (253, 10)])
     at = 0
     for line in lines:
         assert at % 8 == 0

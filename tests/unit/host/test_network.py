@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from rekernel.handover.manifest import Link
 from rekernel.host import network
 from rekernel.host.network import NetworkFacts
 from rekernel.host.packetfilter import PacketFilter
+from rekernel.records import replace
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -192,7 +192,7 @@ def test_policy_routing() -> None:
 
 def test_traffic_control() -> None:
     qdiscs = [{"kind": "fq_codel", "dev": "eth0"}, {"kind": "netem", "dev": "eth1"}]
-    facts = dataclasses.replace(OLD.network("net"), qdiscs=qdiscs)
+    facts = replace(OLD.network("net"), qdiscs=qdiscs)
     assert network.unsupported(facts) == ["traffic control on eth1 (netem)"]
 
 
@@ -203,7 +203,7 @@ def test_without_rules_of_its_own(recorded: Recorded = OLD) -> None:
         for priority, table in ((0, "local"), (32766, "main"), (32767, "default"))
     ]
     rules = {"-4": defaults, "-6": defaults[:2]}
-    described = network.describe(dataclasses.replace(facts, rules=rules))
+    described = network.describe(replace(facts, rules=rules))
     assert described.rules == {"-4": "", "-6": ""}
 
 
@@ -224,11 +224,11 @@ def test_what_podman_makes_again_is_left_to_it() -> None:
     assert "podman0" not in described.batch
     assert "veth0" not in described.batch
     # Somebody else's namespace does not come back by itself.
-    theirs = dataclasses.replace(facts, namespaces={0: "blue"})
+    theirs = replace(facts, namespaces={0: "blue"})
     assert "veth0 (veth)" in network.unsupported(theirs)
     # Nor does a bridge with anything else in it.
     plain = {"ifname": "enp0s3", "address": "52:54:00:4c:41:43", "mtu": 1500, "flags": ["UP"]}
-    shared = dataclasses.replace(facts, links=[*facts.links, plain | {"master": "podman0"}])
+    shared = replace(facts, links=[*facts.links, plain | {"master": "podman0"}])
     own = [link["ifname"] for link in network._own_links(shared)]
     assert own == ["lo", "enp0s2", "podman0", "enp0s3"]
 
@@ -295,12 +295,12 @@ def test_what_the_kernel_did_not_make() -> None:
 def test_several_routers() -> None:
     hops = [{"gateway": f"fe80::{n}", "dev": "enp0s2", "weight": 1, "flags": []} for n in (1, 2)]
     heard = {"dst": "default", "protocol": "ra", "metric": 1024, "nexthops": hops}
-    facts = dataclasses.replace(OLD.network("net"), routes=[heard | {"family": "-6"}])
+    facts = replace(OLD.network("net"), routes=[heard | {"family": "-6"}])
     assert network.unsupported(facts) == []
     assert "route append unicast ::/0 via fe80::1 dev enp0s2 proto ra metric 1025 expires 1800" in (
         network.describe(facts).batch.splitlines()
     )
-    by_hand = dataclasses.replace(facts, routes=[heard | {"family": "-6", "protocol": "static"}])
+    by_hand = replace(facts, routes=[heard | {"family": "-6", "protocol": "static"}])
     assert network.unsupported(by_hand) == [
         "route to default (several next hops or an encapsulation)"
     ]
@@ -314,7 +314,7 @@ def heard(gateway: str, **more: object) -> dict[str, object]:
 def test_one_router_after_the_other() -> None:
     """With one metric they would share what is sent."""
     routes = [heard("fe80::1", pref="low"), heard("fe80::2"), heard("fe80::3", pref="high")]
-    facts = dataclasses.replace(OLD.network("net"), routes=routes)
+    facts = replace(OLD.network("net"), routes=routes)
     lines = [
         line for line in network.describe(facts).batch.splitlines() if line.startswith("route")
     ]
@@ -328,14 +328,14 @@ def test_one_router_after_the_other() -> None:
 
 def test_what_is_over() -> None:
     """It stays listed for a while, and ip would end at it."""
-    facts = dataclasses.replace(OLD.network("net"), routes=[heard("fe80::1", expires=-2)])
+    facts = replace(OLD.network("net"), routes=[heard("fe80::1", expires=-2)])
     assert "\nroute" not in network.describe(facts).batch
 
 
 def test_the_same_way_by_two_interfaces() -> None:
     one = {"dst": "10.5.0.0/16", "dev": "enp0s2", "family": "-4", "scope": "link", "metric": 5}
     other = one | {"dev": "lo"}
-    facts = dataclasses.replace(OLD.network("net"), routes=[one, other])
+    facts = replace(OLD.network("net"), routes=[one, other])
     lines = [
         line for line in network.describe(facts).batch.splitlines() if line.startswith("route")
     ]
@@ -344,7 +344,7 @@ def test_the_same_way_by_two_interfaces() -> None:
 
 def test_from_some_only() -> None:
     route = {"dst": "default", "from": "2001:db8::/48", "dev": "enp0s2", "family": "-6"}
-    facts = dataclasses.replace(OLD.network("net"), routes=[route | {"metric": 7}])
+    facts = replace(OLD.network("net"), routes=[route | {"metric": 7}])
     assert "route append unicast ::/0 from 2001:db8::/48 dev enp0s2 metric 7" in (
         network.describe(facts).batch.splitlines()
     )
@@ -358,5 +358,5 @@ def test_what_an_interface_does_by_itself(tmp_path: Path) -> None:
     (tmp_path / "gone/autoconf").unlink()
     found = dict(network._observe_ipv6(tmp_path))
     assert found == {"enp0s2": {"accept_ra": "0", "autoconf": "1", "disable_ipv6": "0"}}
-    (made,) = network.describe(dataclasses.replace(OLD.network("net"), ipv6=found)).links
+    (made,) = network.describe(replace(OLD.network("net"), ipv6=found)).links
     assert made.ipv6 == found["enp0s2"]

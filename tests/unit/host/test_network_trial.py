@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from recorded import NEW, OLD, Recorded
 
 from rekernel import syscalls
 from rekernel.host import network, network_trial
+from rekernel.records import replace
 
 
 def _can_make_interfaces() -> bool:
@@ -41,7 +41,7 @@ def test_what_the_kernel_refuses_is_named() -> None:
     lines.append("link set dev eth7 up")
     # What ip itself does not understand ends the whole batch.
     rules = {**described.rules, "-4": "rule add priority 7 lookup nowhere\n"}
-    wrong = dataclasses.replace(described, batch="\n".join(lines) + "\n", rules=rules)
+    wrong = replace(described, batch="\n".join(lines) + "\n", rules=rules)
     first, second, third = network_trial.refused(wrong)
     assert first == (
         "route append unicast 0.0.0.0/0 via 192.0.2.1 dev lo (Nexthop has invalid gateway)"
@@ -50,7 +50,7 @@ def test_what_the_kernel_refuses_is_named() -> None:
     assert "nowhere" in third
     # That is told also if something was refused before.
     lines[0] = "route append unicast 0.0.0.0/0 via 192.0.2.1 dev lo\naddress add 10.0.0.1/33 dev lo"
-    wrong = dataclasses.replace(described, batch="\n".join(lines) + "\n", rules={})
+    wrong = replace(described, batch="\n".join(lines) + "\n", rules={})
     found = network_trial.refused(wrong)
     assert len(found) == 2
     assert "10.0.0.1/33" in found[1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import Kernel
+from rekernel.records import replace
 from rekernel.run import CommandFailedError
 
 NEW = Kernel("7.3.4", Path("/boot/vmlinuz-7.3.4"), Path("/x"))

@@ -11,12 +11,12 @@ import struct
 import subprocess
 import time
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rekernel.memory.pagemap import PAGE_SIZE, PageMap, Run, RunFlag, Space
+from rekernel.records import replace
 
 from .conftest import ADDRESS, PROGRAMS, STRAY_BASE, World, WorldFactory, wait_for
 

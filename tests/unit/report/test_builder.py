@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import Phase
+from rekernel.records import replace
 from rekernel.report import builder, html, text
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.layout import Paint

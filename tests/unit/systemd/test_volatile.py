@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from rekernel.errors import RekernelError
+from rekernel.records import replace
 from rekernel.systemd import volatile
 from rekernel.systemd.units import Unit
 
@@ -87,7 +87,7 @@ def test_a_timer_counts_on(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_has_elapsed_does_not_do_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    elapsed = dataclasses.replace(unit("once.timer"), sub="elapsed")
+    elapsed = replace(unit("once.timer"), sub="elapsed")
     monkeypatch.setattr(volatile, "active", lambda types: [])
     monkeypatch.setattr(volatile, "show", lambda names: [elapsed, unit("a.socket")])
     assert [item.name for item in volatile.triggers()] == ["a.socket"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import mmap
 from pathlib import Path
@@ -17,6 +16,7 @@ from rekernel.handover.store import BLOCK, StoreReader, StoreWriter
 from rekernel.memory import dax, moves
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
+from rekernel.records import asdict
 from rekernel.transition import cut
 from rekernel.transition.cut import PageRecord
 
@@ -73,7 +73,7 @@ def test_memory_in_place() -> None:
         Path("map"), Path("strays"), (Extent(200, 300), Extent(900, 1000)), 17, 3, 5
     )
     found = cut.memory_facts(WHERE, record, 4096)
-    assert dataclasses.asdict(found) == dataclasses.asdict(
+    assert asdict(found) == asdict(
         Memory(
             "region",
             Extent(0, 1000),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from recorded import Recorded, on_each_kernel
 
+from rekernel.records import replace
 from rekernel.transition import dumps
 from rekernel.transition.dumps import DumpJob, Dumps, criu_of_hook, last_error
 from rekernel.transition.undo import UndoList
@@ -237,7 +237,7 @@ def test_one_that_joins_two() -> None:
 
 def test_what_failed_keeps_the_others_from_starting(one_by_one: Dumps, tmp_path: Path) -> None:
     first, second = held_jobs(tmp_path, ("/a",), ("/b",))
-    first = dataclasses.replace(first, argv=("false",))
+    first = replace(first, argv=("false",))
     one_by_one.start([first, second], [])
     with pytest.raises(dumps.DumpFailedError, match=r"a\.service could not be dumped"):
         one_by_one.wait(lambda: None)
@@ -246,7 +246,7 @@ def test_what_failed_keeps_the_others_from_starting(one_by_one: Dumps, tmp_path:
 
 def test_one_that_fails_later(one_by_one: Dumps, tmp_path: Path) -> None:
     first, second = held_jobs(tmp_path, ("/a",), ("/b",))
-    second = dataclasses.replace(second, argv=("false",))
+    second = replace(second, argv=("false",))
     one_by_one.start([first, second], [])
     with pytest.raises(dumps.DumpFailedError, match=r"b\.service could not be dumped"):
         one_by_one.wait(lambda: None)
@@ -260,7 +260,7 @@ def test_only_what_has_its_criu_is_let_go(
     monkeypatch.setattr(dumps, "PATIENCE_S", 0)
     monkeypatch.setattr(dumps, "thaw", thawed.append)
     first, second = held_jobs(tmp_path, ("/a",), ("/b",))
-    one_by_one.start([dataclasses.replace(first, argv=("sleep", "60")), second], [])
+    one_by_one.start([replace(first, argv=("sleep", "60")), second], [])
     # Not seized by anybody: it is where it was.
     monkeypatch.setattr(one_by_one._seizing, "is_done", lambda root: False)
     with pytest.raises(dumps.DumpStuckError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -18,6 +17,7 @@ from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.checkpoint.options import TreeOptions
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Inherited, Unkept
+from rekernel.records import replace
 from rekernel.systemd.units import Unit
 from rekernel.transition import trees
 from rekernel.transition.trees import CarriedTree
@@ -106,8 +106,8 @@ def test_what_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RekernelError, match="came and went"):
         trees.describe([tree().verdict], lazy=True)
     # Its mounts are of no interest any more.
-    gone = dataclasses.replace(found.options, root_pid=1 << 30, private_mounts=True)
-    (same,) = trees.without_mounts_of_others([dataclasses.replace(found, options=gone)], ())
+    gone = replace(found.options, root_pid=1 << 30, private_mounts=True)
+    (same,) = trees.without_mounts_of_others([replace(found, options=gone)], ())
     assert same.options.skipped == ()
 
 
@@ -133,15 +133,15 @@ def test_a_login_that_has_something_open_that_stays_behind(
 def test_who_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {})
     carried = tree()
-    unit = dataclasses.replace(carried.verdict.unit, name="session-1.scope")
-    verdict = dataclasses.replace(carried.verdict, unit=unit)
-    _, (ended,) = trees.remaining([dataclasses.replace(carried, verdict=verdict)])
+    unit = replace(carried.verdict.unit, name="session-1.scope")
+    verdict = replace(carried.verdict, unit=unit)
+    _, (ended,) = trees.remaining([replace(carried, verdict=verdict)])
     assert (ended.verdict, ended.reason) == (Verdict.ENDS, "logged out meanwhile")
     # Nor is there anything to stop of a command that has come to its end.
     properties = {"FragmentPath": "/run/systemd/transient/job.service"}
-    job = dataclasses.replace(unit, name="job.service", properties=properties)
-    verdict = dataclasses.replace(carried.verdict, unit=job)
-    _, (ended,) = trees.remaining([dataclasses.replace(carried, verdict=verdict)])
+    job = replace(unit, name="job.service", properties=properties)
+    verdict = replace(carried.verdict, unit=job)
+    _, (ended,) = trees.remaining([replace(carried, verdict=verdict)])
     assert (ended.verdict, ended.reason) == (Verdict.ENDS, "it came to its end meanwhile")
 
 
@@ -155,17 +155,17 @@ def test_what_ends_in_a_login_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_terminals_that_need_each_other() -> None:
     def borrower(name: str, of: str) -> CarriedTree:
-        return dataclasses.replace(login(name, 7), lenders=(f"session-{of}.scope",))
+        return replace(login(name, 7), lenders=(f"session-{of}.scope",))
 
     trees._assert_order([borrower("1", "2"), login("2", 8)])
     with pytest.raises(RekernelError, match="each has a terminal of the next one open"):
         trees._assert_order([borrower("1", "2"), borrower("2", "1")])
-    same = [dataclasses.replace(login(name, 7), terminals=(3, 4)) for name in ("1", "2")]
+    same = [replace(login(name, 7), terminals=(3, 4)) for name in ("1", "2")]
     with pytest.raises(RekernelError, match=r"whose number session-1\.scope has got"):
         trees._assert_terminals(same)
-    trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(60, 91))])
+    trees._assert_terminals([replace(login("1", 7), terminals=(60, 91))])
     with pytest.raises(RekernelError, match="has terminals 60 and 92, which are too far"):
-        trees._assert_terminals([dataclasses.replace(login("1", 7), terminals=(60, 92))])
+        trees._assert_terminals([replace(login("1", 7), terminals=(60, 92))])
 
 
 def login(name: str, pid: int) -> CarriedTree:
@@ -178,7 +178,7 @@ def test_terminals_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     slave = Descriptor(8, 3, "/dev/pts/4", 1, os.O_RDWR | os.O_NONBLOCK, 1, 0, 26, 0x8804)
     opened = {
         7: [Descriptor(7, 9, "/dev/ptmx", 1, os.O_RDWR, 1, master_of="4")],
-        8: [slave, dataclasses.replace(slave, number=5)],
+        8: [slave, replace(slave, number=5)],
     }
     monkeypatch.setattr(externals, "descriptors", lambda pid: opened[pid])
     monkeypatch.setattr(links, "take", lambda members: Taken((), (), frozenset(), ((), ()), {}))
@@ -222,12 +222,12 @@ def test_logins_start_and_end_what_they_like(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_users_manager_is_to_start_itself_anew() -> None:
     plain = tree()
     assert trees.for_manifest(plain, "x").signal == 0
-    unit = dataclasses.replace(plain.verdict.unit, name="user@1000.service")
-    verdict = dataclasses.replace(plain.verdict, unit=unit)
-    own = dataclasses.replace(plain, verdict=verdict)
+    unit = replace(plain.verdict.unit, name="user@1000.service")
+    verdict = replace(plain.verdict, unit=unit)
+    own = replace(plain, verdict=verdict)
     assert trees.for_manifest(own, "x").signal == signal.SIGRTMIN + 25
     # What else is in its control group is no manager.
-    other = dataclasses.replace(own, options=TreeOptions(8, "/x", False, True))
+    other = replace(own, options=TreeOptions(8, "/x", False, True))
     assert trees.for_manifest(other, "x").signal == 0
 
 
@@ -235,19 +235,19 @@ def test_control_groups_of_a_tree() -> None:
     one = tree()
     assert trees.cgroups_of(one, [one]) == ("/system.slice/a.service",)
     # A window of tmux lies below the user's manager, which is a tree of its own.
-    unit = dataclasses.replace(one.verdict.unit, name="user@7.service", cgroup="/m")
-    manager = dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, unit=unit))
-    window = dataclasses.replace(one, processes={**one.processes, 9: "/m/app.slice/w.scope"})
+    unit = replace(one.verdict.unit, name="user@7.service", cgroup="/m")
+    manager = replace(one, verdict=replace(one.verdict, unit=unit))
+    window = replace(one, processes={**one.processes, 9: "/m/app.slice/w.scope"})
     found = trees.cgroups_of(window, [manager, window])
     assert found == ("/system.slice/a.service", "/m")
 
 
 def test_what_was_left_below_a_users_manager_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
     one = tree()
-    unit = dataclasses.replace(one.verdict.unit, name="user@7.service", main_pid=7)
-    verdict = dataclasses.replace(one.verdict, unit=unit, roots=(7, 8))
-    manager = dataclasses.replace(one, verdict=verdict)
-    daemon = dataclasses.replace(manager, options=TreeOptions(8, "/x", False, True))
+    unit = replace(one.verdict.unit, name="user@7.service", main_pid=7)
+    verdict = replace(one.verdict, unit=unit, roots=(7, 8))
+    manager = replace(one, verdict=verdict)
+    daemon = replace(manager, options=TreeOptions(8, "/x", False, True))
     group = unit.cgroup
     monkeypatch.setattr(trees, "parents", lambda: {7: 1, 8: 1})
     for now in ({7: group, 8: group}, {7: group}):
@@ -264,5 +264,5 @@ def test_what_was_left_below_a_users_manager_may_end(monkeypatch: pytest.MonkeyP
 def test_no_number_is_higher() -> None:
     last = int(Path("/proc/sys/kernel/ns_last_pid").read_text())
     assert trees.highest_number([tree()]) >= last
-    high = dataclasses.replace(tree(), processes={1 << 30: "/a"})
+    high = replace(tree(), processes={1 << 30: "/a"})
     assert trees.highest_number([tree(), high]) == 1 << 30
