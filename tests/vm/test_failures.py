@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from rekernel_lab.client import HostClient
+from rekernel_lab.session import Deadline
 from vm.support import NEW, OLD, Guest, opened
 
 CARRIED = ("demo.service", "nginx.service", "redis-server.service")
@@ -355,9 +356,13 @@ def test_corrupt_handover(lab: Lab) -> None:
     guest = lab.guest
     start = guest.start_of("redis-server.service")
     guest.fault("freeze file systems", "corrupt")
+    guest.text("sysctl -w kernel.panic=7")
     outcome = guest.upgrade(NEW)
     assert outcome.release == guest.releases[NEW], guest.explain(outcome)
     assert outcome.exit_code == 1, guest.explain(outcome)
+    # Only until init runs is it another.
+    assert "panic=30 " in guest.text("cat /proc/cmdline")
+    assert guest.text("cat /proc/sys/kernel/panic") == "7"
     assert "checksum" in outcome.report["error"]
     agent = guest.json("cat /run/rekernel/agent.json")
     assert agent["handover"] == "refused"
@@ -386,6 +391,33 @@ def test_agent_that_stands_still(lab: Lab) -> None:
     guest.text("systemctl is-active redis-server.service nginx.service demo.service")
     assert guest.start_of("redis-server.service") not in ("", start)
     assert "rekernel_lock" not in guest.text("nft list tables")
+    region = guest.json("rekernel status --json")["region"]
+    assert region["drain_bytes"] == 0
+    assert region["ram_bytes"] + region["store_bytes"] == region["size"]
+
+
+def test_next_kernel_panics(lab: Lab) -> None:
+    """Before the agent runs: the machine reboots by itself, and tells what became of it."""
+    guest = lab.guest
+    machine = guest.session.machine
+    boots = machine.state.boots
+    with guest.changed(("agent/main.py", "^def main(.*", r"&\n    raise SystemExit")):
+        guest.text(
+            ["systemd-run", "--quiet", "--no-block", "rekernel", "upgrade", "--yes",
+             guest.releases[NEW]]
+        )  # fmt: skip
+        deadline = Deadline(300, "the reboot after a panic")
+        while machine.state.boots == boots:
+            machine.check_running()
+            time.sleep(deadline.left(0.5))
+        machine.wait_ready()
+    machine.wait_started()
+    assert "Rebooting in 30 seconds" in guest.serial_log.read_text(errors="replace")
+    report = guest.json("rekernel report --json")
+    assert report["exit_code"] == 1
+    assert report["error"] == "nothing was carried over: the next kernel did not take over"
+    assert report["new_release"] == guest.releases[NEW]
+    guest.text("systemctl is-active redis-server.service nginx.service demo.service")
     region = guest.json("rekernel status --json")["region"]
     assert region["drain_bytes"] == 0
     assert region["ram_bytes"] + region["store_bytes"] == region["size"]

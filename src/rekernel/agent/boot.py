@@ -61,6 +61,14 @@ def expedite_rcu(on: bool) -> None:
         say(f"RCU is not expedited: {error.strerror}")
 
 
+def set_panic(value: str) -> None:
+    """What a panic does from here on (kernel.panic); until now it was to reboot."""
+    if value:
+        setting = "/proc/sys/kernel/panic"
+        with Tolerated("kernel.panic is not as it was"), open(setting, "w") as file:
+            file.write(value)
+
+
 def load_modules(waves: Sequence[Sequence[str]], parameters: Mapping[str, str]) -> list[str]:
     """Load modules; those of one wave need none of the same wave, so they load in parallel.
 

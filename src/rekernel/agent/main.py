@@ -41,7 +41,7 @@ def main(raw: Mapping[str, Any]) -> NoReturn:
         if preparation.ident is not None:
             preparation.join(_LIMIT_S)
         if preparation.root_stands:
-            _start_init(list(raw["init"]))
+            _start_init(raw, list(raw["init"]))
     except Exception as error:
         say(f"failed: {type(error).__name__}: {error}")
     say("no way to boot from here: rebooting in 10 s")
@@ -117,10 +117,11 @@ def _main(raw: Mapping[str, Any], preparation: _Preparation) -> NoReturn:
     with timeline.phase("modules and root"):
         probe = preparation.finish()
     sys.setswitchinterval(0.005)
-    _start_init(resume.resume(raw, timeline, started, probe))
+    _start_init(raw, resume.resume(raw, timeline, started, probe))
 
 
-def _start_init(init: list[str]) -> NoReturn:
+def _start_init(raw: Mapping[str, Any], init: list[str]) -> NoReturn:
     boot.expedite_rcu(False)
+    boot.set_panic(raw["panic"])
     say(f"starting {init[0]}")
     boot.execute_init(init)

@@ -18,6 +18,8 @@ from rekernel.transition.events import EVENTS, Event
 UNIT = "rekernel-upgrade.service"
 _CGROUP = Path("/sys/fs/cgroup/system.slice", UNIT)
 OUTCOME = Path("/run/rekernel/outcome.json")
+# Without a region: of each attempt, by its ID, everything that it hands over.
+IMAGES = Path("/var/lib/rekernel/images")
 # More than a report of some hundred units has.
 _OUTCOME_BYTES = 128 << 10
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -81,8 +81,17 @@ def close_stale(history: History) -> None:
     """Attempts of other boots without a report: the machine died, or was booted otherwise."""
     for item in history.unfinished():
         if item.get("boot_id") != attempt.boot_id():
-            reason = "the machine came up without a handover"
-            history.record(builder.not_carried(item, reason), RUN / "none")
+            report = builder.not_carried(item, "the next kernel did not take over") | {
+                "hint": "the machine was started anew; what that kernel said at last may be on its "
+                "console, or in /var/lib/systemd/pstore",
+            }
+            history.record(report, RUN / "none")
+            _remove_images(item)
+
+
+def _remove_images(item: dict[str, Any]) -> None:
+    """Of an attempt from which nothing comes any more: as large as what it carried."""
+    shutil.rmtree(attempt.IMAGES / str(item["id"]), ignore_errors=True)
 
 
 def _attempt_of(agent: dict[str, Any], history: History) -> dict[str, Any]:
@@ -109,7 +118,9 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
     for item in trees:
         became = item["failure"] or "it was carried over all the same"
         notes.append(f"container {item['name']}: {became}")
-    _record(history, builder.not_carried(_attempt_of(agent, history), reason, notes))
+    item = _attempt_of(agent, history)
+    _record(history, builder.not_carried(item, reason, notes))
+    _remove_images(item)
 
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:

@@ -71,6 +71,8 @@ class AgentConfig:
     early: tuple[Mount, ...] = ()
     # What the store's file lies in, mounted for that alone; None for the root file system.
     store_mount: Mount | None = None
+    # What the kernel before did when it panicked (kernel.panic), for init; "": it stays as it is.
+    panic: str = ""
 
 
 def dump_config(config: AgentConfig) -> dict[str, Any]:

@@ -26,6 +26,10 @@ from rekernel.transition.undo import UndoList
 SCRATCH = Path("/run/rekernel/upgrade")
 # Where the agent mounts the disk of the store's file.
 _STORE_DISK = "/run/rekernel/store"
+# What the running kernel does when it panics, and for how many seconds the next one shows why
+# before it reboots.
+_PANIC = Path("/proc/sys/kernel/panic")
+_PANIC_S = 30
 INIT = "/sbin/init"
 
 
@@ -110,6 +114,7 @@ def load_kernel(
         criu_probe=PROBE,
         prefetch=tuple(tools),
         mapped=stack.mapped,
+        panic=_PANIC.read_text().strip(),
     )
     SCRATCH.mkdir(parents=True, exist_ok=True)
     path = SCRATCH / "initrd"
@@ -136,12 +141,17 @@ def probe_kernel() -> None:
 
 
 def new_cmdline(current: str) -> str:
-    """The next kernel's command line: this one's, without what only this boot was meant to have."""
+    """The next kernel's command line: this one's, without what only this boot was meant to have.
+
+    Should that kernel panic, it reboots by way of the firmware, as nobody may be there to do it.
+    """
     words = [
         word
         for word in current.split()
         if not word.startswith(("BOOT_IMAGE=", "initrd=", "rdinit="))
     ]
+    if not any(word.startswith("panic=") for word in words):
+        words.insert(0, f"panic={_PANIC_S}")
     return " ".join(words)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from rekernel import syscalls
-from rekernel.census import snapshot
+from rekernel.census import attempt, snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
@@ -38,7 +38,6 @@ from rekernel.transition.dumps import DumpJob, Dumps, DumpStuckError
 from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList, thaw
 
-IMAGES = Path("/var/lib/rekernel/images")
 PARENT = staging.SCRATCH / "parent"
 # How long what is on its way between two services may take to arrive.
 _SETTLE_S = 3.0
@@ -380,7 +379,7 @@ class Upgrade:
             images = staging.SCRATCH / "images"
             _empty(images)
             return images, None
-        images = IMAGES / self._id
+        images = attempt.IMAGES / self._id
         self._undo.push("remove", str(images))
         images.mkdir(parents=True)
         return images, images / "store"

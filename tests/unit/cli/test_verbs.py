@@ -294,13 +294,21 @@ def test_finish_when_nothing_came_over(
 
 
 def test_finish_after_a_crash(
-    run_directory: Path, history: History, new_kernel: list[bool]
+    run_directory: Path,
+    history: History,
+    new_kernel: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attempt, "IMAGES", run_directory / "images")
+    images = run_directory / "images" / ID
+    images.mkdir(parents=True)
+    (images / "store").touch()
     history.begin(ID, {"boot_id": "another", "new_release": "7.3.4"})
     history.begin("20261122-230000", {"boot_id": "this boot"})
     assert finish.run(NO_ARGUMENTS) == 0
-    assert "came up without a handover" in history.get(ID)["error"]
+    assert "did not take over" in history.get(ID)["error"]
     assert [item["id"] for item in history.unfinished()] == ["20261122-230000"]
+    assert not images.exists()
 
 
 @pytest.mark.parametrize("carried", [True, False])

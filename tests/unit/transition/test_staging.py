@@ -17,10 +17,12 @@ from rekernel.transition.undo import UndoList
 
 @on_each_kernel
 def test_command_line(recorded: Recorded) -> None:
-    kept = recorded.text("cmdline").strip()
+    kept = "panic=30 " + recorded.text("cmdline").strip()
     assert staging.new_cmdline(kept + "\n") == kept
     before = f"BOOT_IMAGE=/boot/vmlinuz-6.12 initrd=\\old.img {kept} rdinit=/init"
     assert staging.new_cmdline(before) == kept
+    assert staging.new_cmdline("ro panic=5 quiet -- single") == "ro panic=5 quiet -- single"
+    assert staging.new_cmdline("ro -- single") == "panic=30 ro -- single"
 
 
 def test_clock() -> None:
