@@ -119,9 +119,18 @@ class Monitor:
         return message
 
     def execute(self, name: str, **arguments: Any) -> Any:
-        """Run one QMP command and return what it returns; raises LabError if it fails."""
+        """Run one QMP command and return what it returns.
+
+        Raises LabError if it fails, or QEMU does not answer.
+        """
         request = {"execute": name, "arguments": arguments}
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            return self._answer(name)
+        except (OSError, ValueError) as error:
+            raise LabError(f"QEMU {name}: {error}") from error
+
+    def _answer(self, name: str) -> Any:
         while True:
             message = self._read()
             if "error" in message:

@@ -71,7 +71,10 @@ class VM:
         Raises LabError if QEMU does not answer.
         """
         # By way of its directory, because the path of a socket may have 108 bytes only.
-        directory = os.open(self.state.directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            directory = os.open(self.state.directory, os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            raise LabError(f"VM {self.name} is gone: {error}") from error
         try:
             monitor = Monitor(Path(f"/proc/self/fd/{directory}", self.state.questions.name))
         finally:

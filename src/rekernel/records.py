@@ -1,23 +1,25 @@
-"""Small classes that hold named values: what dataclasses(3) does, without compiling code for each.
+"""Small classes that hold named values: what dataclasses do, without compiling code for each.
 
 A dataclass writes the source of its methods and compiles it whenever its module is imported. The
-agent defines fifty of them while everything stands still: with those, half of the time that its
-imports take is spent on this (49 ms instead of 25 ms natively, twenty times that when emulated).
-Types are checked as those of dataclasses are (typing.dataclass_transform).
+agent defines some thirty classes while everything stands still: half of the time that its imports
+take would go there (49 ms instead of 25 ms natively, twenty times that when emulated).
+Types are checked as those of dataclasses are (typing.dataclass_transform); what those have and
+these have not is refused when the class is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, TypeVar, dataclass_transform, overload
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, overload
 
 _Kind = TypeVar("_Kind", bound=type)
-_Record = TypeVar("_Record")
 
 # Of a class: its fields, by name.
 _FIELDS = "__record_fields__"
 _REQUIRED: Any = object()
+# A class that defines one of these means a dataclass.
+_UNKNOWN = ("__init__", "__post_init__", "__eq__", "__hash__", "__repr__", "__lt__", "__slots__")
 
 
 class Field:
@@ -49,7 +51,8 @@ def record(cls: Any = None, /, *, frozen: bool = True, order: bool = False) -> A
     """Make a class with annotated fields one whose objects hold just these.
 
     They are compared, and hashed if ``frozen``, by their values; with ``order`` sorted as well.
-    No inheritance between records.
+    Raises TypeError for a class with methods of its own for that, with a base that is a record, or
+    with a default that objects would share.
     """
     if cls is None:
         return lambda kind: _make(kind, frozen=frozen, order=order)
@@ -63,11 +66,13 @@ def _make(cls: type, *, frozen: bool, order: bool) -> type:
     for name in annotations:
         default = content.pop(name, _REQUIRED)
         found[name] = default if type(default) is Field else Field(default, None)
+    _refuse_what_is_unknown(cls, found)
     for name in ("__dict__", "__weakref__"):
         content.pop(name, None)
     names = tuple(annotations)
     content |= {
         "__annotations__": annotations,
+        "__qualname__": cls.__qualname__,
         "__slots__": names,
         "__match_args__": names,
         "__repr__": _represent,
@@ -79,6 +84,19 @@ def _make(cls: type, *, frozen: bool, order: bool) -> type:
     made = type(cls)(cls.__name__, cls.__bases__, content)
     _add_methods(made, found, frozen=frozen, order=order)
     return made
+
+
+def _refuse_what_is_unknown(cls: type, found: dict[str, Field]) -> None:
+    problems = [f"defines {name}" for name in _UNKNOWN if name in cls.__dict__]
+    problems += [f"{base.__name__} is a record" for base in cls.__bases__ if is_record(base)]
+    for name, item in found.items():
+        if "ClassVar" in str(cls.__annotations__[name]):
+            problems.append(f"{name} is no field")
+        # As those that can be changed are.
+        if type(item.default).__hash__ is None:
+            problems.append(f"all objects would share the default of {name}")
+    if problems:
+        raise TypeError(f"{cls.__name__} cannot be a record: {', '.join(problems)}")
 
 
 def _add_methods(made: Any, found: dict[str, Field], *, frozen: bool, order: bool) -> None:
@@ -99,20 +117,19 @@ def _add_methods(made: Any, found: dict[str, Field], *, frozen: bool, order: boo
     values_of: Callable[[Any], Any] = attrgetter(*names) if names else lambda _: ()
 
     def equal(self: Any, other: Any) -> Any:
-        if other.__class__ is not made:
+        if other.__class__ is not self.__class__:
             return NotImplemented
         return values_of(self) == values_of(other)
 
     made.__eq__ = equal
     made.__hash__ = (lambda self: hash(values_of(self))) if frozen else None
     if order:
-
-        def less(self: Any, other: Any) -> Any:
-            if other.__class__ is not made:
-                return NotImplemented
-            return bool(values_of(self) < values_of(other))
-
-        made.__lt__ = less
+        # sorted(), min() and max() ask for no other.
+        made.__lt__ = lambda self, other: (
+            bool(values_of(self) < values_of(other))
+            if other.__class__ is self.__class__
+            else NotImplemented
+        )
 
 
 def _complete(
@@ -167,10 +184,14 @@ def fields(kind: Any) -> dict[str, Field]:
     return found
 
 
-def replace(item: _Record, **changes: Any) -> _Record:
-    """One like it, but for these values. Raises TypeError for one that it has not."""
-    values = {name: getattr(item, name) for name in fields(item)}
-    return type(item)(**values | changes)
+if TYPE_CHECKING:
+    # Names and types of the changes are checked only of this one.
+    from dataclasses import replace as replace
+else:
+
+    def replace(item: Any, /, **changes: Any) -> Any:
+        """One like it, but for these values. Raises TypeError for one that it has not."""
+        return type(item)(**{name: getattr(item, name) for name in fields(item)} | changes)
 
 
 def asdict(item: Any) -> dict[str, Any]:
@@ -182,7 +203,8 @@ def _plain(value: Any) -> Any:
     if is_record(value):
         return asdict(value)
     if isinstance(value, (list, tuple)):
-        return type(value)([_plain(one) for one in value])
+        plain = [_plain(one) for one in value]
+        return plain if isinstance(value, list) else tuple(plain)
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     return value

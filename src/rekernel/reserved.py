@@ -27,5 +27,10 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def release(path: Path) -> None:
+    """Give up the room for a :func:`write` that does not come. Raises OSError."""
+    _partial(path).unlink(missing_ok=True)
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -122,16 +123,69 @@ def test_frozen_unless_told() -> None:
 def test_replaced_and_copied() -> None:
     point = Point(1, names=["a"])
     assert records.replace(point, y=5) == Point(1, 5, ["a"])
-    with pytest.raises(TypeError):
-        records.replace(point, z=5)
+    unknown: dict[str, Any] = {"z": 5}
+    with pytest.raises(TypeError, match=r"Point\(\) has no z"):
+        records.replace(point, **unknown)
     twin = copy.deepcopy(point)
     assert twin == point
     assert twin.names is not point.names
 
 
+class Pair(NamedTuple):
+    """A tuple that cannot be made of a list."""
+
+    one: int
+    other: int
+
+
 def test_as_plain_values() -> None:
-    nested = Point(1, names=[Counter(3)])  # type: ignore[list-item]
-    assert records.asdict(nested) == {"x": 1, "y": 2, "names": [{"number": 3}]}
+    names: Any = [Counter(3), Pair(4, 5), {"a": Version(6, 7)}]
+    assert records.asdict(Point(1, names=names)) == {
+        "x": 1,
+        "y": 2,
+        "names": [{"number": 3}, (4, 5), {"a": {"major": 6, "minor": 7}}],
+    }
+
+
+def _own_method() -> None:
+    @record
+    class Own:
+        number: int
+
+        def __post_init__(self) -> None:
+            pass
+
+
+def _of_the_class() -> None:
+    @record
+    class Limited:
+        most: ClassVar[int] = 3
+
+
+def _shared() -> None:
+    @record
+    class Shared:
+        names: list[str] = []  # noqa: RUF012
+
+
+def _derived() -> None:
+    @record(frozen=False)
+    class More(Counter):
+        other: int = 0
+
+
+@pytest.mark.parametrize(
+    ("define", "why"),
+    [
+        (_own_method, "defines __post_init__"),
+        (_of_the_class, "most is no field"),
+        (_shared, "all objects would share the default of names"),
+        (_derived, "Counter is a record"),
+    ],
+)
+def test_what_only_dataclasses_can(define: Callable[[], None], why: str) -> None:
+    with pytest.raises(TypeError, match=f"cannot be a record: {why}"):
+        define()
 
 
 def test_fields() -> None:

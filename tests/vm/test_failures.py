@@ -361,7 +361,7 @@ def test_corrupt_handover(lab: Lab) -> None:
     assert outcome.release == guest.releases[NEW], guest.explain(outcome)
     assert outcome.exit_code == 1, guest.explain(outcome)
     # Only until init runs is it another.
-    assert "panic=30 " in guest.text("cat /proc/cmdline")
+    assert "panic=0x1e " in guest.text("cat /proc/cmdline")
     assert guest.text("cat /proc/sys/kernel/panic") == "7"
     assert "checksum" in outcome.report["error"]
     agent = guest.json("cat /run/rekernel/agent.json")
@@ -412,10 +412,11 @@ def test_next_kernel_panics(lab: Lab) -> None:
             time.sleep(deadline.left(0.5))
         machine.wait_ready()
     machine.wait_started()
+    guest.text("timeout 60 sh -c 'until [ -e /run/rekernel/finished ]; do sleep 0.2; done'")
     assert "Rebooting in 30 seconds" in guest.serial_log.read_text(errors="replace")
     report = guest.json("rekernel report --json")
     assert report["exit_code"] == 1
-    assert report["error"] == "nothing was carried over: the next kernel did not take over"
+    assert "started anew during the upgrade: nothing was carried over" in report["error"]
     assert report["new_release"] == guest.releases[NEW]
     guest.text("systemctl is-active redis-server.service nginx.service demo.service")
     region = guest.json("rekernel status --json")["region"]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Mounted right after the root: programs of the agent lie there.
 EARLY = "/usr"
+# What the agent has to say, for `rekernel finish`.
+RESULT = "/run/rekernel/agent.json"
 
 _NEW_ROOT = "/sysroot"
 # For disks other than that of the root file system, which was there long ago.
@@ -61,12 +63,24 @@ def expedite_rcu(on: bool) -> None:
         say(f"RCU is not expedited: {error.strerror}")
 
 
-def set_panic(value: str) -> None:
+def set_panic(value: str, setting: str = "/proc/sys/kernel/panic") -> None:
     """What a panic does from here on (kernel.panic); until now it was to reboot."""
     if value:
-        setting = "/proc/sys/kernel/panic"
         with Tolerated("kernel.panic is not as it was"), open(setting, "w") as file:
             file.write(value)
+
+
+def tell_failure(reason: str, path: str = RESULT) -> None:
+    """Leave it for `rekernel finish`, unless there is word of a restore already."""
+    import json
+
+    try:
+        with open(path, "x") as file:
+            json.dump({"schema": 1, "handover": "failed", "reason": reason}, file)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        say(f"that is in no report: {error.strerror}")
 
 
 def load_modules(waves: Sequence[Sequence[str]], parameters: Mapping[str, str]) -> list[str]:

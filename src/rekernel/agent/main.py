@@ -33,14 +33,17 @@ def main(raw: Mapping[str, Any]) -> NoReturn:
     If not even the root file system is there, reboot by way of the firmware.
     """
     preparation = _Preparation(raw)
+    failure = ""
     try:
         _main(raw, preparation)
     except BaseException as error:
-        say(f"failed: {type(error).__name__}: {error}")
+        failure = f"{type(error).__name__}: {error}"
+        say(f"failed: {failure}")
     try:
         if preparation.ident is not None:
             preparation.join(_LIMIT_S)
         if preparation.root_stands:
+            boot.tell_failure(failure)
             _start_init(raw, list(raw["init"]))
     except Exception as error:
         say(f"failed: {type(error).__name__}: {error}")
@@ -122,6 +125,6 @@ def _main(raw: Mapping[str, Any], preparation: _Preparation) -> NoReturn:
 
 def _start_init(raw: Mapping[str, Any], init: list[str]) -> NoReturn:
     boot.expedite_rcu(False)
-    boot.set_panic(raw["panic"])
+    boot.set_panic(raw.get("panic", ""))
     say(f"starting {init[0]}")
     boot.execute_init(init)

@@ -44,7 +44,7 @@ from rekernel.handover.store import StoreError, StoreReader, wipe
 from rekernel.memory.dax import DaxRegion
 
 RUN = Path("/run/rekernel")
-RESULT = RUN / "agent.json"
+RESULT = Path(boot.RESULT)
 # fs.nr_open, as the kernel has it at first.
 _DESCRIPTORS = 1 << 20
 
@@ -72,6 +72,7 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
         result |= {"handover": "refused", "reason": str(error)}
     except Exception as error:
         # Whatever happened, the machine must boot.
+        watchdog.stop()
         say(f"booting normally: {error}")
         result |= {
             "handover": "failed",

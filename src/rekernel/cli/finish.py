@@ -58,7 +58,7 @@ def add_parser(subparsers: VerbParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0, also if there is nothing to finish. Raises RekernelError."""
     require_root()
-    if (RUN / brownout.FINISHED).exists():
+    if (RUN / brownout.FINISHED).exists() or attempt.unit_runs():
         return 0
     history = History()
     agent = brownout.read_json(RUN / brownout.AGENT)
@@ -79,14 +79,15 @@ def run(args: argparse.Namespace) -> int:
 
 def close_stale(history: History) -> None:
     """Attempts of other boots without a report: the machine died, or was booted otherwise."""
-    for item in history.unfinished():
-        if item.get("boot_id") != attempt.boot_id():
-            report = builder.not_carried(item, "the next kernel did not take over") | {
-                "hint": "the machine was started anew; what that kernel said at last may be on its "
-                "console, or in /var/lib/systemd/pstore",
-            }
-            history.record(report, RUN / "none")
-            _remove_images(item)
+    cut_off = [item for item in history.unfinished() if item.get("boot_id") != attempt.boot_id()]
+    for item in cut_off:
+        # Else rekernel-containers.service restores from it, and forgets it then.
+        if not Path(WANTED).exists():
+            forget()
+        _remove_images(item)
+        _record(history, builder.cut_off(item), RUN / "none")
+    with suppress(OSError):
+        history.release_room()
 
 
 def _remove_images(item: dict[str, Any]) -> None:
@@ -119,8 +120,8 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
         became = item["failure"] or "it was carried over all the same"
         notes.append(f"container {item['name']}: {became}")
     item = _attempt_of(agent, history)
-    _record(history, builder.not_carried(item, reason, notes))
     _remove_images(item)
+    _record(history, builder.not_carried(item, reason, notes))
 
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
@@ -157,9 +158,9 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
         shutil.rmtree(agent["report"]["image_directory"], ignore_errors=True)
 
 
-def _record(history: History, report: dict[str, Any]) -> None:
+def _record(history: History, report: dict[str, Any], run: Path | None = None) -> None:
     try:
-        history.record(report, RUN)
+        history.record(report, run or RUN)
     except OSError as error:
         raise RekernelError(
             f"the report could not be kept: {error}",

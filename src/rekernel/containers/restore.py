@@ -50,7 +50,9 @@ def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
                 _write(result, trees)
     finally:
         unlock()
-    # Once is enough.
+    # Once is enough. What nothing was restored from would come between later.
+    if not lists["restore"]:
+        forget()
     wanted.unlink(missing_ok=True)
     LEFT.unlink(missing_ok=True)
     _write(result, trees, start_stopped())

@@ -252,6 +252,17 @@ def not_carried(
     }
 
 
+def cut_off(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of an attempt of an earlier boot that came to no report: what happened is not
+    known, but nothing of it can be left.
+    """
+    return _bare(attempt) | {
+        "error": "the machine was started anew during the upgrade: nothing was carried over",
+        "hint": "every service was started afresh; what a kernel said at last may be on its "
+        "console, or in /var/lib/systemd/pstore",
+    }
+
+
 def undone(
     attempt: Mapping[str, Any],
     error: RekernelError,

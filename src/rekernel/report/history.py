@@ -37,6 +37,8 @@ class History:
             self._write(identifier, "attempt.json", {"schema": 1, "id": identifier, **facts})
             reserved.reserve(self.directory / identifier / "report.json", _REPORT_BYTES)
         except OSError as error:
+            # Without the whole of it there was none.
+            shutil.rmtree(self.directory / identifier, ignore_errors=True)
             raise RekernelError(
                 f"the history in {self.directory} cannot be written: {error.strerror}"
             ) from error
@@ -102,6 +104,15 @@ class History:
             if attempt is not None and not (self.directory / identifier / "report.json").exists():
                 found.append(attempt)
         return found
+
+    def release_room(self) -> None:
+        """Give up the room of reports that nobody will write: of attempts that have one, or that
+        cannot be read.
+        """
+        open_ones = {str(item["id"]) for item in self.unfinished()}
+        for identifier in self.ids():
+            if identifier not in open_ones:
+                reserved.release(self.directory / identifier / "report.json")
 
     def _prune(self) -> None:
         for identifier in self.ids()[_KEPT:]:

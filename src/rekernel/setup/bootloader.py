@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rekernel.errors import RekernelError
+from rekernel.kernel import cmdline
 from rekernel.memory import region
 from rekernel.records import record
 from rekernel.setup.host import Host
@@ -96,9 +97,7 @@ class SystemdBoot:
         """What is there, or else what kernel-install itself falls back to, and the words."""
         if before is None:
             running = host.text("/usr/lib/kernel/cmdline") or host.text("/proc/cmdline")
-            present = [
-                word for word in running.split() if not word.startswith(("BOOT_IMAGE=", "initrd="))
-            ]
+            present = cmdline.lasting(running)
         else:
             present = before.decode().split()
         return (" ".join([*_foreign(present), *words]) + "\n").encode()

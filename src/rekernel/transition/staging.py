@@ -26,10 +26,8 @@ from rekernel.transition.undo import UndoList
 SCRATCH = Path("/run/rekernel/upgrade")
 # Where the agent mounts the disk of the store's file.
 _STORE_DISK = "/run/rekernel/store"
-# What the running kernel does when it panics, and for how many seconds the next one shows why
-# before it reboots.
+# What the running kernel does when it panics.
 _PANIC = Path("/proc/sys/kernel/panic")
-_PANIC_S = 30
 INIT = "/sbin/init"
 
 
@@ -138,21 +136,6 @@ def probe_kernel() -> None:
     # A stale result, of another kernel say, would fail the dump inside the blackout.
     Path("/run/criu.kdat").unlink(missing_ok=True)
     run(PROBE)
-
-
-def new_cmdline(current: str) -> str:
-    """The next kernel's command line: this one's, without what only this boot was meant to have.
-
-    Should that kernel panic, it reboots by way of the firmware, as nobody may be there to do it.
-    """
-    words = [
-        word
-        for word in current.split()
-        if not word.startswith(("BOOT_IMAGE=", "initrd=", "rdinit="))
-    ]
-    if not any(word.startswith("panic=") for word in words):
-        words.insert(0, f"panic={_PANIC_S}")
-    return " ".join(words)
 
 
 class TscCalibration:

@@ -27,6 +27,7 @@ from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
 from rekernel.host import apparmor, binds, conntrack, network_trial, swap, sysctls
 from rekernel.host.mounts import MountInfo
+from rekernel.kernel import cmdline
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
@@ -120,8 +121,8 @@ class Upgrade:
             raise BlockedError("nothing would be carried", "reboot, or see `rekernel check`")
         images, store_file = self._make_room()
         with self._events.phase("load kernel"):
-            cmdline = staging.new_cmdline(Path("/proc/cmdline").read_text())
-            staging.load_kernel(plan.kernel, plan.where, store_file, cmdline, self._undo)
+            words = cmdline.for_next(Path("/proc/cmdline").read_text())
+            staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
         self._check()
         # Before some are changed for the upgrade itself.
         settings = sysctls.changed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +30,29 @@ def test_a_disk_that_does_not_come_is_said(
     boot.mount_all([Mount(target, "xfs", "", 0, uuid="no-such")], stands.append)
     assert stands == ["/", target]
     assert f"{tmp_path}/a is not mounted: no block device has no-such" in said.lines[0]
+
+
+def test_a_failure_is_told_once(tmp_path: Path, said: Said) -> None:
+    path = tmp_path / "agent.json"
+    boot.tell_failure("TimeoutError: x", str(path))
+    told = {"schema": 1, "handover": "failed", "reason": "TimeoutError: x"}
+    assert json.loads(path.read_text()) == told
+    boot.tell_failure("another", str(path))
+    assert json.loads(path.read_text()) == told
+    boot.tell_failure("another", str(tmp_path / "nowhere" / "agent.json"))
+    assert len(said.lines) == 1
+    assert "that is in no report: No such file or directory" in said.lines[0]
+
+
+def test_what_a_panic_does(tmp_path: Path, said: Said) -> None:
+    setting = tmp_path / "panic"
+    setting.write_text("30\n")
+    boot.set_panic("", str(setting))
+    assert setting.read_text() == "30\n"
+    boot.set_panic("-1", str(setting))
+    assert setting.read_text() == "-1"
+    boot.set_panic("0", str(tmp_path / "nowhere" / "panic"))
+    assert "kernel.panic is not as it was: " in said.lines[0]
 
 
 def test_options_that_this_kernel_does_not_take(

@@ -299,6 +299,9 @@ def test_finish_after_a_crash(
     new_kernel: list[bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    forgotten: list[bool] = []
+    monkeypatch.setattr(finish, "WANTED", str(run_directory / "containers.json"))
+    monkeypatch.setattr(finish, "forget", lambda: forgotten.append(True))
     monkeypatch.setattr(attempt, "IMAGES", run_directory / "images")
     images = run_directory / "images" / ID
     images.mkdir(parents=True)
@@ -306,9 +309,19 @@ def test_finish_after_a_crash(
     history.begin(ID, {"boot_id": "another", "new_release": "7.3.4"})
     history.begin("20261122-230000", {"boot_id": "this boot"})
     assert finish.run(NO_ARGUMENTS) == 0
-    assert "did not take over" in history.get(ID)["error"]
+    assert "started anew during the upgrade" in history.get(ID)["error"]
     assert [item["id"] for item in history.unfinished()] == ["20261122-230000"]
     assert not images.exists()
+    assert forgotten == [True]
+
+
+def test_finish_during_an_attempt(
+    run_directory: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started by hand, or with its target: what is under way has no report yet."""
+    monkeypatch.setattr(attempt, "unit_runs", lambda: True)
+    assert finish.run(NO_ARGUMENTS) == 0
+    assert not (run_directory / "finished").exists()
 
 
 @pytest.mark.parametrize("carried", [True, False])

@@ -156,9 +156,15 @@ def test_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped.touch()
     monkeypatch.setattr(restore, "LEFT", tmp_path / "left")
     monkeypatch.setattr(restore, "STOPPED", stopped)
-    monkeypatch.setattr(restore, "run", lambda argv, **more: "")
     monkeypatch.setattr(restore, "start_stopped", lambda: ["one was not started again"])
+    # Nor would anybody come for what was written for those that were to be carried.
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    monkeypatch.setattr(restore, "left_behind", lambda: [str(checkpoint)])
+    removed: list[list[str]] = []
+    monkeypatch.setattr(restore, "run", lambda argv, **_: removed.append(argv))
     assert restore.run_all(tmp_path / "nowhere", tmp_path / "result") == 0
+    assert ["rm", "-rf", "--", str(checkpoint)] in removed
     result = json.loads((tmp_path / "result").read_text())
     assert result["problems"] == ["one was not started again"]
     assert not stopped.exists()

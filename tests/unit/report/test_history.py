@@ -50,6 +50,9 @@ def test_a_full_disk_is_found_out_at_the_beginning(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(RekernelError, match="cannot be written: No space left"):
         History(tmp_path).begin("20261122-100000", {})
+    # There was no attempt then, and nothing keeps room for its report.
+    assert History(tmp_path).unfinished() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_reports_are_passed_over(tmp_path: Path) -> None:
@@ -69,6 +72,19 @@ def test_attempts_without_a_report(tmp_path: Path) -> None:
     assert [item["id"] for item in history.unfinished()] == ["20261122-110000", "20261122-100000"]
     history.record(report("20261122-110000"), tmp_path / "none")
     assert [item["boot_id"] for item in history.unfinished()] == ["a"]
+
+
+def test_room_for_reports_that_nobody_writes(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for identifier in ("20261122-100000", "20261122-110000", "20261122-120000"):
+        history.begin(identifier, {"boot_id": "a"})
+    # Of the first there is a report, and another one was begun; the second is damaged.
+    history.record(report("20261122-100000"), tmp_path / "none")
+    (tmp_path / "20261122-100000" / ".report.json.new").touch()
+    (tmp_path / "20261122-110000" / "attempt.json").write_text("{")
+    history.release_room()
+    left = [path.parent.name for path in tmp_path.glob("*/.report.json.new")]
+    assert left == ["20261122-120000"]
 
 
 def test_logs_are_kept(tmp_path: Path) -> None:

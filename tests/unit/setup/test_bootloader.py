@@ -74,7 +74,7 @@ def test_systemd_boot_replaces_another_region(machine: Machine) -> None:
 
 
 def test_systemd_boot_without_a_file_starts_from_the_running_kernel(machine: Machine) -> None:
-    machine.write("/proc/cmdline", "BOOT_IMAGE=/vmlinuz initrd=\\x root=x ro\n")
+    machine.write("/proc/cmdline", "panic=0x1e BOOT_IMAGE=/vmlinuz initrd=\\x root=x ro\n")
     content = SystemdBoot().content(machine.host, None, WORDS).decode()
     assert content == f"root=x ro {' '.join(WORDS)}\n"
 

@@ -6,23 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
 from rekernel.errors import BlockedError
 from rekernel.kernel.installed import Kernel
 from rekernel.transition import staging
 from rekernel.transition.undo import UndoList
-
-
-@on_each_kernel
-def test_command_line(recorded: Recorded) -> None:
-    kept = "panic=30 " + recorded.text("cmdline").strip()
-    assert staging.new_cmdline(kept + "\n") == kept
-    before = f"BOOT_IMAGE=/boot/vmlinuz-6.12 initrd=\\old.img {kept} rdinit=/init"
-    assert staging.new_cmdline(before) == kept
-    assert staging.new_cmdline("ro panic=5 quiet -- single") == "ro panic=5 quiet -- single"
-    assert staging.new_cmdline("ro -- single") == "panic=30 ro -- single"
 
 
 def test_clock() -> None:
