@@ -1,8 +1,8 @@
 """`rekernel-lab bench scale`: how the blackout grows with what is carried.
 
-One VM, one run: idle processes in one unit, established TCP connections of one process, and units
-of one process each. Every change is to the kernel that runs already. Of a tree of processes what
-criu takes by itself is measured as well, on the kernel that they have come to.
+One VM, one run: idle processes in one unit and in ten, established TCP connections of one process,
+and units of one process each. Every change is to the kernel that runs already. Of a tree of
+processes what criu takes by itself is measured as well, on the kernel that they have come to.
 """
 
 from __future__ import annotations
@@ -59,10 +59,13 @@ class Load:
 
 ALONE = Load("1 process")
 MORE = Load("101 processes", processes=101)
+# As many, as they are on most machines: criu dumps one tree on one processor.
+SPREAD = Load("100 in 10 units", processes=10, units=10)
 LOADS = (
     ALONE,
     Load("11 processes", processes=11),
     MORE,
+    SPREAD,
     Load("501 processes", processes=501),
     Load("10 connections", connections=10),
     Load("1000 connections", connections=1000),
@@ -115,6 +118,9 @@ class Found:
         if alone is None or more is None:
             return []
         found = [Ratio("100 more processes / 1 process", more / alone, 1.4)]
+        spread = self.blackout(SPREAD)
+        if spread is not None:
+            found.append(Ratio("100 processes in 10 units / 1 process", spread / alone, 1.4))
         least, most = self.criu(ALONE), self.criu(MORE)
         if least is not None and most is not None and most > least:
             growth = (more - alone) / (most - least)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import json
 
-from rekernel_lab.bench_scale import ALONE, LOADS, MORE, Alone, Found, Load, Measurement, table
+from rekernel_lab.bench_scale import (
+    ALONE,
+    LOADS,
+    MORE,
+    SPREAD,
+    Alone,
+    Found,
+    Load,
+    Measurement,
+    table,
+)
 
 
 def measured(load: Load, blackout: float) -> Measurement:
@@ -21,6 +31,13 @@ def test_ratio_and_table() -> None:
     assert any(line.split() == ["101", "processes", "18.00", "2.00", "18.00"] for line in lines)
     assert any("NOT REACHED" in line for line in lines)
     assert json.loads(json.dumps(found.to_json()))["measurements"][2]["load"]["processes"] == 101
+
+
+def test_the_same_processes_in_several_trees() -> None:
+    found = Found({})
+    found.measurements += [measured(ALONE, 8.0), measured(MORE, 14.0), measured(SPREAD, 10.0)]
+    assert [(item.value, item.reached) for item in found.ratios()] == [(1.75, False), (1.25, True)]
+    assert len(SPREAD.unit_names()) * SPREAD.processes == 100
 
 
 def test_how_much_is_criu_itself() -> None:
