@@ -74,6 +74,9 @@ class Namespace:
         """
         run(["ip", "-n", self.name, "address", "add", ROUTER_ADDRESS, "dev", TAP, "nodad"])
         run(["ip", "-n", self.name, "address", "add", FAR_ADDRESS, "dev", "lo"])
+        # Else it says of itself that it is no router, to whoever asks whether it is there still;
+        # systemd-networkd forgets the way by it then.
+        run(self.wrap("sysctl", "--quiet", "--write", "net.ipv6.conf.all.forwarding=1"))
         words = self.wrap(
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
             "--user=root", "--log-facility=-", "--port=0", f"--interface={TAP}",
