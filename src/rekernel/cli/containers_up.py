@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rekernel.census import attempt
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.containers import restore
 
@@ -22,5 +23,7 @@ def add_parser(subparsers: VerbParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0; what failed is in the report. Raises RekernelError."""
     require_root()
-    restore.run_all()
+    # Started with its target, say: what is stopped and written then belongs to the attempt.
+    if not attempt.unit_runs():
+        restore.run_all()
     return 0

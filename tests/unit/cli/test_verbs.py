@@ -12,7 +12,8 @@ import pytest
 
 from rekernel import cli
 from rekernel.census import attempt, brownout, pager
-from rekernel.cli import abort, finish, in_unit, region_up
+from rekernel.cli import abort, containers_up, finish, in_unit, region_up
+from rekernel.containers import restore
 from rekernel.errors import RekernelError, RolledBackError
 from rekernel.memory import region
 from rekernel.report import after, builder
@@ -322,6 +323,14 @@ def test_finish_during_an_attempt(
     monkeypatch.setattr(attempt, "unit_runs", lambda: True)
     assert finish.run(NO_ARGUMENTS) == 0
     assert not (run_directory / "finished").exists()
+    # Nor do those come back that it has stopped, or is about to carry.
+    restored: list[bool] = []
+    monkeypatch.setattr(restore, "run_all", lambda: restored.append(True))
+    assert containers_up.run(NO_ARGUMENTS) == 0
+    assert restored == []
+    monkeypatch.setattr(attempt, "unit_runs", lambda: False)
+    assert containers_up.run(NO_ARGUMENTS) == 0
+    assert restored == [True]
 
 
 @pytest.mark.parametrize("carried", [True, False])
