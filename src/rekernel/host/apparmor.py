@@ -16,8 +16,12 @@ from rekernel.errors import RekernelError
 
 _SECURITY = Path("/sys/kernel/security/apparmor")
 _LABEL = re.compile(r"(.*?)(?: \(\w+\))?\n?\0?$", re.S)
-# security/apparmor/policy_unpack.c, verify_header(): the name of a number, and that.
+# security/apparmor/policy_unpack.c, verify_header(): the name of a number, and that; a profile
+# follows, or first the namespace that it belongs to. Tables inside of one have versions as well.
 _HEADER = b"\x04\x08\x00version\x00\x02"
+_PROFILE_HEADER = re.compile(
+    re.escape(_HEADER) + rb"(....)(?=\x04(?:\x08\x00profile|\x0a\x00namespace)\x00)", re.S
+)
 _VERSION = struct.Struct("<I")
 # include/policy_unpack.h: every profile of this policy is to be loaded in complain mode.
 _FORCE_COMPLAIN = 0x800
@@ -68,12 +72,9 @@ def relaxed(data: bytes) -> bytes:
     """The same policy, but that it forbids only what it denies explicitly."""
     changed = bytearray(data)
     # There may be one before each of several profiles.
-    at = changed.find(_HEADER)
-    while at >= 0:
-        at += len(_HEADER)
-        (version,) = _VERSION.unpack_from(changed, at)
-        _VERSION.pack_into(changed, at, version | _FORCE_COMPLAIN)
-        at = changed.find(_HEADER, at)
+    for header in _PROFILE_HEADER.finditer(data):
+        (version,) = _VERSION.unpack(header[1])
+        _VERSION.pack_into(changed, header.start(1), version | _FORCE_COMPLAIN)
     return bytes(changed)
 
 

@@ -64,6 +64,18 @@ def test_a_policy_that_forbids_nothing(policies: Path) -> None:
     assert (policies / ".replace").read_bytes() == changed
 
 
+def test_only_versions_of_profiles_are_changed() -> None:
+    """Permissions have tables of their own in a policy that was made for 7.3."""
+    table = bytes.fromhex("04080076657273696f6e0002010000000bc3000200000000")
+    inside = bytes.fromhex("04080076657273696f6e000207202000040a00") + b"namespace\x00\x05"
+    changed = apparmor.relaxed(NAMED + table + inside + NAMED)
+    relaxed = apparmor.relaxed(NAMED)
+    assert changed.startswith(relaxed + table)
+    assert changed.endswith(relaxed)
+    assert changed[len(NAMED + table) :][12:16] == bytes.fromhex("07282000")
+    assert len(changed) == len(NAMED + table + inside + NAMED)
+
+
 @pytest.mark.parametrize(
     ("name", "simple"),
     [("named", True), ("a//b", True), ("a//&b", False), (":lxd://x:y", False)],
