@@ -1,4 +1,4 @@
-"""The host around the services: LVM below the root, a bridge on a bond, a firewall, AppArmor."""
+"""The host around the services: LVM on RAID below the root, a bridge on a bond, AppArmor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
-from vm.support import NEW, Guest, get, opened
+from vm.support import NEW, OLD, Guest, get, opened
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +42,16 @@ def guest() -> Iterator[Guest]:
         "demo",
         limit_s=1200,
         memory_mib=3072,
-        disk_mib=3072,
-        packages=("apparmor", "chrony", "fdisk", "lvm2", "xfsprogs"),
+        disk_mib=5120,
+        packages=(
+            "apparmor",
+            "chrony",
+            "e2fsprogs",
+            "fdisk",
+            "lvm2",
+            "mdadm",
+            "xfsprogs",
+        ),
     ) as running:
         script = Path(__file__).with_name("root-on-lvm").read_text()
         running.write("/root/root-on-lvm", script)
@@ -130,6 +138,20 @@ def volumes(guest: Guest) -> list[list[str]]:
     return found
 
 
+def arrays(guest: Guest) -> list[str]:
+    """Arrays of md, which disks are in them and how they do; and what udev makes of them."""
+    told = guest.text("cat /proc/mdstat").splitlines()
+    # Those that come with each: its disks, and how many of them there are.
+    found = sorted(
+        " ".join(sorted(line.split())) for line in told if " : active" in line or " blocks " in line
+    )
+    for name in ("most", "small"):
+        known = guest.text(f"udevadm info --query=property --name=/dev/md/{name}").splitlines()
+        wanted = ("DEVNAME=", "ID_FS_UUID=", "LVM_MD_", "MD_", "SYSTEMD_")
+        found += [line for line in known if line.startswith(wanted)]
+    return found
+
+
 # Lets in what begins properly, and what it remembers to have begun.
 _FIREWALL = """
 table inet filter {
@@ -180,6 +202,8 @@ def by_hand(guest: Guest) -> tuple[list[str], dict[str, float]]:
 
 def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     before, mounts_before, volumes_before = links(guest), mounted(guest), volumes(guest)
+    arrays_before = arrays(guest)
+    small = guest.text("realpath /dev/md/small")
     assert {*_NETDEVS} <= {*before}
     root, data = "/dev/mapper/some--vg-the--root", "/dev/mapper/some--vg-data"
     assert [line[:3] for line in mounts_before] == [
@@ -188,6 +212,7 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
         [root, "/", "xfs"],
         [f"{root}[/etc/hostname]", "/srv/name", "xfs"],
         [f"{root}[/var/log]", "/srv/logs", "xfs"],
+        [small, "/small", "ext4"],
         ["/dev/vda", "/disk", "ext4"],
     ]
     guest.text("dd if=/dev/urandom of=/data/random bs=1M count=50 status=none")
@@ -228,6 +253,7 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     assert links(guest) == before
     assert mounted(guest) == mounts_before
     assert volumes(guest) == volumes_before
+    assert arrays(guest) == arrays_before
     assert redis_sees(guest) == sees
     # Its own mounts still follow those of the host, as systemd set them up.
     guest.text("mkdir -p /mnt/later && mount -t tmpfs later /mnt/later && touch /mnt/later/x")
@@ -244,3 +270,18 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     guest.text("lvextend --quiet --size +20M --resizefs /dev/some-vg/the-root")
     # Nothing was left for whoever configures the network afterwards.
     assert guest.text("cat /run/rekernel/network.log") == ""
+
+
+def test_an_array_that_lacks_a_disk(guest: Guest) -> None:
+    guest.text("mdadm --quiet /dev/md/small --fail /dev/vdb5")
+    guest.text("cp /etc/machine-id /small/ && udevadm settle")
+    redis = guest.main_pid("redis-server")
+    outcome = guest.upgrade(OLD)
+    assert outcome.passed, guest.explain(outcome)
+    assert guest.main_pid("redis-server") == redis
+    guest.text("mdadm --quiet /dev/md/small --remove failed || true")
+    assert "[2/1]" in guest.text("cat /proc/mdstat")
+    guest.text("cmp /etc/machine-id /small/machine-id")
+    guest.text("mdadm --quiet /dev/md/small --re-add /dev/vdb5")
+    guest.text("mdadm --wait /dev/md/small || true")
+    assert "[2/1]" not in guest.text("cat /proc/mdstat")

@@ -16,11 +16,10 @@ from rekernel.agent.console import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 _CONTROL = "/dev/mapper/control"
-_UDEV_DATA = "/run/udev/data"
 # struct dm_ioctl: version, sizes, counts, flags, event, device, name, UUID, filler.
 _HEADER = struct.Struct("<3I II I i I I I Q 128s 129s 7s")
 # struct dm_target_spec: first sector, sectors, status, bytes to the next one, kind.
@@ -45,16 +44,10 @@ def activate(devices: Sequence[Mapping[str, Any]]) -> None:
             say(f"{device['name']} is not set up: {error}")
 
 
-def record(devices: Sequence[Mapping[str, Any]]) -> None:
-    """Tell udev, once /run is there, what it knew of them: else it takes them for unfinished."""
-    os.makedirs(_UDEV_DATA, exist_ok=True)
+def known(devices: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Node and what udev knew of each: without that it takes them for unfinished."""
     for device in devices:
-        try:
-            major, minor = _number(superblocks.mapped_node(device["name"]))
-        except OSError:
-            continue
-        with open(f"{_UDEV_DATA}/b{major}:{minor}", "w") as file:
-            file.write("".join(f"{line}\n" for line in (*device["udev"], "V:1")))
+        yield superblocks.mapped_node(device["name"]), device["udev"]
 
 
 def table(device: Mapping[str, Any], numbers: Sequence[tuple[int, int]]) -> bytes:

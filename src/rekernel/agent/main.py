@@ -15,7 +15,7 @@ import threading
 import time
 
 from rekernel import syscalls
-from rekernel.agent import boot, devmapper, processes
+from rekernel.agent import boot, devmapper, processes, raid, udevdata
 from rekernel.agent.console import Timeline, say
 
 TYPE_CHECKING = False
@@ -77,13 +77,14 @@ class _Preparation(threading.Thread):
     def _mount_root(self) -> None:
         for failure in boot.load_modules(self._raw["modules"], self._raw["parameters"]):
             say(f"module {failure}")
+        raid.assemble(self._raw["arrays"])
         devmapper.activate(self._raw["mapped"])
         boot.switch_root(**self._raw["root"])
         self.root_stands = True
         for item in self._raw["early"]:
             boot.mount_disk(**item)
         boot.mount_run()
-        devmapper.record(self._raw["mapped"])
+        udevdata.record([*raid.known(self._raw["arrays"]), *devmapper.known(self._raw["mapped"])])
 
     def _start_probe(self) -> int:
         threading.Thread(target=boot.prefetch, args=(self._raw["prefetch"],)).start()

@@ -1,4 +1,4 @@
-"""What lies on a block device: which file system, or which physical volume of LVM.
+"""What lies on a block device: which file system, physical volume of LVM, or disk of a RAID.
 
 Imported early: see agent/main.py. Before the kexec the same functions say what the agent will find.
 """
@@ -30,6 +30,11 @@ _LABEL = b"LABELONE"
 _LABEL_SECTORS = (512, 0, 1024, 1536)
 _OFFSET_AT = 20
 _VOLUME_UUID_SIZE = 32
+# The superblock of md, version 1 (include/uapi/linux/raid/md_p.h), at the start (1.1) or 4 KiB
+# after it (1.2); in which sector that is, it knows itself.
+_RAID = b"\xfc\x4e\x2b\xa9\1\0\0\0"
+_RAID_PLACES = (4096, 0)
+_RAID_SECTOR_AT, _RAID_DISK_AT = 144, 168
 
 
 class NotFoundError(Exception):
@@ -44,6 +49,11 @@ def uuid_on(device: str) -> str | None:
 def volume_on(device: str) -> str | None:
     """The UUID of the LVM physical volume on a device, without dashes; None if there is none."""
     return _read(device, _volume)
+
+
+def component_on(device: str) -> str | None:
+    """The UUID of a disk in an array of md with metadata 1.1 or 1.2; None if there is none."""
+    return _read(device, _component)
 
 
 def find(uuid: str, what: Callable[[str], str | None] = uuid_on, *, timeout: float = 30.0) -> str:
@@ -102,6 +112,16 @@ def _written_out(raw: bytes) -> str:
         return f"{text[:4]}-{text[4:]}"
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _component(fd: int) -> str | None:
+    for at in _RAID_PLACES:
+        block = os.pread(fd, 256, at)
+        if len(block) == 256 and block.startswith(_RAID):
+            sector = int.from_bytes(block[_RAID_SECTOR_AT : _RAID_SECTOR_AT + 8], "little")
+            if sector * 512 == at:
+                return block[_RAID_DISK_AT : _RAID_DISK_AT + 16].hex()
+    return None
 
 
 def _volume(fd: int) -> str | None:

@@ -21,6 +21,19 @@ class RootConfig:
 
 
 @record
+class RaidArray:
+    """An array of the md driver, which finds the rest in the superblocks of its disks."""
+
+    name: str
+    level: str
+    metadata: str
+    # UUIDs of its disks, those that have failed left out.
+    components: tuple[str, ...]
+    # Of its record in udev's database.
+    udev: tuple[str, ...]
+
+
+@record
 class MappedTarget:
     """A line of a table of the device mapper, in sectors of 512 bytes."""
 
@@ -65,7 +78,9 @@ class AgentConfig:
     prefetch: tuple[str, ...] = ()
     # Of modules: path in the initrd -> text.
     parameters: dict[str, str] = field(default_factory=dict)
-    # Those that file systems lie on, each below those that stand on it.
+    # Those that file systems lie on: arrays, and on these or on disks what is mapped, each below
+    # those that stand on it.
+    arrays: tuple[RaidArray, ...] = ()
     mapped: tuple[MappedDevice, ...] = ()
     # Mounted right after the root, as programs of the agent lie there.
     early: tuple[Mount, ...] = ()

@@ -12,7 +12,6 @@ from rekernel.errors import BlockedError
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import Mount
 from rekernel.host import binds
-from rekernel.host.devmapper import NoWayBackError, Stack
 from rekernel.host.loops import Loops, node
 from rekernel.host.mounts import (
     MOVED_BY_AGENT,
@@ -23,6 +22,8 @@ from rekernel.host.mounts import (
     is_of_others,
     unescape,
 )
+from rekernel.host.stack import Stack
+from rekernel.host.sysblock import NoWayBackError
 from rekernel.records import replace
 
 # Those that the agent finds by their UUID.
@@ -43,7 +44,7 @@ def root(mounts: Sequence[MountInfo]) -> tuple[RootConfig, str]:
     if why is not None:
         raise BlockedError(
             f"the root file system is {mount.fstype} on {mount.source}{why}",
-            f"it must be {', '.join(_ROOT_TYPES)}, on a plain disk, a partition or LVM",
+            f"it must be {', '.join(_ROOT_TYPES)}, on a plain disk, a partition, LVM or RAID",
         )
     device = _root_device(mount)
     flags = _flags(mount, mounts)

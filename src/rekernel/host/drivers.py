@@ -14,6 +14,7 @@ def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
     _, device = disks.root(table)
     stack = disks.stack(table, device)
     aliases = modules.needed_aliases(stack.disks, fstypes, network.kinds())
+    aliases += [f"md-{array.level}" for array in stack.arrays]
     if stack.mapped:
         aliases.append("dm_mod")
     if loops.observe(table).usable:

@@ -111,6 +111,7 @@ def load_kernel(
         init=(INIT,),
         criu_probe=PROBE,
         prefetch=tuple(tools),
+        arrays=stack.arrays,
         mapped=stack.mapped,
         panic=_PANIC.read_text().strip(),
     )

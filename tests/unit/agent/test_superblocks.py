@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -81,3 +82,25 @@ def test_mapped_devices_go_by_their_name(tmp_path: Path, monkeypatch: pytest.Mon
     uuids = {"/dev/dm-0": "one", "/dev/sda1": "two"}
     assert superblocks.find("one", uuids.get, timeout=0) == "/dev/mapper/vg-a--b"
     assert superblocks.find("two", uuids.get, timeout=0) == "/dev/sda1"
+
+
+def superblock(sector: int) -> bytes:
+    """Of md, version 1, as on a disk of a mirror (include/uapi/linux/raid/md_p.h)."""
+    block = bytearray(256)
+    block[:8] = struct.pack("<II", 0xA92B4EFC, 1)
+    block[144:152] = struct.pack("<Q", sector)
+    block[168:184] = bytes(range(16))
+    return bytes(block)
+
+
+@pytest.mark.parametrize("at", [0, 4096])
+def test_a_disk_of_a_raid(tmp_path: Path, at: int) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(at) + superblock(at // 512))
+    assert superblocks.component_on(str(image)) == bytes(range(16)).hex()
+    assert superblocks.uuid_on(str(image)) is None
+    # A copy that lies elsewhere, as in an image of a disk on a disk.
+    image.write_bytes(bytes(at) + superblock(at // 512 + 8))
+    assert superblocks.component_on(str(image)) is None
+    image.write_bytes(bytes(at) + superblock(at // 512)[:200])
+    assert superblocks.component_on(str(image)) is None

@@ -12,8 +12,9 @@ from rekernel.agent import superblocks
 from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
 from rekernel.host import binds, disks, mounts
-from rekernel.host.devmapper import NoWayBackError, Stack
 from rekernel.host.loops import Loops
+from rekernel.host.stack import Stack
+from rekernel.host.sysblock import NoWayBackError
 
 TABLE = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro

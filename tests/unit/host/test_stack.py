@@ -11,13 +11,21 @@ from hypothesis import strategies as st
 
 from rekernel.agent import devmapper as agent
 from rekernel.agent import superblocks
-from rekernel.handover.config import MappedDevice, MappedTarget
-from rekernel.host import devmapper
-from rekernel.host.devmapper import NoWayBackError, Stack
+from rekernel.handover.config import MappedDevice, MappedTarget, RaidArray
+from rekernel.host import stack as host_stack
+from rekernel.host import sysblock
+from rekernel.host.stack import Stack
+from rekernel.host.sysblock import NoWayBackError
 from rekernel.records import asdict
 
 UUIDS = {"/dev/sda2": "pv-a", "/dev/sdb": "pv-b"}
-NUMBERS = {"/dev/sda1": "8:1", "/dev/md0": "9:0", "/dev/dm-0": "253:0", "/dev/dm-1": "253:1"}
+NUMBERS = {
+    "/dev/sda1": "8:1",
+    "/dev/md0": "9:0",
+    "/dev/loop0": "7:0",
+    "/dev/dm-0": "253:0",
+    "/dev/dm-1": "253:1",
+}
 
 
 @pytest.fixture
@@ -29,7 +37,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     }
     for number, place in (
         ("8:1", "pci/sda1"), ("8:2", "pci/sda2"), ("8:16", "pci/sdb"),
-        ("9:0", "virtual/md0"), ("253:0", "virtual/dm-0"), ("253:1", "virtual/dm-1"),
+        ("9:0", "virtual/md0"), ("7:0", "virtual/loop0"),
+        ("253:0", "virtual/dm-0"), ("253:1", "virtual/dm-1"),
     ):  # fmt: skip
         block = tmp_path / "devices" / place
         block.mkdir(parents=True)
@@ -42,12 +51,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             (block / "dm" / "suspended").write_text("0\n")
             (block / "ro").write_text(f"{number[-1]}\n")
     (tmp_path / "b253:1").write_text("S:x\nE:DM_UDEV_RULES_VSN=3\nE:ID_X=1\nE:DM_NAME=vg-1\n")
-    monkeypatch.setattr(devmapper, "_DEV_BLOCK", tmp_path)
-    monkeypatch.setattr(devmapper, "_CLASS_BLOCK", tmp_path / "class")
-    monkeypatch.setattr(devmapper, "_UDEV_DATA", tmp_path)
+    monkeypatch.setattr(host_stack, "_DEV_BLOCK", tmp_path)
+    monkeypatch.setattr(sysblock, "CLASS", tmp_path / "class")
+    monkeypatch.setattr(sysblock, "UDEV_DATA", tmp_path)
     monkeypatch.setattr(superblocks, "volume_on", UUIDS.get)
-    monkeypatch.setattr(devmapper, "_number_of", NUMBERS.__getitem__)
-    monkeypatch.setattr(devmapper, "run", lambda argv: tables[f"{argv[3]}:{argv[5]}"])
+    monkeypatch.setattr(sysblock, "number_of", NUMBERS.__getitem__)
+    monkeypatch.setattr(host_stack, "run", lambda argv: tables[f"{argv[3]}:{argv[5]}"])
     return tables
 
 
@@ -77,10 +86,10 @@ def test_each_stands_below_what_stands_on_it() -> None:
 @pytest.mark.parametrize(
     ("path", "table", "words"),
     [
-        ("/dev/md0", "", "no plain disk"),
+        ("/dev/loop0", "", "no plain disk"),
         ("/dev/dm-0", "0 8 crypt aes 0 0 8:2 4096", 'a "crypt" of the device mapper'),
         ("/dev/dm-0", "0 8 linear 8:1 4096", "on sda1, which is no volume of LVM"),
-        ("/dev/dm-0", "0 8 linear 9:0 4096", "no plain disk"),
+        ("/dev/dm-0", "0 8 linear 7:0 4096", "no plain disk"),
         ("/dev/dm-1", "0 8 snapshot 253:0 8:2 P 8", 'a "snapshot" of the device mapper'),
     ],
 )
@@ -105,6 +114,71 @@ def test_one_that_is_suspended(machine: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "253:0" / "dm" / "suspended").write_text("1\n")
     with pytest.raises(NoWayBackError, match="which is suspended"):
         Stack().add("/dev/dm-0")
+
+
+@pytest.fixture
+def array(machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of an array in /sys, on one disk and a partition; a third one has failed."""
+    md = tmp_path / "devices" / "virtual" / "md0" / "md"
+    md.mkdir()
+    (md.parent / "dev").write_text("9:0\n")
+    for name, text in (
+        ("level", "raid1"), ("metadata_version", "1.2"), ("array_state", "active"),
+        ("reshape_position", "none"),
+    ):  # fmt: skip
+        (md / name).write_text(f"{text}\n")
+    for name, number, state in (
+        ("sdb", "8:16", "in_sync"), ("sda2", "8:2", "in_sync,write_mostly"),
+        ("sda1", "8:1", "faulty"),
+    ):  # fmt: skip
+        (md / f"dev-{name}" / "block").mkdir(parents=True)
+        (md / f"dev-{name}" / "block" / "dev").write_text(f"{number}\n")
+        (md / f"dev-{name}" / "state").write_text(f"{state}\n")
+    (tmp_path / "b9:0").write_text("E:LVM_MD_PV_ACTIVATED=1\nE:MD_LEVEL=raid1\n")
+    (tmp_path / "class" / "md0").mkdir(exist_ok=True)
+    disks = {"/dev/sda2": "disk-a", "/dev/sdb": "disk-b"}
+    monkeypatch.setattr(superblocks, "component_on", disks.get)
+    monkeypatch.setattr(superblocks, "volume_on", {"/dev/md0": "pv-md", "/dev/sdb": "b"}.get)
+    machine.update({"253:0": "0 4096 linear 9:0 2048\n", "253:1": "0 8 linear 8:16 2048\n"})
+    return md
+
+
+@pytest.mark.usefixtures("array")
+def test_a_volume_on_an_array() -> None:
+    stack = Stack()
+    stack.add("/dev/dm-0")
+    stack.add("/dev/md0")
+    wanted = RaidArray("md0", "raid1", "1.2", ("disk-a", "disk-b"), ("E:LVM_MD_PV_ACTIVATED=1",))
+    assert stack.arrays == (wanted,)
+    assert stack.disks == ("/dev/sda2", "/dev/sdb")
+    assert [device.below for device in stack.mapped] == [("volume=pv-md",)]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text", "words"),
+    [
+        ("level", "raid6", "a RAID of level raid6"),
+        ("metadata_version", "1.0", "a RAID with metadata 1.0"),
+        ("metadata_version", "external:imsm", "a RAID with metadata external:imsm"),
+        ("array_state", "readonly", "a RAID that is readonly"),
+        ("reshape_position", "8192", "a RAID that is being reshaped"),
+        (
+            "bitmap_type",
+            "none bitmap [llbitmap]",
+            "a RAID with a bitmap that not every kernel knows",
+        ),
+        ("dev-sdb/block/dev", "253:1", "a RAID on dm-1, no plain disk"),
+        ("dev-sdb/block/dev", "7:0", "no plain disk"),
+        ("dev-sda1/state", "spare", "on sda1, which is no disk of a RAID"),
+    ],
+)
+def test_arrays_that_the_agent_could_not_assemble(
+    array: Path, attribute: str, text: str, words: str
+) -> None:
+    (array / attribute).write_text(f"{text}\n")
+    with pytest.raises(NoWayBackError) as error:
+        Stack().add("/dev/md0")
+    assert str(error.value) == words
 
 
 targets = st.builds(
