@@ -25,6 +25,8 @@ PACKAGES = {
     "iproute2": "tap devices and network namespaces",
     "nftables": "scenarios that filter",
     "dnsmasq-base": "networks that lend addresses (DHCP)",
+    "wireguard-go": "the other end of tunnels, as this kernel may have none",
+    "wireguard-tools": "keys and peers of tunnels",
     "openssh-client": "the way into a guest",
     "util-linux": "namespaces, parent-death signals",
     "python3-rich": "progress on the screen",

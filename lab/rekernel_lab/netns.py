@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,6 +67,29 @@ class Namespace:
                 yield
             finally:
                 peer.kill()
+
+    @contextmanager
+    def wireguard(self, config: str, address: str) -> Iterator[None]:
+        """Have an end of a tunnel, with this configuration (wg(8)), address and prefix length."""
+        # Its socket is in a directory that all namespaces share.
+        name = f"wg{os.getpid()}"
+        words = self.wrap("wireguard-go", "--foreground", name)
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as end:
+            try:
+                self._wait_for(name)
+                run(self.wrap("wg", "setconf", name, "/dev/stdin"), stdin=config.encode())
+                run(["ip", "-n", self.name, "address", "add", address, "dev", name])
+                run(["ip", "-n", self.name, "link", "set", name, "up"])
+                yield
+            finally:
+                end.terminate()
+
+    def _wait_for(self, name: str) -> None:
+        deadline = time.monotonic() + 10
+        while run(self.wrap("wg", "show", name), check=False).returncode:
+            if time.monotonic() > deadline:
+                raise LabError(f"{name}: the end of a tunnel did not start")
+            time.sleep(0.1)
 
     @contextmanager
     def dhcp(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
+from rekernel_lab.run import run
 from vm.support import NEW, OLD, Guest, get, opened
 
 pytestmark = pytest.mark.slow
@@ -51,6 +52,7 @@ def guest() -> Iterator[Guest]:
             "lvm2",
             "mdadm",
             "xfsprogs",
+            "wireguard-tools",
         ),
     ) as running:
         script = Path(__file__).with_name("root-on-lvm").read_text()
@@ -89,7 +91,7 @@ def links(guest: Guest) -> dict[str, Any]:
             info.get("info_data", {}).pop(name, None)
         port = info.get("info_slave_data", {})
         found[link["ifname"]] = (
-            link.get("link"), link.get("master"), link["mtu"], link["address"],
+            link.get("link"), link.get("master"), link["mtu"], link.get("address"),
             "UP" in link["flags"], info.get("info_kind"), info.get("info_data"),
             port.get("hairpin"),
         )  # fmt: skip
@@ -159,6 +161,7 @@ table inet filter {
         type filter hook input priority 0; policy drop;
         iif lo accept
         ct state established,related accept
+        udp dport 51820 accept
         ip protocol icmp accept
         tcp flags & (syn|ack) == syn tcp dport { 22, 80, 8080, 9090 } accept
     }
@@ -191,6 +194,37 @@ def start_by_hand(guest: Guest) -> None:
     guest.text("systemd-run --quiet --unit=later --on-active=1h touch /root/later")
 
 
+_TUNNEL_PORT, _IN_TUNNEL, _TUNNEL_PEER = 51820, "203.0.113.2", "203.0.113.1/28"
+
+
+def start_tunnel(guest: Guest) -> str:
+    """Let wg-quick set up a tunnel to the host; returns the configuration of the other end."""
+    ours, theirs = (run(["wg", "genkey"]).stdout.decode().strip() for _ in range(2))
+    shared = run(["wg", "genpsk"]).stdout.decode().strip()
+    our_public, their_public = (
+        run(["wg", "pubkey"], stdin=key.encode()).stdout.decode().strip() for key in (ours, theirs)
+    )
+    guest.write(
+        "/etc/wireguard/wg0.conf",
+        f"[Interface]\nPrivateKey = {ours}\nAddress = {_IN_TUNNEL}/28\n"
+        f"ListenPort = {_TUNNEL_PORT}\n"
+        f"[Peer]\nPublicKey = {their_public}\nPresharedKey = {shared}\n"
+        f"AllowedIPs = {_TUNNEL_PEER.partition('/')[0]}/32, 192.0.2.128/25\n",
+    )
+    guest.text("systemctl start wg-quick@wg0.service")
+    return (
+        f"[Interface]\nPrivateKey = {theirs}\n[Peer]\nPublicKey = {our_public}\n"
+        f"PresharedKey = {shared}\nEndpoint = {GUEST_ADDRESS}:{_TUNNEL_PORT}\n"
+        f"AllowedIPs = {_IN_TUNNEL}/32\n"
+    )
+
+
+def tunnel(guest: Guest) -> list[str]:
+    """How it is set up, and what systemd says of who did it."""
+    words = "systemctl show --property=ActiveState,SubState,InvocationID wg-quick@wg0.service"
+    return [*guest.text("wg showconf wg0").splitlines(), *guest.text(words).splitlines()]
+
+
 def by_hand(guest: Guest) -> tuple[list[str], dict[str, float]]:
     """What systemd says of it, and when the timers are due (UNIX time)."""
     words = "Id,ActiveState,MainPID,MemoryMax,CPUWeight,ControlGroup,NeedDaemonReload"
@@ -201,6 +235,7 @@ def by_hand(guest: Guest) -> tuple[list[str], dict[str, float]]:
 
 
 def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
+    their_end = start_tunnel(guest)
     before, mounts_before, volumes_before = links(guest), mounted(guest), volumes(guest)
     arrays_before = arrays(guest)
     small = guest.text("realpath /dev/md/small")
@@ -229,18 +264,22 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     namespace = guest.session.machine.state.namespace
     with (
         namespace.vlan(5, _VLAN_PEER),
+        namespace.wireguard(their_end, _TUNNEL_PEER),
         guest.connect(80) as connection,
         guest.connect(8080) as translated,
         namespace.connect((_ON_VLAN, 80), 120) as tagged,
+        namespace.connect((_IN_TUNNEL, 80), 120) as tunnelled,
     ):
-        for each in (connection, translated, tagged):
+        for each in (connection, translated, tagged, tunnelled):
             get(each)
+        tunnel_before = tunnel(guest)
         # From here on only that connection itself is remembered.
         redirect(guest, 9090)
         outcome = guest.upgrade(NEW)
         assert outcome.passed, guest.explain(outcome)
-        for each in (connection, translated, tagged):
+        for each in (connection, translated, tagged, tunnelled):
             get(each)
+        assert tunnel(guest) == tunnel_before
     assert outcome.report["connections"]["lost"] == []
     assert guest.text("cat /proc/sys/vm/swappiness") == "17"
     assert guest.main_pid("chrony") == chrony
@@ -272,13 +311,18 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     assert guest.text("cat /run/rekernel/network.log") == ""
 
 
-def test_an_array_that_lacks_a_disk(guest: Guest) -> None:
+def test_back_with_an_array_that_lacks_a_disk(guest: Guest) -> None:
+    chrony = guest.main_pid("chrony")
+    confined = guest.text(f"cat /proc/{chrony}/attr/current")
+    tunnel_before = tunnel(guest)
     guest.text("mdadm --quiet /dev/md/small --fail /dev/vdb5")
     guest.text("cp /etc/machine-id /small/ && udevadm settle")
     redis = guest.main_pid("redis-server")
     outcome = guest.upgrade(OLD)
     assert outcome.passed, guest.explain(outcome)
-    assert guest.main_pid("redis-server") == redis
+    assert (guest.main_pid("redis-server"), guest.main_pid("chrony")) == (redis, chrony)
+    assert guest.text(f"cat /proc/{chrony}/attr/current") == confined
+    assert tunnel(guest) == tunnel_before
     guest.text("mdadm --quiet /dev/md/small --remove failed || true")
     assert "[2/1]" in guest.text("cat /proc/mdstat")
     guest.text("cmp /etc/machine-id /small/machine-id")

@@ -85,6 +85,9 @@ def set_up(network: Network) -> None:
             processes.wait(processes.feed(argv, text.encode(), log=_LOG), "ip")
         except processes.ProgramFailedError:
             say(f"some network settings were refused, see {_LOG}")
+    for name, text in network.tunnels.items():
+        with Tolerated(f"keys and peers of the tunnel {name}"):
+            _feed(["wg", "setconf", name, "/proc/self/fd/0"], text)
     # Rules may name interfaces that must exist.
     _load(network)
 

@@ -103,7 +103,8 @@ class Link:
 @record
 class Network:
     """How to set up the network: rules and ``tables`` ("FAMILY NAME" -> text) are input for
-    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` ("PROGRAM TABLE" -> text) for the program.
+    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` ("PROGRAM TABLE" -> text) for the program,
+    ``tunnels`` (name -> text) for ``wg setconf``.
     """
 
     lock_rules: str
@@ -116,6 +117,7 @@ class Network:
     rules: dict[str, str] = field(default_factory=dict)
     # How many connections the packet filter may remember; 0 if it remembers none.
     conntrack_max: int = 0
+    tunnels: dict[str, str] = field(default_factory=dict)
 
 
 @record

@@ -14,7 +14,7 @@ from typing import Any
 
 from rekernel.containers import docker, podman
 from rekernel.handover.manifest import Link, Network
-from rekernel.host import conntrack, packetfilter, virtual_links
+from rekernel.host import conntrack, packetfilter, virtual_links, wireguard
 from rekernel.host.packetfilter import PacketFilter
 from rekernel.records import field, record
 from rekernel.run import run, run_json
@@ -94,6 +94,8 @@ class NetworkFacts:
     namespaces: dict[int, str] = field(default_factory=dict)
     # Of each interface (_IPV6).
     ipv6: dict[str, dict[str, str]] = field(default_factory=dict)
+    # Of WireGuard: input for ``wg setconf``.
+    tunnels: dict[str, str] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -104,8 +106,9 @@ def kinds() -> list[str]:
 
 def observe() -> NetworkFacts:
     """Read everything that :func:`describe` needs. Changes nothing."""
+    links = run_json(["ip", "-json", "-details", "link", "show"])
     return NetworkFacts(
-        links=run_json(["ip", "-json", "-details", "link", "show"]),
+        links=links,
         addresses=run_json(["ip", "-json", "address", "show"]),
         routes=[
             *(
@@ -129,7 +132,12 @@ def observe() -> NetworkFacts:
             if "name" in item
         },
         ipv6=dict(_observe_ipv6()),
+        tunnels=wireguard.observe(_tunnels(links)),
     )
+
+
+def _tunnels(links: list[dict[str, Any]]) -> list[str]:
+    return [link["ifname"] for link in links if virtual_links.kind_of(link) == wireguard.KIND]
 
 
 def _observe_ipv6(
@@ -161,6 +169,9 @@ def unsupported(facts: NetworkFacts) -> list[str]:
     for link in _own_links(facts):
         if virtual_links.kind_of(link) and (why := virtual_links.unsupported(link)):
             found.append(f"{link['ifname']} ({why})")
+    for name in _tunnels(facts.links):
+        if name not in facts.tunnels:
+            found.append(f"{name} ({wireguard.KIND}, and no wg of wireguard-tools to read it with)")
     for route in _own_routes(facts):
         if "nexthops" in route or "encap" in route:
             found.append(f"route to {route['dst']} (several next hops or an encapsulation)")
@@ -235,6 +246,7 @@ def describe(facts: NetworkFacts) -> Network:
         batch="\n".join(lines) + "\n",
         rules={family: _rules(family, rules) for family, rules in facts.rules.items()},
         conntrack_max=facts.conntrack_max,
+        tunnels=facts.tunnels,
     )
 
 

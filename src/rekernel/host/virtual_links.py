@@ -1,4 +1,4 @@
-"""Interfaces that the kernel makes on top of others: VLANs, bridges, bonds and dummies.
+"""Interfaces that the kernel makes: VLANs, bridges, bonds, dummies and tunnels of WireGuard.
 
 As lines for ``ip -batch``. What is set on one of them and differs from a fresh one of its kind is
 set again; where there is no word for it :func:`unsupported` names it.
@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rekernel.host import wireguard
 from rekernel.run import run_json
 
 # What iproute2 shows of an interface -> how it takes it. Its own JSON is the only list of these.
@@ -53,7 +54,12 @@ _BOND_WORDS = {
         "peer_notify_delay", "ad_lacp_active",
     )
 }  # fmt: skip
-_WORDS: dict[str, dict[str, str]] = {"bridge": _BRIDGE_WORDS, "bond": _BOND_WORDS, "dummy": {}}
+_WORDS: dict[str, dict[str, str]] = {
+    "bridge": _BRIDGE_WORDS,
+    "bond": _BOND_WORDS,
+    "dummy": {},
+    wireguard.KIND: {},
+}
 # State, not settings; or set with the ports.
 _STATE = {
     "bridge_id", "root_id", "root_port", "root_path_cost", "topology_change",
@@ -146,7 +152,9 @@ def making(link: Mapping[str, Any]) -> list[str]:
             _changed(link).items(), key=lambda item: list(_WORDS[kind]).index(item[0])
         )
     ]
-    return [" ".join([f"link add name {name} address {link['address']} type {kind}", *words])]
+    # A tunnel has none.
+    address = f" address {link['address']}" if "address" in link else ""
+    return [" ".join([f"link add name {name}{address} type {kind}", *words])]
 
 
 def _vlan_flags(flags: Sequence[str]) -> list[str]:

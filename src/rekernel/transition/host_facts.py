@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import binds, conntrack, disks, ifupdown, loops, mounts, network, sysctls
+from rekernel.host import (
+    binds,
+    conntrack,
+    disks,
+    ifupdown,
+    loops,
+    mounts,
+    network,
+    sysctls,
+    wireguard,
+)
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.records import record
 from rekernel.systemd import adoption, logins, volatile
@@ -52,6 +62,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
     triggers = volatile.triggers()
+    tunnels = exited(wireguard.SERVICES)
     table = mounts.observe()
     # systemd gives each service its own.
     credentials = {f"/run/credentials/{unit.name}": () for unit in units}
@@ -86,7 +97,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
             adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps),
             **volatile.triggered_files(triggers),
             **volatile.files([*units, *restarted]),
-            **volatile.keeping(units),
+            **volatile.keeping([*units, *tunnels]),
             **left.files,
             **ifupdown.files(),
         },
@@ -99,6 +110,11 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
         systemd_header=adoption.header(private_tmps),
         systemd_units={
             unit.name: adoption.section(unit)
-            for unit in (*show(logins.taken_along(of_logins)), *exited(_CHECKED), *units)
+            for unit in (
+                *show(logins.taken_along(of_logins)),
+                *exited(_CHECKED),
+                *tunnels,
+                *units,
+            )
         },
     )

@@ -37,7 +37,7 @@ def machine_id() -> str:
 
 
 # What the agent and criu start on the new root, in the order of need.
-_TOOLS = ("ip", "criu", "tar", "sh", "nft", "modprobe")
+_TOOLS = ("ip", "criu", "tar", "sh", "nft", "modprobe", "wg")
 _OWN_TOOLS = Path("/usr/lib/rekernel")
 
 

@@ -62,6 +62,12 @@ def test_a_table_that_this_kernel_does_not_take(fed: list[tuple[str, str]], said
     assert len(said.lines) == 2
 
 
+def test_tunnels(fed: list[tuple[str, str]]) -> None:
+    network.set_up(replace(NETWORK, tables={}, saved={}, tunnels={"wg0": "keys", "wg1": "b"}))
+    assert fed == [("nft", "lock"), ("ip", "links"), ("wg", "keys"), ("wg", "b")]
+    assert console.missing == ["keys and peers of the tunnel wg1: wg"]
+
+
 def test_an_interface_that_is_gone(said: Said) -> None:
     # A locally administered address that nothing here has.
     network._rename([Link("eth0", "02:ff:ff:ff:ff:fe")], timeout=0)

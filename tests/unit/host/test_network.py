@@ -196,6 +196,24 @@ def test_traffic_control() -> None:
     assert network.unsupported(facts) == ["traffic control on eth1 (netem)"]
 
 
+def test_a_tunnel() -> None:
+    link = {
+        "ifname": "wg0", "flags": ["POINTOPOINT", "NOARP", "UP"], "mtu": 1420, "link_type": "none",
+        "linkinfo": {"info_kind": "wireguard"}, "inet6_addr_gen_mode": "random",
+    }  # fmt: skip
+    plain = OLD.network("net")
+    facts = replace(plain, links=[*plain.links, link], tunnels={"wg0": "keys"})
+    assert network.unsupported(facts) == []
+    described = network.describe(facts)
+    assert described.tunnels == {"wg0": "keys"}
+    lines = described.batch.splitlines()
+    made = lines.index("link add name wg0 type wireguard")
+    assert made < lines.index("link set dev wg0 mtu 1420 addrgenmode random up")
+    assert "wg0" not in [item.name for item in described.links]
+    unread = network.unsupported(replace(facts, tunnels={}))
+    assert unread == ["wg0 (wireguard, and no wg of wireguard-tools to read it with)"]
+
+
 def test_without_rules_of_its_own(recorded: Recorded = OLD) -> None:
     facts = recorded.network("net")
     defaults = [
