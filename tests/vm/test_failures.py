@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -35,8 +35,6 @@ PHASES = (
     "hand over",
     "freeze file systems",
 )
-
-_TERMINATED = ("plan", "load kernel", "describe host", "freeze", "dump")
 
 # Changed by the demo's guest-prepare, the tests and systemd itself, not by setup.
 _NOT_SETUP = re.compile(r"redis|nginx|demo|rekernel/history|adjtime|random-seed")
@@ -135,20 +133,20 @@ def test_phases_are_all_known(lab: Lab) -> None:
     assert [name for name in names if name != "gather strays"] == [*PHASES, "undo"]
 
 
-# The others are left in the same way as one of these, and test_killed has them all.
-@pytest.mark.parametrize(
-    "phase",
-    [
-        pytest.param(phase, marks=() if phase in _TERMINATED else pytest.mark.slow)
-        for phase in PHASES[:-1]
-    ],
-)
+def each(phases: Sequence[str], *, slow: Sequence[str]) -> pytest.MarkDecorator:
+    """A test for each phase. Some are undone as others are, and left to the slow tests."""
+    marks = {phase: pytest.mark.slow if phase in slow else () for phase in phases}
+    found = [pytest.param(phase, marks=marks[phase]) for phase in phases]
+    return pytest.mark.parametrize("phase", found)
+
+
+@each(PHASES[:-1], slow=["plan", "stop what restarts", "sync", "lock network", "hand over"])
 def test_terminated(lab: Lab, phase: str) -> None:
     lab.guest.fault(phase, "term")
     lab.assert_fails(code=5, message="SIGTERM|stopped")
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each(PHASES, slow=["plan", "swap off", "stop what restarts", "sync"])
 def test_killed(lab: Lab, phase: str) -> None:
     lab.guest.fault(phase, "kill")
     lab.assert_fails(code=5, message="died")
