@@ -24,8 +24,8 @@ _TERMINAL = re.compile(rb"^tty-index:\t(\d+)$", re.M)
 
 @record
 class External:
-    """``dump``: value for criu dump --external, "" for what criu opens by itself if it is given
-    nothing; ``inherited``: what restore gives back for it, if anything.
+    """``dump``: value for criu dump --external; ``inherited``: what restore gives back for it, if
+    anything.
     """
 
     dump: str
@@ -113,7 +113,7 @@ def files(pids: Sequence[int]) -> list[External]:
 
 
 def _add_file(found: dict[str, External], item: Descriptor) -> None:
-    key = f"file[{item.mount_id:x}:{item.inode:x}]"
+    key = _key(item)
     flags = item.flags & (os.O_ACCMODE | os.O_APPEND)
     given = Inherited("file", f"fd[{{fd}}]:{key}", path=item.link, flags=flags)
     found.setdefault(key, External(key, given))
@@ -121,12 +121,19 @@ def _add_file(found: dict[str, External], item: Descriptor) -> None:
 
 def _add_told(found: dict[str, External], item: Descriptor) -> None:
     told = (pressure.told(item.pid, item.number) or b"").decode()
-    # By its path: of an external file criu would take the path and open it once more. Of several
+    key = _key(item)
+    # By its whole name criu would open it once more; without the first character, which it takes
+    # for the slash of a path, it uses what is open (criu/files-reg.c, open_path()). Of several
     # watches of one file all are like the first.
-    argument = f"fd[{{fd}}]:{item.link.lstrip('/')}"
+    argument = f"fd[{{fd}}]:{key[1:]}"
     flags = item.flags & (os.O_ACCMODE | os.O_NONBLOCK)
     given = Inherited("file", argument, path=item.link, flags=flags, header=told)
-    found.setdefault(item.link, External("", given))
+    found.setdefault(key, External(key, given))
+
+
+def _key(item: Descriptor) -> str:
+    """What criu calls an external file. It looks for no mount of one, which may be the host's."""
+    return f"file[{item.mount_id:x}:{item.inode:x}]"
 
 
 def owned_terminals(opened: Collection[Descriptor]) -> tuple[int, ...]:

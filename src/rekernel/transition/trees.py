@@ -106,7 +106,7 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
         private_mounts=holds_namespace(root, "mnt"),
         lazy=lazy,
         led_elsewhere=led_elsewhere(root),
-        externals=tuple(external.dump for external in inherited if external.dump),
+        externals=tuple(external.dump for external in inherited),
     )
     opened = _opened(pids)
     return CarriedTree(
