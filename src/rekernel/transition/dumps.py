@@ -30,8 +30,13 @@ class DumpFailedError(RekernelError):
     """criu could not dump a tree; the message has its own last error."""
 
 
-class DumpStuckError(DumpFailedError):
-    """criu stands still."""
+class DumpAgainError(DumpFailedError):
+    """criu stands still, or met what is over as soon as all run on: the next may go well."""
+
+
+# What criu says of such: a message with who sent it, to a user's manager say (sd_notify(3)), which
+# that had not read yet when it was frozen.
+_PASSING = ("Control messages in queue",)
 
 
 @record
@@ -166,10 +171,12 @@ class Dumps:
         return started
 
     def wait(self, cancelled: Callable[[], None]) -> None:
-        """Until all are held. Raises DumpFailedError for the first that fails, or stands still."""
+        """Until all are held. Raises DumpFailedError for the first that fails, DumpAgainError if it
+        stands still.
+        """
         self._start_more()
         written, deadline = self._written(), time.monotonic() + PATIENCE_S
-        spoiled: DumpStuckError | None = None
+        spoiled: DumpAgainError | None = None
         assert self._listener is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ, None)
@@ -209,7 +216,7 @@ class Dumps:
         if holder is not None:
             holder.held = True
 
-    def _let_go(self) -> DumpStuckError:
+    def _let_go(self) -> DumpAgainError:
         """Thaw what criu may be waiting for: interrupted within a process, it would lose that. The
         cut is none any more then.
         """
@@ -220,7 +227,7 @@ class Dumps:
             thaw(cgroup)
         self._frozen = {}
         self._waiting = []
-        return DumpStuckError(
+        return DumpAgainError(
             f"criu had not stopped all of {groups} within {PATIENCE_S:.0f} s", "try again"
         )
 
@@ -274,7 +281,7 @@ class Dumps:
                         total += sum(path.stat().st_size for path in directory.iterdir())
         return sum(item.held for item in self._running), total
 
-    def _stuck(self) -> DumpStuckError:
+    def _stuck(self) -> DumpAgainError:
         late = [item for item in self._running if not item.held]
         for item in late:
             tree = Path("/sys/fs/cgroup", item.job.cgroups[0].lstrip("/"), "cgroup.procs")
@@ -287,7 +294,7 @@ class Dumps:
             for pid in _children(item.process.pid) or [item.process.pid]:
                 interrupt(pid)
         units = ", ".join(item.job.unit for item in late)
-        return DumpStuckError(
+        return DumpAgainError(
             f"{units} could not be dumped: nothing more from criu for {PATIENCE_S:.0f} s",
             f"where it waits: {late[0].job.work / 'stuck.log'}; "
             f"or leave it out: --restart {late[0].job.unit}",
@@ -296,7 +303,9 @@ class Dumps:
     def _failure(self, item: _Running) -> DumpFailedError:
         code = item.process.wait()
         cause = last_error(item.job.work / "dump.log") or f"criu ended with {code}"
-        return DumpFailedError(
+        passes = any(words in cause for words in _PASSING)
+        kind = DumpAgainError if passes else DumpFailedError
+        return kind(
             f"{item.job.unit} could not be dumped: {cause}",
             f"criu's log: {item.job.work / 'dump.log'}; or leave it out: --restart {item.job.unit}",
         )

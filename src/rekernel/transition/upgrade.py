@@ -35,7 +35,7 @@ from rekernel.run import run, start
 from rekernel.transition import contract, cut, host_facts, room, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
-from rekernel.transition.dumps import DumpJob, Dumps, DumpStuckError
+from rekernel.transition.dumps import DumpAgainError, DumpJob, Dumps
 from rekernel.transition.events import EventStream
 from rekernel.transition.undo import UndoList, thaw
 
@@ -188,7 +188,7 @@ class Upgrade:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
             try:
                 made = self._cut(dumps, carried, images, len(area), strays_at)
-            except DumpStuckError as error:
+            except DumpAgainError as error:
                 # Seen once in dozens of upgrades; everything runs for a moment, then once more.
                 self._note(f"{error}; tried once more")
                 with self._events.phase("give the dump up"):
@@ -283,7 +283,7 @@ class Upgrade:
         store_bytes: int,
         strays_at: int,
     ) -> Cut:
-        """Everything stands still and is written down. Raises DumpStuckError: try once more."""
+        """Everything stands still and is written down. Raises DumpAgainError: try once more."""
         self._undo.push("flush-journal")
         with self._events.phase("freeze"):
             carried, links = self._freeze(carried)

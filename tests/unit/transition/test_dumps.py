@@ -95,6 +95,15 @@ def test_a_criu_that_says_nothing(under_way: Dumps, tmp_path: Path) -> None:
     under_way.close()
 
 
+def test_what_is_over_in_a_moment(under_way: Dumps, tmp_path: Path) -> None:
+    item = failed(tmp_path, 1)
+    (tmp_path / "dump.log").write_text(
+        "Error (x.c:1): skqueue: Control messages in queue, not supported"
+    )
+    assert isinstance(under_way._failure(item), dumps.DumpAgainError)
+    under_way.close()
+
+
 def test_a_dump_that_stands_still(
     under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +113,7 @@ def test_a_dump_that_stands_still(
     with subprocess.Popen(["sleep", "20"]) as process:
         late.process = process
         under_way._running.append(late)
-        with pytest.raises(dumps.DumpStuckError, match=r"a\.service .* for 0 s") as caught:
+        with pytest.raises(dumps.DumpAgainError, match=r"a\.service .* for 0 s") as caught:
             under_way.wait(lambda: None)
         assert caught.value.hint.startswith(f"where it waits: {tmp_path}/stuck.log")
         # Perhaps before its exec.
@@ -154,7 +163,7 @@ def test_what_criu_waits_for_in_a_frozen_control_group_is_let_go(
         def held() -> None:
             late.held = bool(thawed)
 
-        with pytest.raises(dumps.DumpStuckError, match="had not stopped all of /a, /b"):
+        with pytest.raises(dumps.DumpAgainError, match="had not stopped all of /a, /b"):
             under_way.wait(held)
         assert thawed == ["/a", "/b"]
         assert process.poll() is None
@@ -263,7 +272,7 @@ def test_only_what_has_its_criu_is_let_go(
     one_by_one.start([replace(first, argv=("sleep", "60")), second], [])
     # Not seized by anybody: it is where it was.
     monkeypatch.setattr(one_by_one._seizing, "is_done", lambda root: False)
-    with pytest.raises(dumps.DumpStuckError):
+    with pytest.raises(dumps.DumpAgainError):
         one_by_one.wait(lambda: None)
     assert thawed == ["/a"]
     assert not (tmp_path / "order").exists()
