@@ -79,6 +79,8 @@ def guest() -> Iterator[Guest]:
             "[Service]\nLoadCredential=note:/etc/machine-id\n",
         )
         running.session.set_up(1024)
+        # It flushes all rules when it starts, also those of others.
+        running.text("systemctl enable --quiet --now nftables.service")
         yield running
 
 
@@ -156,6 +158,10 @@ def arrays(guest: Guest) -> list[str]:
 
 # Lets in what begins properly, and what it remembers to have begun.
 _FIREWALL = """
+table inet filter
+delete table inet filter
+table ip nat
+delete table ip nat
 table inet filter {
     chain input {
         type filter hook input priority 0; policy drop;
@@ -177,7 +183,7 @@ table ip nat {
 
 def redirect(guest: Guest, port: int) -> None:
     """New connections to this port end at nginx."""
-    guest.write("/root/firewall", "flush ruleset\n" + _FIREWALL % port)
+    guest.write("/root/firewall", _FIREWALL % port)
     guest.text("nft -f /root/firewall")
 
 
@@ -209,7 +215,8 @@ def start_tunnel(guest: Guest) -> str:
         f"[Interface]\nPrivateKey = {ours}\nAddress = {_IN_TUNNEL}/28\n"
         f"ListenPort = {_TUNNEL_PORT}\n"
         f"[Peer]\nPublicKey = {their_public}\nPresharedKey = {shared}\n"
-        f"AllowedIPs = {_TUNNEL_PEER.partition('/')[0]}/32, 192.0.2.128/25\n",
+        # All that has no other way: by rules, and with a filter of wg-quick's own.
+        "AllowedIPs = 0.0.0.0/0\n",
     )
     guest.text("systemctl start wg-quick@wg0.service")
     return (
@@ -220,9 +227,15 @@ def start_tunnel(guest: Guest) -> str:
 
 
 def tunnel(guest: Guest) -> list[str]:
-    """How it is set up, and what systemd says of who did it."""
-    words = "systemctl show --property=ActiveState,SubState,InvocationID wg-quick@wg0.service"
-    return [*guest.text("wg showconf wg0").splitlines(), *guest.text(words).splitlines()]
+    """How it is set up with all that leads to it, and what systemd says of who did it."""
+    words = "wg-quick@wg0.service nftables.service"
+    commands = (
+        "wg showconf wg0", "ip rule", "ip -6 rule", "ip route show table all",
+        "nft -s list ruleset",
+        f"systemctl show --property=Id,ActiveState,SubState,InvocationID {words}",
+    )  # fmt: skip
+    # Routes of one kind come in any order.
+    return sorted(line for command in commands for line in guest.text(command).splitlines())
 
 
 def by_hand(guest: Guest) -> tuple[list[str], dict[str, float]]:
@@ -272,9 +285,9 @@ def test_root_on_lvm_network_on_a_bridge(guest: Guest) -> None:
     ):
         for each in (connection, translated, tagged, tunnelled):
             get(each)
-        tunnel_before = tunnel(guest)
         # From here on only that connection itself is remembered.
         redirect(guest, 9090)
+        tunnel_before = tunnel(guest)
         outcome = guest.upgrade(NEW)
         assert outcome.passed, guest.explain(outcome)
         for each in (connection, translated, tagged, tunnelled):

@@ -8,11 +8,12 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rekernel import smallfiles, syscalls
 from rekernel.agent import processes
-from rekernel.agent.console import Tolerated, miss, say
-from rekernel.handover.manifest import Link, Network
+from rekernel.agent.console import Tolerated, miss, missing, say
+from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
 
 _LOG = "/run/rekernel/network.log"
 
@@ -75,6 +76,13 @@ def set_up(network: Network) -> None:
     syscalls.set_link_up("lo")
     _rename(network.links)
     _set_ipv6(network.links)
+    for name, tunnel in network.tunnels.items():
+        with Tolerated(f"the tunnel {name}"):
+            _make(name, tunnel)
+            continue
+        # With no keys it is worse than none: wg-quick would write that into its configuration.
+        _remove(name)
+        _leave_to_init(network, name)
     for family, text in (("", network.batch), *network.rules.items()):
         if not text:
             continue
@@ -85,15 +93,52 @@ def set_up(network: Network) -> None:
             processes.wait(processes.feed(argv, text.encode(), log=_LOG), "ip")
         except processes.ProgramFailedError:
             say(f"some network settings were refused, see {_LOG}")
-    for name, text in network.tunnels.items():
-        with Tolerated(f"keys and peers of the tunnel {name}"):
-            _feed(["wg", "setconf", name, "/proc/self/fd/0"], text)
     # Rules may name interfaces that must exist.
     _load(network)
 
 
+def _make(name: str, tunnel: Tunnel) -> None:
+    """Before it is up, so that it takes its own port and no other."""
+    _feed(["ip", "link", "add", name, "type", "wireguard"], "")
+    _feed(["wg", "setconf", name, "/proc/self/fd/0"], tunnel.config)
+
+
+def _remove(name: str) -> None:
+    with suppress(OSError, processes.ProgramFailedError):
+        _feed(["ip", "link", "delete", name], "")
+
+
+def remove_tunnels(network: Network) -> None:
+    """For a normal boot: who sets them up would find them there."""
+    for name in network.tunnels:
+        _remove(name)
+
+
+def wake_tunnels(network: Network) -> None:
+    """After the commit: agree on keys with all peers that can be reached."""
+    for name, tunnel in network.tunnels.items():
+        for words in (tunnel.wake, tunnel.settle):
+            if words:
+                _feed(["wg", "set", name, *words], "")
+
+
+# Units of systemd that start as at any boot, as what they had set up is not there.
+afresh: set[str] = set()
+
+
+def _leave_to_init(network: Network, part: str) -> None:
+    afresh.update(unit for unit, its_part in network.settled.items() if its_part == part)
+
+
 def _load(network: Network) -> None:
     """The packet filter, or all of it that this kernel takes."""
+    before = len(missing)
+    _load_all(network)
+    if len(missing) > before:
+        _leave_to_init(network, FILTER)
+
+
+def _load_all(network: Network) -> None:
     try:
         if network.tables:
             _feed(["nft", "-f", "-"], "".join(network.tables.values()))

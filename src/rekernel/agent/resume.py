@@ -160,6 +160,7 @@ def _restore(
         # Nothing of it may run, nor be restored another time.
         _go_on_after("wiping the store", lambda: wipe(store.area))
         _go_on_after("ending all trees", lambda: restore.kill_all(manifest.trees))
+        _go_on_after("removing tunnels", lambda: network.remove_tunnels(manifest.network))
         _go_on_after("unlocking the network", network.give_up)
         _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
         if freed is not None:
@@ -169,6 +170,7 @@ def _restore(
         _go_on_after("the commit", lambda: restore.commit(restores))
         _go_on_after("unlocking the network", lambda: network.unlock(manifest.network))
     resumed = time.time_ns()
+    _go_on_after("waking tunnels", lambda: network.wake_tunnels(manifest.network))
     say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
     _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
     if freed is not None:
@@ -371,7 +373,7 @@ def _init_with_state(
     manifest: Manifest, restores: restore.Restores, journal: dict[str, socket.socket]
 ) -> list[str]:
     """The init command line that makes systemd take the restored units as its own."""
-    failed = {item.tree.unit for item in restores.failed}
+    failed = {item.tree.unit for item in restores.failed} | network.afresh
     numbers = {name: listener.detach() for name, listener in journal.items()}
     parts = [manifest.systemd_header.format(**numbers)]
     parts += [text for unit, text in manifest.systemd_units.items() if unit not in failed]

@@ -56,13 +56,22 @@ def component_on(device: str) -> str | None:
     return _read(device, _component)
 
 
-def find(uuid: str, what: Callable[[str], str | None] = uuid_on, *, timeout: float = 30.0) -> str:
+def find(
+    uuid: str,
+    what: Callable[[str], str | None] = uuid_on,
+    *,
+    timeout: float = 30.0,
+    first: str = "",
+) -> str:
     """The device on which ``what`` finds this UUID, by the name to mount it by.
 
-    Raises NotFoundError after ``timeout`` seconds.
+    ``first``: where to look before all others, of which one may be broken and slow. Raises
+    NotFoundError after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
+        if first and what(f"/dev/{first}") == uuid:
+            return node(first)
         for entry in sorted(os.listdir(_CLASS_BLOCK)):
             if what(f"/dev/{entry}") == uuid:
                 return node(entry)

@@ -119,16 +119,16 @@ def kernels(context: Context) -> Answer:
     if not others:
         return _warn("only the running one is installed", "install another linux-image package")
     try:
-        aliases = drivers.essential(mounts.observe())
+        needs = drivers.essential(mounts.observe())
     except BlockedError:
         # The probes of the root and of mounts say more of it.
-        aliases = []
+        needs = fitness.Needs(())
     region = context.backend != "image"
     unfit = {
         item.release: words
         for item in found
         if item.release != running_release()
-        and (words := fitness.shortcomings(item, running_release(), aliases, region=region))
+        and (words := fitness.shortcomings(item, running_release(), needs, region=region))
     }
     fit = [release for release in others if release not in unfit]
     text = f"to switch to: {', '.join(fit) or 'none'}"

@@ -27,10 +27,14 @@ class RaidArray:
     name: str
     level: str
     metadata: str
-    # UUIDs of its disks, those that have failed left out.
-    components: tuple[str, ...]
+    # UUID of each disk -> its name in /dev, which may be another then; without those that failed.
+    disks: dict[str, str]
+    # How many it lacks.
+    degraded: int
     # Of its record in udev's database.
     udev: tuple[str, ...]
+    # What md must know by name to read its superblocks.
+    features: tuple[str, ...] = ()
 
 
 @record

@@ -100,11 +100,25 @@ class Link:
     ipv6: dict[str, str] = field(default_factory=dict)
 
 
+# The part of the network that is not a tunnel, for Network.settled.
+FILTER = "packet filter"
+
+
+@record
+class Tunnel:
+    """A tunnel of WireGuard: ``config`` is input for ``wg setconf``; ``wake`` and ``settle`` follow
+    ``wg set NAME``, after the commit, in this order.
+    """
+
+    config: str
+    wake: tuple[str, ...]
+    settle: tuple[str, ...]
+
+
 @record
 class Network:
     """How to set up the network: rules and ``tables`` ("FAMILY NAME" -> text) are input for
-    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` ("PROGRAM TABLE" -> text) for the program,
-    ``tunnels`` (name -> text) for ``wg setconf``.
+    ``nft -f``, ``batch`` is for ``ip -batch``, ``saved`` ("PROGRAM TABLE" -> text) for the program.
     """
 
     lock_rules: str
@@ -117,7 +131,11 @@ class Network:
     rules: dict[str, str] = field(default_factory=dict)
     # How many connections the packet filter may remember; 0 if it remembers none.
     conntrack_max: int = 0
-    tunnels: dict[str, str] = field(default_factory=dict)
+    # By the names of their interfaces.
+    tunnels: dict[str, Tunnel] = field(default_factory=dict)
+    # Services that do not start again, unless the part that they have set up is missing: unit ->
+    # part, which is the packet filter or a tunnel (systemd/settled.py).
+    settled: dict[str, str] = field(default_factory=dict)
 
 
 @record

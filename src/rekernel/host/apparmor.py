@@ -69,10 +69,15 @@ def policies(pids: Iterable[int]) -> list[bytes]:
 
 
 def relaxed(data: bytes) -> bytes:
-    """The same policy, but that it forbids only what it denies explicitly."""
+    """The same policy, but that it forbids only what it denies explicitly. Raises RekernelError."""
     changed = bytearray(data)
     # There may be one before each of several profiles.
-    for header in _PROFILE_HEADER.finditer(data):
+    headers = list(_PROFILE_HEADER.finditer(data))
+    if not headers:
+        raise RekernelError(
+            "a policy of AppArmor has a form that is not known", "aa-disable the profile of it"
+        )
+    for header in headers:
         (version,) = _VERSION.unpack(header[1])
         _VERSION.pack_into(changed, header.start(1), version | _FORCE_COMPLAIN)
     return bytes(changed)

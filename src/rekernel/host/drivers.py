@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rekernel.host import disks, loops, network
 from rekernel.host.mounts import MountInfo
 from rekernel.kernel import modules
+from rekernel.kernel.fitness import Needs
 
 
 def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
@@ -22,7 +23,12 @@ def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
     return aliases
 
 
-def essential(table: Sequence[MountInfo]) -> list[str]:
-    """The same without what is only mounted as it was mounted before."""
+def essential(table: Sequence[MountInfo]) -> Needs:
+    """The same without what is only mounted as it was mounted before. Raises BlockedError."""
     on_disks = {mount.fstype for mount in table if mount.source.startswith("/dev/")}
-    return needed(table, sorted(on_disks))
+    _, device = disks.root(table)
+    arrays = disks.stack(table, device).arrays
+    written = dict.fromkeys(text for array in arrays for text in array.features)
+    return Needs(
+        tuple(needed(table, sorted(on_disks))), {"md_mod": tuple(written)} if written else {}
+    )

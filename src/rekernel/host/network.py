@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.containers import docker, podman
-from rekernel.handover.manifest import Link, Network
+from rekernel.errors import BlockedError, RekernelError
+from rekernel.handover.manifest import Link, Network, Tunnel
 from rekernel.host import conntrack, packetfilter, virtual_links, wireguard
 from rekernel.host.packetfilter import PacketFilter
 from rekernel.records import field, record
@@ -94,8 +95,8 @@ class NetworkFacts:
     namespaces: dict[int, str] = field(default_factory=dict)
     # Of each interface (_IPV6).
     ipv6: dict[str, dict[str, str]] = field(default_factory=dict)
-    # Of WireGuard: input for ``wg setconf``.
-    tunnels: dict[str, str] = field(default_factory=dict)
+    # Of WireGuard; one that cannot be read is among the others.
+    tunnels: dict[str, Tunnel] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -107,6 +108,7 @@ def kinds() -> list[str]:
 def observe() -> NetworkFacts:
     """Read everything that :func:`describe` needs. Changes nothing."""
     links = run_json(["ip", "-json", "-details", "link", "show"])
+    tunnels, unread = _observe_tunnels(links)
     return NetworkFacts(
         links=links,
         addresses=run_json(["ip", "-json", "address", "show"]),
@@ -124,7 +126,7 @@ def observe() -> NetworkFacts:
         filter=packetfilter.observe(),
         rules={family: run_json(["ip", "-json", family, "rule", "show"]) for family in _FAMILIES},
         qdiscs=run_json(["tc", "-json", "qdisc", "show"]),
-        others=tuple(_observe_others()),
+        others=(*unread, *_observe_others()),
         conntrack_max=conntrack.maximum(),
         namespaces={
             item["nsid"]: item["name"]
@@ -132,12 +134,22 @@ def observe() -> NetworkFacts:
             if "name" in item
         },
         ipv6=dict(_observe_ipv6()),
-        tunnels=wireguard.observe(_tunnels(links)),
+        tunnels=tunnels,
     )
 
 
-def _tunnels(links: list[dict[str, Any]]) -> list[str]:
-    return [link["ifname"] for link in links if virtual_links.kind_of(link) == wireguard.KIND]
+def _observe_tunnels(links: list[dict[str, Any]]) -> tuple[dict[str, Tunnel], list[str]]:
+    """All that can be read, and why the others cannot."""
+    found: dict[str, Tunnel] = {}
+    unread = []
+    for link in links:
+        if virtual_links.kind_of(link) == wireguard.KIND:
+            name = link["ifname"]
+            try:
+                found[name] = wireguard.observe(name)
+            except RekernelError as error:
+                unread.append(f"{name} ({wireguard.KIND}, which cannot be read: {error.message})")
+    return found, unread
 
 
 def _observe_ipv6(
@@ -169,9 +181,6 @@ def unsupported(facts: NetworkFacts) -> list[str]:
     for link in _own_links(facts):
         if virtual_links.kind_of(link) and (why := virtual_links.unsupported(link)):
             found.append(f"{link['ifname']} ({why})")
-    for name in _tunnels(facts.links):
-        if name not in facts.tunnels:
-            found.append(f"{name} ({wireguard.KIND}, and no wg of wireguard-tools to read it with)")
     for route in _own_routes(facts):
         if "nexthops" in route or "encap" in route:
             found.append(f"route to {route['dst']} (several next hops or an encapsulation)")
@@ -187,8 +196,14 @@ def unsupported(facts: NetworkFacts) -> list[str]:
 
 
 def describe(facts: NetworkFacts) -> Network:
-    """The settings as scripts. Loopback comes first, then links, addresses, routes."""
+    """The settings as scripts. Loopback comes first, then links, addresses, routes.
+
+    Raises BlockedError if a tunnel could not be read.
+    """
     own = _own_links(facts)
+    for name in (link["ifname"] for link in own if virtual_links.kind_of(link) == wireguard.KIND):
+        if name not in facts.tunnels:
+            raise BlockedError(f"the tunnel {name} cannot be read any more", "try again")
     devices = [link for link in own if not virtual_links.kind_of(link)]
     made = virtual_links.ordered(
         link for link in own if virtual_links.kind_of(link) in virtual_links.KINDS

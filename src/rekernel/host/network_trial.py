@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rekernel import syscalls
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Network
+from rekernel.host import wireguard
 from rekernel.run import CommandFailedError, run
 
 # ip -batch: what the kernel or ip itself says, and the number of the line.
@@ -36,6 +37,8 @@ def _refused(network: Network) -> list[str]:
         ours = ["ip", "link", "add", link.name, "address", link.mac]
         run([*ours, "type", "veth", "peer", "name", f"rekernel{number}"])
         run(["ip", "link", "set", f"rekernel{number}", "up"])
+    for name in network.tunnels:
+        run(["ip", "link", "add", name, "type", wireguard.KIND])
     found = []
     for family, text in (("", network.batch), *network.rules.items()):
         words = ["ip", *([family] if family else []), "-force", "-batch", "-"]

@@ -6,9 +6,11 @@ Kernel interface: Documentation/admin-guide/md.rst.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rekernel.agent import superblocks
+from rekernel.errors import RekernelError
 from rekernel.handover.config import RaidArray
 from rekernel.host import sysblock
 from rekernel.host.sysblock import NoWayBackError, line
@@ -46,27 +48,55 @@ def observe(block: Path, below: list[Path]) -> RaidArray:
         raise NoWayBackError(f"a RAID with metadata {metadata}")
     if state not in _WRITABLE:
         raise NoWayBackError(f"a RAID that is {state}")
-    if "[llbitmap]" in _text(at / "bitmap_type", ""):
-        raise NoWayBackError("a RAID with a bitmap that not every kernel knows")
+    if _text(at / "bitmap" / "metadata", "internal") == "clustered":
+        raise NoWayBackError("a RAID of a cluster")
+    if _text(at / "bitmap" / "location", "none") == "file":
+        raise NoWayBackError("a RAID with its bitmap in a file")
     if _text(at / "reshape_position", "none") != "none":
         raise NoWayBackError("a RAID that is being reshaped")
-    components = []
+    found = {}
     for disk in below:
         if is_array(disk) or (disk / "dm").exists():
             raise NoWayBackError(f"a RAID on {disk.name}, no plain disk")
         reader = superblocks.component_on
-        components.append(sysblock.only_here(disk.name, reader, "no disk of a RAID"))
+        found[sysblock.only_here(disk.name, reader, "no disk of a RAID")] = disk.name
     return RaidArray(
         name=block.name,
         level=level,
         metadata=metadata,
-        components=tuple(components),
+        disks=found,
+        degraded=int(_text(at / "degraded", "0")),
         udev=sysblock.known_to_udev(line(block / "dev"), "E:LVM_MD_"),
+        features=tuple(_features(at)),
     )
 
 
+def assert_as_before(arrays: Iterable[RaidArray]) -> None:
+    """Raises RekernelError if a disk has failed, or come, since they were observed: the next kernel
+    would take what is out of date for the array.
+    """
+    for array in arrays:
+        at = sysblock.CLASS / array.name / "md"
+        try:
+            names = {disk.name for disk in at.glob("dev-*") if not _has_failed(disk)}
+        except OSError:
+            names = set()
+        if names != {f"dev-{name}" for name in array.disks.values()}:
+            raise RekernelError(f"{array.name} has not the same disks any more", "try again")
+
+
+def _features(at: Path) -> Iterator[str]:
+    """What is in its superblocks that older kernels refuse."""
+    if _text(at / "logical_block_size", "0") != "0":
+        yield "logical_block_size"
+    if "[llbitmap]" in _text(at / "bitmap_type", ""):
+        yield "llbitmap"
+
+
 def _has_failed(disk: Path) -> bool:
-    return "faulty" in line(disk / "state").split(",")
+    # One that is about to note a bad block is called so as well, but is in the array.
+    state = line(disk / "state").split(",")
+    return "faulty" in state and "in_sync" not in state
 
 
 def _text(path: Path, default: str) -> str:

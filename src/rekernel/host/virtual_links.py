@@ -136,8 +136,10 @@ def ordered(links: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def making(link: Mapping[str, Any]) -> list[str]:
-    """Lines that make an interface that is not there yet."""
+    """Lines that make an interface that is not there yet. Tunnels are, as their keys come first."""
     kind = kind_of(link)
+    if kind == wireguard.KIND:
+        return []
     data = link["linkinfo"].get("info_data", {})
     name = link["ifname"]
     if kind == "vlan":
@@ -152,9 +154,7 @@ def making(link: Mapping[str, Any]) -> list[str]:
             _changed(link).items(), key=lambda item: list(_WORDS[kind]).index(item[0])
         )
     ]
-    # A tunnel has none.
-    address = f" address {link['address']}" if "address" in link else ""
-    return [" ".join([f"link add name {name}{address} type {kind}", *words])]
+    return [" ".join([f"link add name {name} address {link['address']} type {kind}", *words])]
 
 
 def _vlan_flags(flags: Sequence[str]) -> list[str]:

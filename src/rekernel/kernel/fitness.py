@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel.kernel.installed import Kernel
-from rekernel.kernel.modules import FOR_REGION
+from rekernel.kernel.modules import FOR_REGION, read_module
+from rekernel.records import field, record
 from rekernel.run import CommandFailedError, run
 
 # Options of the kernel's build, without which criu or the agent cannot work.
@@ -17,14 +18,19 @@ _BOOT = Path("/boot")
 _UNKNOWN = re.compile(r"Module (\S+) not found")
 
 
-def shortcomings(
-    kernel: Kernel, running: str, aliases: Sequence[str], *, region: bool
-) -> list[str]:
-    """What ``kernel`` lacks, in words: drivers that the running one has, options of its build.
-
-    ``aliases``: of what must be there before init is, as modprobe takes them.
+@record
+class Needs:
+    """What must be there before init is: ``aliases``, as modprobe takes them; ``texts``: module ->
+    what is written in it if it knows what it will find.
     """
-    wanted = [alias for alias in aliases if region or alias not in FOR_REGION]
+
+    aliases: tuple[str, ...]
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def shortcomings(kernel: Kernel, running: str, needs: Needs, *, region: bool) -> list[str]:
+    """What ``kernel`` lacks, in words: drivers that the running one has, options of its build."""
+    wanted = [alias for alias in needs.aliases if region or alias not in FOR_REGION]
     here = _unknown(running, wanted)
     # What nobody has a module for is no device that anybody drives.
     lacking = [alias for alias in _unknown(kernel.release, wanted) if alias not in here]
@@ -32,7 +38,19 @@ def shortcomings(
     # Not every kernel tells by which aliases it has something built in.
     built_in = _built_in(kernel)
     missing = [f"no {name}" for name in names if _plain(name) not in built_in]
-    return [*missing, *_options_off(kernel, region=region)]
+    unknown = [
+        f"no {text} in {name}"
+        for name, texts in needs.texts.items()
+        for text in _not_in(kernel, name, texts)
+    ]
+    return [*missing, *unknown, *_options_off(kernel, region=region)]
+
+
+def _not_in(kernel: Kernel, name: str, texts: Sequence[str]) -> list[str]:
+    """Those that are not in the file of a module; all of them if it is built in."""
+    path = Path(run(["modinfo", "-k", kernel.release, "-n", name], check=False).strip())
+    data = read_module(path) if path.is_file() else b""
+    return [text for text in texts if text.encode() not in data]
 
 
 def _unknown(release: str, aliases: Sequence[str]) -> list[str]:

@@ -102,9 +102,9 @@ def show(names: Sequence[str]) -> list[Unit]:
     ]
 
 
-def exited(pattern: str) -> list[Unit]:
+def exited(*patterns: str) -> list[Unit]:
     """Services that have done what they are for, and count as active (RemainAfterExit=)."""
-    return show(active("service", "exited", pattern))
+    return show(active("service", "exited", *patterns))
 
 
 def running_services() -> list[Unit]:

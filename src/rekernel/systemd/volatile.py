@@ -26,6 +26,13 @@ _KEEP_TEXT = """\
 [Unit]
 IgnoreOnIsolate=yes
 """
+# systemd-networkd removes routing rules that it did not make, when it starts (networkd.conf(5)).
+_KEEP_RULES = "networkd.conf.d/50-rekernel-keep.conf"
+_KEEP_RULES_TEXT = """\
+# Until the upgrade is finished: those of others have been set up already.
+[Network]
+ManageForeignRoutingPolicyRules=no
+"""
 _MICROSECOND = 1_000_000
 # Read by systemd for a timer that counts from its own start.
 _COUNTS = re.compile(r"^OnActiveSec=.*$", re.MULTILINE)
@@ -64,8 +71,14 @@ def keeping(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
     }
 
 
+def keeping_rules(batches: Iterable[str], systemd: Path = _SYSTEMD) -> dict[str, str]:
+    """The same for systemd-networkd, if there are any routing rules (``ip -batch``)."""
+    return {str(systemd / _KEEP_RULES): _KEEP_RULES_TEXT} if any(batches) else {}
+
+
 def forget(systemd: Path = _SYSTEMD) -> None:
-    """Take away what :func:`keeping` made. Raises RekernelError."""
+    """Take away what :func:`keeping` and :func:`keeping_rules` made. Raises RekernelError."""
+    (systemd / _KEEP_RULES).unlink(missing_ok=True)
     found = list((systemd / "system").glob(f"*.d/{_KEEP}"))
     for path in found:
         path.unlink()

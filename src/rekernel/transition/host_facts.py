@@ -17,11 +17,10 @@ from rekernel.host import (
     mounts,
     network,
     sysctls,
-    wireguard,
 )
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
-from rekernel.records import record
-from rekernel.systemd import adoption, logins, volatile
+from rekernel.records import record, replace
+from rekernel.systemd import adoption, logins, settled, volatile
 from rekernel.systemd.units import Unit, exited, show
 from rekernel.transition.staging import mapped_files
 from rekernel.transition.trees import CarriedTree
@@ -62,7 +61,9 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
     triggers = volatile.triggers()
-    tunnels = exited(wireguard.SERVICES)
+    the_network = network.describe(network.observe())
+    done = settled.observe(the_network.tunnels)
+    done_units = [item.unit for item in done]
     table = mounts.observe()
     # systemd gives each service its own.
     credentials = {f"/run/credentials/{unit.name}": () for unit in units}
@@ -97,13 +98,14 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
             adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps),
             **volatile.triggered_files(triggers),
             **volatile.files([*units, *restarted]),
-            **volatile.keeping([*units, *tunnels]),
+            **volatile.keeping([*units, *done_units]),
+            **volatile.keeping_rules(the_network.rules.values()),
             **left.files,
             **ifupdown.files(),
         },
         fifos=left.fifos,
         prefetch=tuple(mapped_files([pid for tree in trees for pid in tree.pids])),
-        network=network.describe(network.observe()),
+        network=replace(the_network, settled={item.unit.name: item.part for item in done}),
         hostname=os.uname().nodename,
         sysctls=sysctls.values(),
         triggers=tuple(unit.name for unit in triggers),
@@ -113,7 +115,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
             for unit in (
                 *show(logins.taken_along(of_logins)),
                 *exited(_CHECKED),
-                *tunnels,
+                *done_units,
                 *units,
             )
         },

@@ -13,9 +13,9 @@ from rekernel import syscalls
 from rekernel.agent import boot
 from rekernel.checkpoint.options import PROBE
 from rekernel.errors import BlockedError, NotPermittedError, RekernelError
-from rekernel.handover.config import AgentConfig
+from rekernel.handover.config import AgentConfig, RaidArray
 from rekernel.handover.manifest import Extent
-from rekernel.host import apparmor, binds, disks, drivers, mounts
+from rekernel.host import apparmor, binds, disks, drivers, mounts, network, wireguard
 from rekernel.host.swap import SwapArea, shortage
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -37,7 +37,8 @@ def machine_id() -> str:
 
 
 # What the agent and criu start on the new root, in the order of need.
-_TOOLS = ("ip", "criu", "tar", "sh", "nft", "modprobe", "wg")
+_TOOLS = ("ip", "criu", "tar", "sh", "nft", "modprobe")
+_TOOLS_FOR_TUNNELS = ("wg",)
 _OWN_TOOLS = Path("/usr/lib/rekernel")
 
 
@@ -45,7 +46,8 @@ def _tool_files() -> list[str]:
     """Programs that the agent and criu start, with their libraries, in the order of need."""
     # Our own are small: they shall not wait behind criu and its libraries.
     tools = sorted(_OWN_TOOLS.glob("rekernel-*"))
-    tools += [Path(path) for name in _TOOLS if (path := shutil.which(name)) is not None]
+    names = (*_TOOLS, *(_TOOLS_FOR_TUNNELS if wireguard.KIND in network.kinds() else ()))
+    tools += [Path(path) for name in names if (path := shutil.which(name)) is not None]
     return list(dict.fromkeys(str(path) for path in [*tools, *initrd.shared_objects(tools)]))
 
 
@@ -85,8 +87,11 @@ def load_kernel(
     store_file: Path | None,
     cmdline: str,
     undo: UndoList,
-) -> None:
-    """Build the initrd and load it with the kernel. Raises RekernelError; loads nothing then."""
+) -> tuple[RaidArray, ...]:
+    """Build the initrd and load it with the kernel; returns the arrays that it has.
+
+    Raises RekernelError; loads nothing then.
+    """
     table = mounts.observe()
     root, device = disks.root(table)
     stack = disks.stack(table, device)
@@ -115,7 +120,7 @@ def load_kernel(
         mapped=stack.mapped,
         panic=_PANIC.read_text().strip(),
     )
-    SCRATCH.mkdir(parents=True, exist_ok=True)
+    make_scratch()
     path = SCRATCH / "initrd"
     path.write_bytes(initrd.build(config, chosen))
     undo.push("unload-kernel")
@@ -130,6 +135,7 @@ def load_kernel(
         raise RekernelError(f"the kernel cannot load {kernel.image}: {error.strerror}") from error
     # The kernel has its own copy.
     path.unlink()
+    return config.arrays
 
 
 def probe_kernel() -> None:
@@ -169,6 +175,11 @@ def tune_kernel(undo: UndoList) -> None:
         ("/sys/kernel/rcu_expedited", "1"),
     ):
         _set(undo, Path(path), value)
+
+
+def make_scratch() -> None:
+    """The directory of an attempt: nobody else may read what processes have in memory."""
+    SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def keep_profiles(pids: Iterable[int], undo: UndoList) -> list[bytes]:

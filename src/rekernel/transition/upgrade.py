@@ -25,7 +25,7 @@ from rekernel.checkpoint.options import dump_argv
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, binds, conntrack, network_trial, swap, sysctls
+from rekernel.host import apparmor, binds, conntrack, network_trial, raid, swap, sysctls
 from rekernel.host.mounts import MountInfo
 from rekernel.kernel import cmdline
 from rekernel.memory.gather import gather
@@ -122,7 +122,7 @@ class Upgrade:
         images, store_file = self._make_room()
         with self._events.phase("load kernel"):
             words = cmdline.for_next(Path("/proc/cmdline").read_text())
-            staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
+            arrays = staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
         self._check()
         # Before some are changed for the upgrade itself.
         settings = sysctls.changed()
@@ -220,6 +220,7 @@ class Upgrade:
                 pids = [pid for tree in made.trees for pid in tree.pids]
                 record = self._settle(record, pids, len(area), strays_at)
                 cut.add_record(writer, area, record, strays_at)
+            raid.assert_as_before(arrays)
             dumps.assert_held()
             now = [*(tree.verdict for tree in made.trees), *ended]
             as_found = {item.unit.name: item for item in now}
@@ -375,14 +376,15 @@ class Upgrade:
 
     def _make_room(self) -> tuple[Path, Path | None]:
         """Where the images go, and the store's file if there is no region."""
-        staging.SCRATCH.mkdir(parents=True, exist_ok=True)
+        staging.make_scratch()
         if self._plan.where is not None:
             images = staging.SCRATCH / "images"
             _empty(images)
             return images, None
         images = attempt.IMAGES / self._id
         self._undo.push("remove", str(images))
-        images.mkdir(parents=True)
+        # What processes have in memory is in there, and keys.
+        images.mkdir(mode=0o700, parents=True)
         return images, images / "store"
 
     def _assert_room(

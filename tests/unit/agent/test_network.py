@@ -9,7 +9,7 @@ import pytest
 
 from rekernel import syscalls
 from rekernel.agent import console, network, processes
-from rekernel.handover.manifest import Link, Network
+from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
 from rekernel.records import replace
 
 from .conftest import Said
@@ -35,6 +35,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         if status:
             raise processes.ProgramFailedError(what)
 
+    monkeypatch.setattr(network, "afresh", set())
     monkeypatch.setattr(processes, "feed", feed)
     monkeypatch.setattr(processes, "wait", wait)
     monkeypatch.setattr(syscalls, "set_link_up", lambda name: None)
@@ -63,9 +64,33 @@ def test_a_table_that_this_kernel_does_not_take(fed: list[tuple[str, str]], said
 
 
 def test_tunnels(fed: list[tuple[str, str]]) -> None:
-    network.set_up(replace(NETWORK, tables={}, saved={}, tunnels={"wg0": "keys", "wg1": "b"}))
-    assert fed == [("nft", "lock"), ("ip", "links"), ("wg", "keys"), ("wg", "b")]
-    assert console.missing == ["keys and peers of the tunnel wg1: wg"]
+    tunnels = {
+        "wg0": Tunnel("keys", ("peer", "K", "persistent-keepalive", "25"), ()),
+        "wg1": Tunnel("b", (), ()),
+    }
+    settled = {"wg-quick@wg0.service": "wg0", "wg-quick@wg1.service": "wg1", "x.service": FILTER}
+    whole = replace(NETWORK, tables={}, saved={}, tunnels=tunnels, settled=settled)
+    network.set_up(whole)
+    # Each has its keys before it is up, and the one that has none is removed.
+    assert fed == [
+        ("nft", "lock"), ("ip", ""), ("wg", "keys"), ("ip", ""), ("wg", "b"), ("ip", ""),
+        ("ip", "links"),
+    ]  # fmt: skip
+    assert console.missing == ["the tunnel wg1: wg"]
+    assert network.afresh == {"wg-quick@wg1.service"}
+    fed.clear()
+    network.wake_tunnels(whole)
+    assert fed == [("wg", "")]
+    network.remove_tunnels(whole)
+    assert fed == [("wg", ""), ("ip", ""), ("ip", "")]
+
+
+def test_who_sets_up_a_filter_that_is_not_taken(fed: list[tuple[str, str]]) -> None:
+    settled = {"nftables.service": FILTER, "wg-quick@wg0.service": "wg0"}
+    network.set_up(replace(NETWORK, tables={"inet a": "a"}, settled=settled))
+    assert network.afresh == set()
+    network.set_up(replace(NETWORK, settled=settled))
+    assert network.afresh == {"nftables.service"}
 
 
 def test_an_interface_that_is_gone(said: Said) -> None:

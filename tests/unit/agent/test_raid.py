@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.agent import raid, superblocks, udevdata
+from rekernel.agent import console, raid, superblocks, udevdata
 from rekernel.handover.config import RaidArray
 from rekernel.records import asdict
 
 from .conftest import Said
 
-ARRAY = asdict(RaidArray("md7", "raid1", "1.2", ("disk-a", "disk-b"), ("E:LVM_MD_X=1",)))
+DISKS = {"disk-a": "null", "disk-b": "zero"}
+ARRAY = asdict(RaidArray("md7", "raid1", "1.2", DISKS, 0, ("E:LVM_MD_X=1",)))
 
 
 @pytest.fixture
 def md(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """/sys, where the array is as soon as it is asked for; returns what was written, in order."""
     monkeypatch.setattr(raid, "_LIMIT_S", 0.0)
+    monkeypatch.setattr(raid, "_SYS_BLOCK", str(tmp_path / "block"))
+    (tmp_path / "block/md7/md").mkdir(parents=True)
+    (tmp_path / "block/md7/md/degraded").write_text("0\n")
     monkeypatch.setattr(superblocks, "component_on", {"/dev/null": "disk-a"}.get)
     (tmp_path / "null").touch()
     (tmp_path / "zero").touch()
@@ -58,20 +62,42 @@ def test_in_the_order_of_the_kernel(
 def test_a_disk_that_does_not_appear(md: list[tuple[str, str]], said: Said) -> None:
     raid.assemble([ARRAY])
     assert [name for name, _ in md] == ["new_array", "metadata_version", "new_dev", "array_state"]
+    assert console.missing == ["md7 lacks zero: no block device has disk-b"]
     assert len(said.lines) == 1
-    assert said.lines[0].endswith("md7 lacks a disk: no block device has disk-b")
+
+
+def test_a_disk_that_the_kernel_puts_out(
+    md: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = {"/dev/null": "disk-a", "/dev/zero": "disk-b"}
+    monkeypatch.setattr(superblocks, "component_on", disks.get)
+    (tmp_path / "block/md7/md/degraded").write_text("1\n")
+    raid.assemble([{**ARRAY, "degraded": 1}])
+    assert console.missing == []
+    raid.assemble([ARRAY])
+    assert console.missing == ["md7 lacks more disks than before: see /proc/mdstat"]
 
 
 def test_one_that_the_kernel_refuses(
     md: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
+    written: list[str] = []
+
     def refuse(path: str, text: str) -> None:
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        written.append(text)
+        if text in (number("/dev/null"), "active"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(raid, "_write", refuse)
     raid.assemble([ARRAY, ARRAY])
-    refused = [line for line in said.lines if "md7 is not assembled: " in line]
-    assert len(refused) == 2
+    assert console.missing[:3] == [
+        "md7 lacks zero: no block device has disk-b",
+        "md7 does not take /dev/null: Invalid argument",
+        "md7 is not assembled: [Errno 22] Invalid argument",
+    ]
+    assert len(console.missing) == 6
+    # Its disks are free for whoever assembles it later.
+    assert written[-2:] == ["active", "clear"]
 
 
 def test_udev_is_told(tmp_path: Path) -> None:

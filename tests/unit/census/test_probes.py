@@ -182,11 +182,11 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lacks: dict[str, list[str]] = {}
     monkeypatch.setattr(probes, "running_release", lambda: "6.12.1")
-    monkeypatch.setattr(drivers, "essential", lambda table: [])
+    monkeypatch.setattr(drivers, "essential", lambda table: fitness.Needs(()))
     monkeypatch.setattr(
         fitness,
         "shortcomings",
-        lambda kernel, running, aliases, region: lacks.get(kernel.release, []),
+        lambda kernel, running, needs, region: lacks.get(kernel.release, []),
     )
     assert probes.kernels(Context(root=tmp_path))[0] is Status.FAIL
     for release in ("6.12.1", "7.3.4"):

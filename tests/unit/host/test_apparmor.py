@@ -64,6 +64,11 @@ def test_a_policy_that_forbids_nothing(policies: Path) -> None:
     assert (policies / ".replace").read_bytes() == changed
 
 
+def test_a_policy_that_nobody_knows() -> None:
+    with pytest.raises(RekernelError, match="a form that is not known"):
+        apparmor.relaxed(NAMED[:20] + b"else")
+
+
 def test_only_versions_of_profiles_are_changed() -> None:
     """Permissions have tables of their own in a policy that was made for 7.3."""
     table = bytes.fromhex("04080076657273696f6e0002010000000bc3000200000000")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded, on_each_kernel
 
-from rekernel.handover.manifest import Link
+from rekernel.errors import BlockedError
+from rekernel.handover.manifest import Link, Tunnel
 from rekernel.host import network
 from rekernel.host.network import NetworkFacts
 from rekernel.host.packetfilter import PacketFilter
@@ -199,19 +200,21 @@ def test_traffic_control() -> None:
 def test_a_tunnel() -> None:
     link = {
         "ifname": "wg0", "flags": ["POINTOPOINT", "NOARP", "UP"], "mtu": 1420, "link_type": "none",
-        "linkinfo": {"info_kind": "wireguard"}, "inet6_addr_gen_mode": "random",
+        "linkinfo": {"info_kind": "wireguard"}, "inet6_addr_gen_mode": "none",
     }  # fmt: skip
     plain = OLD.network("net")
-    facts = replace(plain, links=[*plain.links, link], tunnels={"wg0": "keys"})
+    wg0 = Tunnel("keys", (), ())
+    facts = replace(plain, links=[*plain.links, link], tunnels={"wg0": wg0})
     assert network.unsupported(facts) == []
     described = network.describe(facts)
-    assert described.tunnels == {"wg0": "keys"}
+    assert described.tunnels == {"wg0": wg0}
     lines = described.batch.splitlines()
-    made = lines.index("link add name wg0 type wireguard")
-    assert made < lines.index("link set dev wg0 mtu 1420 addrgenmode random up")
+    assert "link set dev wg0 mtu 1420 addrgenmode none up" in lines
+    # It is there by then, with its keys.
+    assert not [line for line in lines if line.startswith("link add name wg0")]
     assert "wg0" not in [item.name for item in described.links]
-    unread = network.unsupported(replace(facts, tunnels={}))
-    assert unread == ["wg0 (wireguard, and no wg of wireguard-tools to read it with)"]
+    with pytest.raises(BlockedError, match="wg0 cannot be read any more"):
+        network.describe(replace(facts, tunnels={}))
 
 
 def test_without_rules_of_its_own(recorded: Recorded = OLD) -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from rekernel.agent import devmapper as agent
 from rekernel.agent import superblocks
+from rekernel.errors import RekernelError
 from rekernel.handover.config import MappedDevice, MappedTarget, RaidArray
+from rekernel.host import raid, sysblock
 from rekernel.host import stack as host_stack
-from rekernel.host import sysblock
 from rekernel.host.stack import Stack
 from rekernel.host.sysblock import NoWayBackError
 from rekernel.records import asdict
@@ -148,7 +149,8 @@ def test_a_volume_on_an_array() -> None:
     stack = Stack()
     stack.add("/dev/dm-0")
     stack.add("/dev/md0")
-    wanted = RaidArray("md0", "raid1", "1.2", ("disk-a", "disk-b"), ("E:LVM_MD_PV_ACTIVATED=1",))
+    disks = {"disk-a": "sda2", "disk-b": "sdb"}
+    wanted = RaidArray("md0", "raid1", "1.2", disks, 0, ("E:LVM_MD_PV_ACTIVATED=1",))
     assert stack.arrays == (wanted,)
     assert stack.disks == ("/dev/sda2", "/dev/sdb")
     assert [device.below for device in stack.mapped] == [("volume=pv-md",)]
@@ -162,11 +164,8 @@ def test_a_volume_on_an_array() -> None:
         ("metadata_version", "external:imsm", "a RAID with metadata external:imsm"),
         ("array_state", "readonly", "a RAID that is readonly"),
         ("reshape_position", "8192", "a RAID that is being reshaped"),
-        (
-            "bitmap_type",
-            "none bitmap [llbitmap]",
-            "a RAID with a bitmap that not every kernel knows",
-        ),
+        ("bitmap/metadata", "clustered", "a RAID of a cluster"),
+        ("bitmap/location", "file", "a RAID with its bitmap in a file"),
         ("dev-sdb/block/dev", "253:1", "a RAID on dm-1, no plain disk"),
         ("dev-sdb/block/dev", "7:0", "no plain disk"),
         ("dev-sda1/state", "spare", "on sda1, which is no disk of a RAID"),
@@ -175,10 +174,46 @@ def test_a_volume_on_an_array() -> None:
 def test_arrays_that_the_agent_could_not_assemble(
     array: Path, attribute: str, text: str, words: str
 ) -> None:
+    (array / attribute).parent.mkdir(exist_ok=True)
     (array / attribute).write_text(f"{text}\n")
     with pytest.raises(NoWayBackError) as error:
         Stack().add("/dev/md0")
     assert str(error.value) == words
+
+
+def test_an_array_that_is_called_by_a_name(array: Path, tmp_path: Path) -> None:
+    named = array.parent.rename(array.parent.with_name("md_home"))
+    (tmp_path / "9:0").unlink()
+    (tmp_path / "9:0").symlink_to(named)
+    with pytest.raises(NoWayBackError, match="a RAID with a name instead of a number"):
+        Stack().add("/dev/md0")
+
+
+def test_what_other_kernels_may_not_know_of_an_array(array: Path) -> None:
+    (array / "logical_block_size").write_text("0\n")
+    (array / "bitmap_type").write_text("none [bitmap] llbitmap\n")
+    stack = Stack()
+    stack.add("/dev/md0")
+    assert stack.arrays[0].features == ()
+    (array / "logical_block_size").write_text("512\n")
+    (array / "bitmap_type").write_text("none bitmap [llbitmap]\n")
+    stack = Stack()
+    stack.add("/dev/md0")
+    assert stack.arrays[0].features == ("logical_block_size", "llbitmap")
+
+
+def test_an_array_whose_disks_change(array: Path, tmp_path: Path) -> None:
+    stack = Stack()
+    stack.add("/dev/md0")
+    (tmp_path / "class" / "md0").rmdir()
+    (tmp_path / "class" / "md0").symlink_to(array.parent)
+    raid.assert_as_before(stack.arrays)
+    # About to note a bad block.
+    (array / "dev-sdb" / "state").write_text("faulty,in_sync\n")
+    raid.assert_as_before(stack.arrays)
+    (array / "dev-sdb" / "state").write_text("faulty\n")
+    with pytest.raises(RekernelError, match="md0 has not the same disks any more"):
+        raid.assert_as_before(stack.arrays)
 
 
 targets = st.builds(

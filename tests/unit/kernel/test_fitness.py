@@ -14,7 +14,7 @@ from rekernel.run import CommandFailedError
 
 NEW = Kernel("7.3.4", Path("/boot/vmlinuz-7.3.4"), Path("/x"))
 DISK, BRIDGE = "virtio:d00000002v00001AF4", "pci:v00008086d00001237"
-WANTED = [DISK, BRIDGE, "fs-xfs", "fs-ext4", "dax_hmem", "nf_tables"]
+WANTED = fitness.Needs((DISK, BRIDGE, "fs-xfs", "fs-ext4", "dax_hmem", "nf_tables"))
 
 
 @pytest.fixture
@@ -77,3 +77,18 @@ def test_options(known: dict[str, dict[str, str]], tmp_path: Path) -> None:
     lacking = ["no CONFIG_BLK_DEV_INITRD", "no CONFIG_CHECKPOINT_RESTORE"]
     assert shortcomings() == [*lacking, "no CONFIG_USERFAULTFD"]
     assert shortcomings(region=False) == lacking
+
+
+def test_what_an_older_driver_does_not_know(
+    known: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "md-mod.ko"
+    module.write_bytes(b"\0logical_block_size\0")
+    monkeypatch.setattr(fitness, "run", lambda argv, check: f"{module}\n")
+    monkeypatch.setattr(fitness, "_unknown", lambda release, aliases: [])
+    needs = fitness.Needs((), {"md_mod": ("logical_block_size", "llbitmap")})
+    assert fitness.shortcomings(NEW, "6.12.1", needs, region=True) == ["no llbitmap in md_mod"]
+    # Built in: it is not known what it knows.
+    monkeypatch.setattr(fitness, "run", lambda argv, check: "(builtin)\n")
+    lacking = ["no logical_block_size in md_mod", "no llbitmap in md_mod"]
+    assert fitness.shortcomings(NEW, "6.12.1", needs, region=True) == lacking

@@ -110,3 +110,13 @@ def test_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(volatile, "run", commands.append)
     assert volatile.start_again(["a.timer", "b.timer"]) == []
     assert commands == [["systemctl", "start", "--no-block", "--", "b.timer"]]
+
+
+def test_rules_that_networkd_did_not_make(tmp_path: Path) -> None:
+    assert volatile.keeping_rules(["", ""], tmp_path) == {}
+    ((path, text),) = volatile.keeping_rules(["", "rule add …\n"], tmp_path).items()
+    assert "\nManageForeignRoutingPolicyRules=no\n" in text
+    Path(path).parent.mkdir()
+    Path(path).write_text(text)
+    volatile.forget(tmp_path)
+    assert not Path(path).exists()

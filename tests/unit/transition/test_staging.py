@@ -28,3 +28,12 @@ def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _load(kernel: Kernel, undo: UndoList) -> None:
     staging.load_kernel(kernel, None, Path("/store"), "root=x", undo=undo)
+
+
+def test_what_is_kept_meanwhile_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "SCRATCH", tmp_path / "run" / "upgrade")
+    staging.make_scratch()
+    staging.make_scratch()
+    assert staging.SCRATCH.stat().st_mode & 0o777 == 0o700
