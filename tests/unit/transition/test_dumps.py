@@ -95,11 +95,16 @@ def test_a_criu_that_says_nothing(under_way: Dumps, tmp_path: Path) -> None:
     under_way.close()
 
 
-def test_what_is_over_in_a_moment(under_way: Dumps, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Error (criu/sk-queue.c:98): skqueue: Control messages in queue, not supported",
+        "Error (criu/pidfd.c:97): pidfd: pidfd pid 1 is not a part of process tree..",
+    ],
+)
+def test_what_is_over_in_a_moment(under_way: Dumps, tmp_path: Path, words: str) -> None:
     item = failed(tmp_path, 1)
-    (tmp_path / "dump.log").write_text(
-        "Error (x.c:1): skqueue: Control messages in queue, not supported"
-    )
+    (tmp_path / "dump.log").write_text(words)
     assert isinstance(under_way._failure(item), dumps.DumpAgainError)
     under_way.close()
 
