@@ -76,7 +76,7 @@ class Namespace:
         words = self.wrap("wireguard-go", "--foreground", name)
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as end:
             try:
-                self._wait_for(name)
+                self._wait_for(name, end)
                 run(self.wrap("wg", "setconf", name, "/dev/stdin"), stdin=config.encode())
                 run(["ip", "-n", self.name, "address", "add", address, "dev", name])
                 run(["ip", "-n", self.name, "link", "set", name, "up"])
@@ -84,10 +84,10 @@ class Namespace:
             finally:
                 end.terminate()
 
-    def _wait_for(self, name: str) -> None:
+    def _wait_for(self, name: str, end: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 10
         while run(self.wrap("wg", "show", name), check=False).returncode:
-            if time.monotonic() > deadline:
+            if end.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"{name}: the end of a tunnel did not start")
             time.sleep(0.1)
 

@@ -342,3 +342,7 @@ def test_back_with_an_array_that_lacks_a_disk(guest: Guest) -> None:
     guest.text("mdadm --quiet /dev/md/small --re-add /dev/vdb5")
     guest.text("mdadm --wait /dev/md/small || true")
     assert "[2/1]" not in guest.text("cat /proc/mdstat")
+    # Who has set up what is there still handles it.
+    guest.text("systemctl reload nftables.service && systemctl restart wg-quick@wg0.service")
+    assert guest.text("wg show wg0 listen-port") == str(_TUNNEL_PORT)
+    guest.text("systemctl stop wg-quick@wg0.service && ! ip link show wg0")

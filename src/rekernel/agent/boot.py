@@ -10,7 +10,7 @@ import threading
 
 from rekernel import syscalls
 from rekernel.agent import superblocks
-from rekernel.agent.console import Tolerated, miss, say
+from rekernel.agent.console import Tolerated, miss, missing, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def tell_failure(reason: str, path: str = RESULT) -> None:
 
     try:
         with open(path, "x") as file:
-            json.dump({"schema": 1, "handover": "failed", "reason": reason}, file)
+            told = {"schema": 1, "handover": "failed", "reason": reason, "missing": missing}
+            json.dump(told, file)
     except FileExistsError:
         pass
     except OSError as error:

@@ -12,11 +12,14 @@ from contextlib import suppress
 
 from rekernel import smallfiles, syscalls
 from rekernel.agent import processes
-from rekernel.agent.console import Tolerated, miss, missing, say
+from rekernel.agent.console import Tolerated, miss, say
 from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
 
 _LOG = "/run/rekernel/network.log"
 
+_CLASS = "/sys/class/net"
+# include/uapi/linux/if.h
+_IFF_UP = 1
 # include/uapi/linux/sockios.h
 _SIOCSIFNAME = 0x8923
 
@@ -80,9 +83,7 @@ def set_up(network: Network) -> None:
         with Tolerated(f"the tunnel {name}"):
             _make(name, tunnel)
             continue
-        # With no keys it is worse than none: wg-quick would write that into its configuration.
-        _remove(name)
-        _leave_to_init(network, name)
+        _give_up(network, name)
     for family, text in (("", network.batch), *network.rules.items()):
         if not text:
             continue
@@ -93,8 +94,13 @@ def set_up(network: Network) -> None:
             processes.wait(processes.feed(argv, text.encode(), log=_LOG), "ip")
         except processes.ProgramFailedError:
             say(f"some network settings were refused, see {_LOG}")
+    for name, tunnel in network.tunnels.items():
+        if tunnel.up and name not in given_up and not _is_up(name):
+            miss(f"the tunnel {name} does not come up")
+            _give_up(network, name)
     # Rules may name interfaces that must exist.
-    _load(network)
+    if not _load(network):
+        _leave_to_init(network, FILTER)
 
 
 def _make(name: str, tunnel: Tunnel) -> None:
@@ -117,28 +123,40 @@ def remove_tunnels(network: Network) -> None:
 def wake_tunnels(network: Network) -> None:
     """After the commit: agree on keys with all peers that can be reached."""
     for name, tunnel in network.tunnels.items():
-        for words in (tunnel.wake, tunnel.settle):
-            if words:
-                _feed(["wg", "set", name, *words], "")
+        if name not in given_up:
+            with Tolerated(f"keepalives of the tunnel {name}"):
+                for words in (tunnel.wake, tunnel.settle):
+                    if words:
+                        _feed(["wg", "set", name, *words], "")
 
 
-# Units of systemd that start as at any boot, as what they had set up is not there.
+# Units of systemd that start as at any boot, as what they had set up is not there; and tunnels that
+# are not.
 afresh: set[str] = set()
+given_up: set[str] = set()
+
+
+def _is_up(name: str) -> bool:
+    try:
+        return bool(int(smallfiles.read(f"{_CLASS}/{name}/flags"), 16) & _IFF_UP)
+    except OSError:
+        return False
+
+
+def _give_up(network: Network, name: str) -> None:
+    """With no keys it is worse than none: wg-quick would write that into its configuration."""
+    given_up.add(name)
+    _remove(name)
+    _leave_to_init(network, name)
 
 
 def _leave_to_init(network: Network, part: str) -> None:
     afresh.update(unit for unit, its_part in network.settled.items() if its_part == part)
 
 
-def _load(network: Network) -> None:
-    """The packet filter, or all of it that this kernel takes."""
-    before = len(missing)
-    _load_all(network)
-    if len(missing) > before:
-        _leave_to_init(network, FILTER)
-
-
-def _load_all(network: Network) -> None:
+def _load(network: Network) -> bool:
+    """The packet filter, or all of it that this kernel takes; whether that is all there is."""
+    refused = 0
     try:
         if network.tables:
             _feed(["nft", "-f", "-"], "".join(network.tables.values()))
@@ -146,10 +164,15 @@ def _load_all(network: Network) -> None:
         for name, text in network.tables.items():
             with Tolerated(f"table {name} of the packet filter"):
                 _feed(["nft", "-f", "-"], text)
+                continue
+            refused += 1
     for name, text in network.saved.items():
         program, _, table = name.partition(" ")
         with Tolerated(f"table {table} of the packet filter"):
             _feed([program], text)
+            continue
+        refused += 1
+    return not refused
 
 
 def _feed(argv: list[str], text: str) -> None:

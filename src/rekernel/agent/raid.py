@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 from rekernel.agent import superblocks
 from rekernel.agent.console import miss
@@ -57,7 +58,8 @@ def _assemble(array: Mapping[str, Any], deadline: float) -> None:
         _write(f"{md}/array_state", "active")
     except OSError:
         # Else nobody could assemble it afterwards: its disks would be taken.
-        _write(f"{md}/array_state", "clear")
+        with suppress(OSError):
+            _write(f"{md}/array_state", "clear")
         raise
     if _degraded(md) > array["degraded"]:
         miss(f"{array['name']} lacks more disks than before: see /proc/mdstat")

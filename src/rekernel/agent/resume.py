@@ -60,7 +60,8 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
     probe, or why it does not run.
     """
     init = list(raw["init"])
-    result: dict[str, Any] = {"schema": 1, "handover": "none"}
+    # What is missing is added to until it is written.
+    result: dict[str, Any] = {"schema": 1, "handover": "none", "missing": missing}
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Some for each tree and each connection between them; init gets its own limits again.
     _allow_descriptors((_DESCRIPTORS, max(_DESCRIPTORS, limits[1])))
@@ -145,7 +146,6 @@ def _restore(
         with timeline.phase("settings"):
             _apply_settings(manifest)
         between = _set_up_host(manifest, reader, region, store, timeline)
-        result["missing"] = missing
         journal = restore.listen_journal()
         with timeline.phase("criu's probe"):
             _wait_for_probe(probe)

@@ -128,7 +128,9 @@ def _add_told(found: dict[str, External], item: Descriptor) -> None:
     argument = f"fd[{{fd}}]:{key[1:]}"
     flags = item.flags & (os.O_ACCMODE | os.O_NONBLOCK)
     given = Inherited("file", argument, path=item.link, flags=flags, header=told)
-    found.setdefault(key, External(key, given))
+    # Who only reads it can do with that, too.
+    if key not in found or not (found[key].inherited or given).header:
+        found[key] = External(key, given)
 
 
 def _key(item: Descriptor) -> str:

@@ -116,6 +116,7 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
     reason = str(agent.get("reason", "no reason given"))
     # Their images are on a disk.
     trees, notes = _containers()
+    notes += agent.get("missing", [])
     for item in trees:
         became = item["failure"] or "it was carried over all the same"
         notes.append(f"container {item['name']}: {became}")

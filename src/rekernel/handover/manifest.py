@@ -113,6 +113,7 @@ class Tunnel:
     config: str
     wake: tuple[str, ...]
     settle: tuple[str, ...]
+    up: bool = True
 
 
 @record

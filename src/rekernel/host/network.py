@@ -17,7 +17,7 @@ from rekernel.errors import BlockedError, RekernelError
 from rekernel.handover.manifest import Link, Network, Tunnel
 from rekernel.host import conntrack, packetfilter, virtual_links, wireguard
 from rekernel.host.packetfilter import PacketFilter
-from rekernel.records import field, record
+from rekernel.records import field, record, replace
 from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"
@@ -146,7 +146,7 @@ def _observe_tunnels(links: list[dict[str, Any]]) -> tuple[dict[str, Tunnel], li
         if virtual_links.kind_of(link) == wireguard.KIND:
             name = link["ifname"]
             try:
-                found[name] = wireguard.observe(name)
+                found[name] = replace(wireguard.observe(name), up="UP" in link["flags"])
             except RekernelError as error:
                 unread.append(f"{name} ({wireguard.KIND}, which cannot be read: {error.message})")
     return found, unread

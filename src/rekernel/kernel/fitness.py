@@ -41,6 +41,7 @@ def shortcomings(kernel: Kernel, running: str, needs: Needs, *, region: bool) ->
     unknown = [
         f"no {text} in {name}"
         for name, texts in needs.texts.items()
+        if kernel.release != running
         for text in _not_in(kernel, name, texts)
     ]
     return [*missing, *unknown, *_options_off(kernel, region=region)]

@@ -27,7 +27,7 @@ _KEEP_TEXT = """\
 IgnoreOnIsolate=yes
 """
 # systemd-networkd removes routing rules that it did not make, when it starts (networkd.conf(5)).
-_KEEP_RULES = "networkd.conf.d/50-rekernel-keep.conf"
+_KEEP_RULES = "networkd.conf.d/99-rekernel-keep.conf"
 _KEEP_RULES_TEXT = """\
 # Until the upgrade is finished: those of others have been set up already.
 [Network]

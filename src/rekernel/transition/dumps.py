@@ -36,7 +36,7 @@ class DumpAgainError(DumpFailedError):
 
 # What criu says of such: a message with who sent it, to a user's manager say (sd_notify(3)), which
 # that had not read yet when it was frozen; a handle of init that came after the stand-ins.
-_PASSING = ("Control messages in queue", "is not a part of process tree")
+_PASSING = ("Control messages in queue", "pidfd pid 1 is not a part of")
 
 
 @record

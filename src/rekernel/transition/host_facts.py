@@ -97,7 +97,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
         files={
             adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps),
             **volatile.triggered_files(triggers),
-            **volatile.files([*units, *restarted]),
+            **volatile.files([*units, *restarted, *done_units]),
             **volatile.keeping([*units, *done_units]),
             **volatile.keeping_rules(the_network.rules.values()),
             **left.files,

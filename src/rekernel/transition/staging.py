@@ -179,7 +179,8 @@ def tune_kernel(undo: UndoList) -> None:
 
 def make_scratch() -> None:
     """The directory of an attempt: nobody else may read what processes have in memory."""
-    SCRATCH.mkdir(mode=0o700, parents=True, exist_ok=True)
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    SCRATCH.chmod(0o700)
 
 
 def keep_profiles(pids: Iterable[int], undo: UndoList) -> list[bytes]:

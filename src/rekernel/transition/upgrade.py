@@ -32,6 +32,7 @@ from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.run import run, start
+from rekernel.systemd.units import processes_of
 from rekernel.transition import contract, cut, host_facts, room, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
@@ -182,7 +183,7 @@ class Upgrade:
             apparmor.replace(apparmor.relaxed(policy))
         mark = len(self._undo)
         self._mounted = host.table
-        self._let_stand_in(pids)
+        self._let_stand_in(carried)
         frozen_ns = time.time_ns()
         with cut.open_store(plan.where, store_file) as area:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
@@ -195,7 +196,7 @@ class Upgrade:
                     dumps.close()
                     if self._undo.run(mark):
                         raise
-                    self._let_stand_in(pids)
+                    self._let_stand_in(carried)
                 made = self._cut(dumps, carried, images, len(area), strays_at)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
@@ -260,9 +261,10 @@ class Upgrade:
         restarted = self._plan.own(Verdict.RESTARTED)
         return host_facts.observe(carried, [item.unit for item in restarted])
 
-    def _let_stand_in(self, pids: list[int]) -> None:
+    def _let_stand_in(self, carried: Sequence[trees.CarriedTree]) -> None:
         """For init, of which processes have handles that criu would not dump."""
-        self._stand_in = StandIn(pids)
+        groups = dict.fromkeys(tree.verdict.unit.cgroup for tree in carried)
+        self._stand_in = StandIn(pid for group in groups for pid in processes_of(group))
         if self._stand_in.handles:
             self._undo.push("handle", *map(str, self._stand_in.handles))
             self._stand_in.take_place()

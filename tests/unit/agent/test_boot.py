@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rekernel import syscalls
-from rekernel.agent import boot, superblocks
+from rekernel.agent import boot, console, superblocks
 from rekernel.handover.manifest import Mount
 
 from .conftest import Said
@@ -34,14 +34,20 @@ def test_a_disk_that_does_not_come_is_said(
 
 def test_a_failure_is_told_once(tmp_path: Path, said: Said) -> None:
     path = tmp_path / "agent.json"
+    console.miss("md0 lacks sdb")
     boot.tell_failure("TimeoutError: x", str(path))
-    told = {"schema": 1, "handover": "failed", "reason": "TimeoutError: x"}
+    told = {
+        "schema": 1,
+        "handover": "failed",
+        "reason": "TimeoutError: x",
+        "missing": ["md0 lacks sdb"],
+    }
     assert json.loads(path.read_text()) == told
     boot.tell_failure("another", str(path))
     assert json.loads(path.read_text()) == told
     boot.tell_failure("another", str(tmp_path / "nowhere" / "agent.json"))
-    assert len(said.lines) == 1
-    assert "that is in no report: No such file or directory" in said.lines[0]
+    assert len(said.lines) == 2
+    assert "that is in no report: No such file or directory" in said.lines[1]
 
 
 def test_what_a_panic_does(tmp_path: Path, said: Said) -> None:

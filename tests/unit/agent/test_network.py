@@ -36,9 +36,18 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
             raise processes.ProgramFailedError(what)
 
     monkeypatch.setattr(network, "afresh", set())
+    monkeypatch.setattr(network, "given_up", set())
     monkeypatch.setattr(processes, "feed", feed)
     monkeypatch.setattr(processes, "wait", wait)
     monkeypatch.setattr(syscalls, "set_link_up", lambda name: None)
+    return found
+
+
+@pytest.fixture
+def interfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    found = tmp_path / "net"
+    found.mkdir()
+    monkeypatch.setattr(network, "_CLASS", str(found))
     return found
 
 
@@ -63,17 +72,17 @@ def test_a_table_that_this_kernel_does_not_take(fed: list[tuple[str, str]], said
     assert len(said.lines) == 2
 
 
-def test_tunnels(fed: list[tuple[str, str]]) -> None:
-    tunnels = {
-        "wg0": Tunnel("keys", ("peer", "K", "persistent-keepalive", "25"), ()),
-        "wg1": Tunnel("b", (), ()),
-    }
+def test_tunnels(fed: list[tuple[str, str]], interfaces: Path) -> None:
+    wake = ("peer", "K", "persistent-keepalive", "25")
+    tunnels = {"wg1": Tunnel("b", wake, ()), "wg0": Tunnel("keys", wake, ())}
     settled = {"wg-quick@wg0.service": "wg0", "wg-quick@wg1.service": "wg1", "x.service": FILTER}
+    (interfaces / "wg0").mkdir()
+    (interfaces / "wg0" / "flags").write_text("0x1091\n")
     whole = replace(NETWORK, tables={}, saved={}, tunnels=tunnels, settled=settled)
     network.set_up(whole)
     # Each has its keys before it is up, and the one that has none is removed.
     assert fed == [
-        ("nft", "lock"), ("ip", ""), ("wg", "keys"), ("ip", ""), ("wg", "b"), ("ip", ""),
+        ("nft", "lock"), ("ip", ""), ("wg", "b"), ("ip", ""), ("ip", ""), ("wg", "keys"),
         ("ip", "links"),
     ]  # fmt: skip
     assert console.missing == ["the tunnel wg1: wg"]
@@ -83,6 +92,18 @@ def test_tunnels(fed: list[tuple[str, str]]) -> None:
     assert fed == [("wg", "")]
     network.remove_tunnels(whole)
     assert fed == [("wg", ""), ("ip", ""), ("ip", "")]
+
+
+def test_a_tunnel_that_does_not_come_up(fed: list[tuple[str, str]], interfaces: Path) -> None:
+    (interfaces / "wg0").mkdir()
+    (interfaces / "wg0" / "flags").write_text("0x1090\n")
+    tunnel = Tunnel("keys", (), ())
+    whole = replace(NETWORK, tables={}, saved={}, settled={"wg-quick@wg0.service": "wg0"})
+    network.set_up(replace(whole, tunnels={"wg0": replace(tunnel, up=False)}))
+    assert console.missing == []
+    network.set_up(replace(whole, tunnels={"wg0": tunnel}))
+    assert console.missing == ["the tunnel wg0 does not come up"]
+    assert network.afresh == {"wg-quick@wg0.service"}
 
 
 def test_who_sets_up_a_filter_that_is_not_taken(fed: list[tuple[str, str]]) -> None:

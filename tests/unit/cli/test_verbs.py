@@ -286,12 +286,14 @@ def test_finish_when_nothing_came_over(
     handover: str, run_directory: Path, history: History, new_kernel: list[bool]
 ) -> None:
     history.begin(ID, {"boot_id": "another", "old_release": "6.12.1", "new_release": "7.3.4"})
-    text = json.dumps({"schema": 1, "handover": handover, "reason": "damaged (checksum)"})
+    told = {"handover": handover, "reason": "damaged (checksum)", "missing": ["md0 lacks sdb"]}
+    text = json.dumps({"schema": 1, **told})
     (run_directory / "agent.json").write_text(text)
     assert finish.run(NO_ARGUMENTS) == 0
     report = history.get(ID)
     assert (report["outcome"], report["old_release"]) == ("failed", "6.12.1")
     assert "damaged (checksum)" in report["error"]
+    assert report["notes"] == ["md0 lacks sdb"]
 
 
 def test_finish_after_a_crash(

@@ -8,6 +8,7 @@ import pytest
 
 from rekernel.errors import RekernelError
 from rekernel.host import network, wireguard
+from rekernel.records import replace
 
 SHOWN = """\
 [Interface]
@@ -56,8 +57,9 @@ def test_what_cannot_be_read_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(wireguard, "run", run)
     links: list[dict[str, Any]] = [
-        {"ifname": name, "linkinfo": {"info_kind": "wireguard"}} for name in ("wg0", "wg1")
+        {"ifname": name, "flags": ["NOARP"], "linkinfo": {"info_kind": "wireguard"}}
+        for name in ("wg0", "wg1")
     ]
     found, unread = network._observe_tunnels([{"ifname": "eth0"}, *links])
-    assert found == {"wg0": wireguard.parse(SHOWN)}
+    assert found == {"wg0": replace(wireguard.parse(SHOWN), up=False)}
     assert unread == ["wg1 (wireguard, which cannot be read: wg is not installed)"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 import pytest
 
 from rekernel.handover.manifest import FILTER
@@ -13,8 +15,8 @@ from .test_volatile import unit
 
 def test_whose_part_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
     def exited(*patterns: str) -> list[Unit]:
-        names = ["wg-quick@wg0.service", "wg-quick@gone.service"]
-        return [unit(name) for name in (["ufw.service"] if len(patterns) > 1 else names)]
+        names = ["wg-quick@wg0.service", "wg-quick@gone.service", "ufw.service"]
+        return [unit(name) for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
     monkeypatch.setattr(settled, "exited", exited)
     found = {item.unit.name: item.part for item in settled.observe(["wg0", "wg1"])}
