@@ -42,7 +42,10 @@ from rekernel.transition.undo import UndoList, thaw
 
 PARENT = staging.SCRATCH / "parent"
 # How long what is on its way between two services may take to arrive.
-_SETTLE_S = 3.0
+_SETTLE_S = 10.0
+# Everything runs for this long in between, and each time for twice as long: whoever must only
+# get on may be one of many that want a processor.
+_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 # How long journald may take to close what it has on disk.
 _JOURNAL_S = 10.0
 # How often the page map is made anew because pages were moved meanwhile.
@@ -335,7 +338,7 @@ class Upgrade:
             *dict.fromkeys(tree.verdict.unit.cgroup for tree in carried),
             *self._containers.cgroups,
         ]
-        deadline = time.monotonic() + _SETTLE_S
+        deadline, pause = time.monotonic() + _SETTLE_S, _PAUSE_S
         if cgroups:
             self._undo.push("thaw", *cgroups)
         while True:
@@ -348,7 +351,8 @@ class Upgrade:
             self._check()
             for cgroup in cgroups:
                 thaw(cgroup)
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _gather(self, pids: list[int], *, swapped: bool) -> int:
         """Move strays into the region; returns the bytes that are left. Raises BlockedError.
