@@ -124,13 +124,12 @@ def _add_told(found: dict[str, External], item: Descriptor) -> None:
     key = _key(item)
     # By its whole name criu would open it once more; without the first character, which it takes
     # for the slash of a path, it uses what is open (criu/files-reg.c, open_path()). Of several
-    # watches of one file all are like the first.
+    # watches of one file all are like the last.
     argument = f"fd[{{fd}}]:{key[1:]}"
     flags = item.flags & (os.O_ACCMODE | os.O_NONBLOCK)
     given = Inherited("file", argument, path=item.link, flags=flags, header=told)
-    # Who only reads it can do with that, too.
-    if key not in found or not (found[key].inherited or given).header:
-        found[key] = External(key, given)
+    # Who has it open without having told it anything can do with that, too.
+    found[key] = External(key, given)
 
 
 def _key(item: Descriptor) -> str:

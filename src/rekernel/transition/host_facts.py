@@ -8,16 +8,7 @@ from collections.abc import Sequence
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import (
-    binds,
-    conntrack,
-    disks,
-    ifupdown,
-    loops,
-    mounts,
-    network,
-    sysctls,
-)
+from rekernel.host import binds, conntrack, disks, ifupdown, loops, mounts, network, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.records import record, replace
 from rekernel.systemd import adoption, logins, settled, volatile
