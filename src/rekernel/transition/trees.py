@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -381,11 +382,20 @@ def as_dumped(trees: Sequence[CarriedTree], sockets: Amended) -> list[CarriedTre
 def highest_number(trees: Sequence[CarriedTree]) -> int:
     """None of their processes, threads, sessions and groups has a higher number.
 
-    All were given out by this kernel or, those of processes, by one before; since the numbers began
-    again from below, if they ever did, only those of processes are known.
+    Those that this kernel has given out are below its last one, unless they have begun again from
+    below since; so are sessions and groups then, as long as their leaders live.
     """
     last = int(Path("/proc/sys/kernel/ns_last_pid").read_text())
-    return max([last, *(pid for tree in trees for pid in tree.processes)])
+    tasks = (task for tree in trees for pid in tree.processes for task in _tasks(pid))
+    return max([last, *tasks])
+
+
+def _tasks(pid: int) -> list[int]:
+    """A process and its threads."""
+    try:
+        return [pid, *map(int, os.listdir(f"/proc/{pid}/task"))]
+    except FileNotFoundError:
+        return [pid]
 
 
 def for_manifest(tree: CarriedTree, images: str) -> Tree:
