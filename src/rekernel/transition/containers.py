@@ -74,7 +74,8 @@ class Containers:
         """Their dumps; each gets a directory below ``work``."""
         found = []
         for item, container in zip(self._units, self._carried, strict=True):
-            directory = work / f"libpod-{container.id[:12]}"
+            # No tree is called so: see CarriedTree.name.
+            directory = work / f"libpod-{container.id[:12]}+{container.pid}"
             found.append(
                 DumpJob(
                     name=container.name,

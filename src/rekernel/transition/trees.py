@@ -62,9 +62,15 @@ class CarriedTree:
 
     @property
     def name(self) -> str:
-        """Names its directories and its blobs."""
-        unit = self.verdict.unit.name.removesuffix(".service").replace("/", "-").replace("\\", "-")
-        return unit if len(self.verdict.roots) == 1 else f"{unit}-{self.options.root_pid}"
+        """Names its directories and its blobs; no other tree has it.
+
+        Neither "+" nor "," is in the name of any unit (systemd.unit(5)).
+        """
+        unit = self.verdict.unit.name
+        short = unit.removesuffix(".service")
+        # "a.scope.service" must not be called as "a.scope" is.
+        name = (unit if "." in short else short).replace("\\", ",")
+        return name if len(self.verdict.roots) == 1 else f"{name}+{self.options.root_pid}"
 
     @property
     def pids(self) -> list[int]:

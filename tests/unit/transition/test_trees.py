@@ -84,7 +84,31 @@ def test_more_trees_than_when_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(externals, "files", lambda pids: [])
     found = trees.describe([verdict], lazy=True)
     # Each has directories of its own.
-    assert [(item.name, item.pids) for item in found] == [("a-7", [7, 8]), ("a-9", [9])]
+    assert [(item.name, item.pids) for item in found] == [("a+7", [7, 8]), ("a+9", [9])]
+
+
+def test_no_two_trees_have_the_same_name() -> None:
+    """The dump of the second would remove the images of the first."""
+
+    def named(unit: str, *roots: int) -> list[str]:
+        verdict = replace(tree().verdict, roots=roots)
+        verdict = replace(verdict, unit=replace(verdict.unit, name=unit))
+        return [
+            replace(tree(), verdict=verdict, options=replace(tree().options, root_pid=root)).name
+            for root in roots
+        ]
+
+    names = [
+        *named("redis.service", 6379, 6380),
+        *named("redis-6379.service", 5),
+        *named(r"redis\x2d6379.service", 6),
+        *named("redis-x2d6379.service", 8),
+        *named("redis.scope", 9),
+        *named("redis.scope.service", 10),
+    ]
+    assert len({*names}) == len(names), names
+    assert names[:3] == ["redis+6379", "redis+6380", "redis-6379"]
+    assert not any(set(name) & {"/", "\\"} for name in names)
 
 
 def test_what_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
