@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rekernel.checkpoint.options import HOOK
 from rekernel.containers.model import Container
-from rekernel.run import run
+from rekernel.run import CommandFailedError, run
 
 # On the next kernel: which containers to bring back (manifest.files).
 WANTED = "/run/rekernel/containers.json"
@@ -84,14 +85,21 @@ def add_shared_memory(container: Container) -> None:
 def free(pid: int, cgroup: str) -> None:
     """Take away what a killed criu may have left: its lock in the container's network, its freeze.
 
-    ``cgroup``: the container's scope. Nothing to do is no error.
+    ``cgroup``: the container's scope. Nothing to do is no error. Raises RekernelError, OSError if
+    the lock may still be there.
     """
     for path in Path("/sys/fs/cgroup", cgroup.lstrip("/")).glob("*/cgroup.freeze"):
         path.write_text("0")
-    inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "nft"]
-    for line in run([*inside, "list", "tables"], check=False).splitlines():
-        if line.startswith("table inet CRIU-"):
-            run([*inside, "delete", *line.split()], check=False)
+    namespace = f"/proc/{pid}/ns/net"
+    inside = ["nsenter", f"--net={namespace}", "nft"]
+    try:
+        for line in run([*inside, "list", "tables"]).splitlines():
+            if line.startswith("table inet CRIU-"):
+                run([*inside, "delete", *line.split()])
+    except CommandFailedError:
+        # With its last process the lock has gone, too.
+        if os.path.exists(namespace):
+            raise
 
 
 # So that connections with translated addresses are recognised: netavark's rules come with the

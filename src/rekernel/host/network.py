@@ -451,5 +451,6 @@ def lock() -> None:
 
 
 def unlock() -> None:
-    """Undo :func:`lock`; no lock is no error."""
-    run(["nft", "delete", "table", "inet", TABLE], check=False)
+    """Undo :func:`lock`; no lock is no error. Raises RekernelError if it may still be there."""
+    # In one transaction: to delete what is not there fails, and nothing but words tells why.
+    run(["nft", "-f", "-"], stdin=f"table inet {TABLE}\n{UNLOCK_RULES}")

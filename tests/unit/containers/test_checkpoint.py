@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +16,7 @@ from rekernel.containers import checkpoint, podman, restore
 from rekernel.containers.model import Container
 from rekernel.errors import RekernelError
 from rekernel.records import replace
+from rekernel.run import CommandFailedError
 
 
 def container(directory: Path, name: str = "web") -> Container:
@@ -220,3 +222,14 @@ def test_what_a_killed_criu_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.free(7, "/machine.slice/libpod-x.scope")
     inside = ["nsenter", "--net=/proc/7/ns/net", "nft"]
     assert asked == [[*inside, "list", "tables"], [*inside, "delete", "table", "inet", "CRIU-7"]]
+
+
+def test_a_lock_of_criu_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[str], **more: Any) -> str:
+        raise CommandFailedError(argv, 1, "Cannot allocate memory")
+
+    monkeypatch.setattr(checkpoint, "run", run)
+    with pytest.raises(CommandFailedError, match="Cannot allocate memory"):
+        checkpoint.free(os.getpid(), "/machine.slice/libpod-x.scope")
+    # With the container its network has gone.
+    checkpoint.free(1 << 30, "/machine.slice/libpod-x.scope")

@@ -17,6 +17,7 @@ from rekernel.host import network
 from rekernel.host.network import NetworkFacts
 from rekernel.host.packetfilter import PacketFilter
 from rekernel.records import replace
+from rekernel.run import CommandFailedError
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -189,6 +190,16 @@ def test_policy_routing() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "routing rule 5 of -4 (l3mdev)" in done.stdout
+
+
+def test_a_lock_that_stays_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything would be dropped for ever, and be called undone."""
+    nft = tmp_path / "nft"
+    nft.write_text("#!/bin/sh\necho Operation not permitted >&2; exit 1\n")
+    nft.chmod(0o755)
+    monkeypatch.setattr("rekernel.run._ENVIRONMENT", {"PATH": str(tmp_path)})
+    with pytest.raises(CommandFailedError, match="Operation not permitted"):
+        network.unlock()
 
 
 def test_traffic_control() -> None:
