@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import select
 import shlex
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rekernel.errors import RekernelError
 
 _log = logging.getLogger(__name__)
+
+# How often who waits for a program looks whether it shall go on with that.
+_LOOK_S = 0.1
+# One that does not end when it is killed never returns from the kernel.
+_KILLED_S = 10.0
 
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -100,3 +108,48 @@ def start(
             )
         except FileNotFoundError:
             raise CommandNotFoundError(argv[0]) from None
+
+
+def finish(
+    process: subprocess.Popen[bytes],
+    what: str,
+    *,
+    limit: float,
+    check: Callable[[], object] | None = None,
+) -> int:
+    """Wait for a program that :func:`start` has started; returns its exit status.
+
+    ``what``: how an error calls it. ``check`` is called ten times a second meanwhile, and raises if
+    nobody shall wait any more. Raises RekernelError after ``limit`` seconds. The program has ended
+    in any case.
+    """
+    deadline = time.monotonic() + limit
+    try:
+        # Popen.wait() with a limit sleeps in between, for 50 ms in the end.
+        while process.poll() is None and not _ends_soon(process.pid):
+            if check is not None:
+                check()
+            if time.monotonic() > deadline:
+                raise RekernelError(f"{what} did not end within {limit:.0f} s")
+        return process.wait()
+    except BaseException:
+        end(process)
+        raise
+
+
+def _ends_soon(pid: int) -> bool:
+    """Whether a child ends before it is time to look again."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        return bool(ended.poll(_LOOK_S * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program, unless it has ended, and reap it."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_KILLED_S)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from rekernel.errors import RekernelError
-from rekernel.run import CommandFailedError, CommandNotFoundError, run, run_json, start
+from rekernel.run import CommandFailedError, CommandNotFoundError, finish, run, run_json, start
 
 
 def test_output_is_taken_as_it_is() -> None:
@@ -73,3 +74,14 @@ def test_start(tmp_path: Path) -> None:
     process = start(["sh", "-c", script], output=str(log), environment={"REKERNEL_HOOK": "/x"})
     assert process.wait() == 5
     assert log.read_text() == "/x\nbad\n"
+
+
+def test_waiting_for_one_that_was_started(tmp_path: Path) -> None:
+    assert finish(start(["sh", "-c", "exit 3"], output="/dev/null"), "sh", limit=30) == 3
+    ended = start(["true"], output="/dev/null")
+    ended.wait()
+    assert finish(ended, "true", limit=30) == 0
+    late = start(["sleep", "60"], output="/dev/null")
+    with pytest.raises(RekernelError, match=r"^sleep did not end within 0 s$"):
+        finish(late, "sleep", limit=0)
+    assert late.returncode == -signal.SIGKILL

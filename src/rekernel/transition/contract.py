@@ -17,8 +17,8 @@ from rekernel.transition.host_facts import HostFacts
 
 @record
 class Cut:
-    """What stands still and is written down. ``watched``: as amend.Amended has it. ``record``: None
-    without a region.
+    """What stands still since ``frozen_ns`` and is written down. ``watched``: as amend.Amended has
+    it. ``record``: None without a region.
     """
 
     trees: list[trees.CarriedTree]
@@ -27,6 +27,8 @@ class Cut:
     record: cut.PageRecord | None
     # Requests that set again what the packet filter remembers.
     tracked: bytes
+    # Real time in nanoseconds.
+    frozen_ns: int
 
 
 @record
@@ -46,7 +48,6 @@ def manifest(
     memory: Memory,
     report: Mapping[str, Any],
     clock: Clock,
-    frozen_ns: int,
 ) -> Manifest:
     """All of it. ``report``: what only the report needs. Raises OSError."""
     host = attempt.host
@@ -58,7 +59,7 @@ def manifest(
         old_release=attempt.plan.running,
         new_release=attempt.plan.kernel.release,
         clock=clock,
-        frozen_ns=frozen_ns,
+        frozen_ns=made.frozen_ns,
         memory=memory,
         mounts=host.mounts,
         loops=host.loops,

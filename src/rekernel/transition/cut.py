@@ -7,7 +7,7 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -22,37 +22,57 @@ from rekernel.memory import dax, moves
 from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.memory.region import Layout, ram_ranges, store_device
 from rekernel.records import record
-from rekernel.run import start
+from rekernel.run import end, finish, start
 from rekernel.transition.staging import SCRATCH
-from rekernel.transition.undo import UndoList
+from rekernel.transition.undo import CGROUPS, UndoList
 from rekernel.transition.undo import freeze as begin_to_freeze
 
+# Seconds in which the recorder has walked the page tables, and bytes that it has done in each of
+# more: an emulated machine does 10 GiB.
+_RECORDER_S = 30
+_RECORDED_PER_S = 1 << 30
 # What the agent may take at least, in seconds, and bytes it restores in one if it is very slow.
 _PATIENCE_S = 120
 _SLOWEST = 16 << 20
 
 
-def freeze(cgroups: Sequence[str], timeout: float = 20.0) -> None:
-    """Freeze these control groups, all told at once. Raises RekernelError naming a laggard.
+def freeze(cgroups: Sequence[str], check: Callable[[], object], timeout: float = 20.0) -> None:
+    """Freeze these control groups, all told at once. Raises RekernelError naming a laggard, or one
+    that is gone; and what ``check`` raises if nobody shall wait any more.
 
     The undo list must know of it already.
     """
     for cgroup in cgroups:
-        try:
+        with _being_there(cgroup):
             begin_to_freeze(cgroup)
-        except FileNotFoundError:
-            raise RekernelError(
-                f"{cgroup} ended while the upgrade was prepared", "try again in a moment"
-            ) from None
     deadline = time.monotonic() + timeout
     for cgroup in cgroups:
-        events = Path("/sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.events")
-        while "frozen 1" not in events.read_text():
+        while not _is_frozen(cgroup):
+            check()
             if time.monotonic() > deadline:
                 raise RekernelError(
                     f"{cgroup} does not freeze", "a process there is in uninterruptible sleep"
                 )
             time.sleep(0.001)
+
+
+def _is_frozen(cgroup: str) -> bool:
+    with _being_there(cgroup):
+        return "frozen 1" in (CGROUPS / cgroup.lstrip("/") / "cgroup.events").read_text()
+
+
+@contextmanager
+def _being_there(cgroup: str) -> Iterator[None]:
+    """Systemd removes a control group when its last process has ended."""
+    try:
+        yield
+    except OSError as error:
+        # Its files are gone; or, of one that is open, what is behind it (kernfs).
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        raise RekernelError(
+            f"{cgroup} ended while the upgrade was prepared", "try again in a moment"
+        ) from None
 
 
 def lock_network(undo: UndoList) -> None:
@@ -104,12 +124,14 @@ class Recorder:
 
     def stop(self) -> None:
         """End it, finished or not."""
-        self._process.kill()
-        self._process.wait()
+        end(self._process)
 
-    def finish(self) -> PageRecord:
-        """Wait for it. Raises RekernelError with the recorder's own words."""
-        code = self._process.wait()
+    def finish(self, resident_bytes: int, check: Callable[[], object]) -> PageRecord:
+        """Wait for it. Raises RekernelError with the recorder's own words, or if it takes far
+        longer than it can for so much memory; and what ``check`` raises.
+        """
+        limit = _RECORDER_S + resident_bytes // _RECORDED_PER_S
+        code = finish(self._process, "the recorder of the page map", limit=limit, check=check)
         text = self._summary.read_text()
         if code != 0:
             words = [line for line in text.splitlines() if not line.startswith("{")]

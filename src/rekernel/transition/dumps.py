@@ -63,6 +63,12 @@ class _Running:
     held: bool = False
 
 
+@record(frozen=False)
+class _Hook:
+    connection: socket.socket
+    said: bytes = b""
+
+
 def last_error(log: Path) -> str:
     """The last error in a criu log, without its prefix; "" if there is none."""
     try:
@@ -193,26 +199,41 @@ class Dumps:
                         written, deadline = now, time.monotonic() + PATIENCE_S
                     self._thaw_what_is_seized()
                     for key, _ in selector.select(_SEIZING_S if self._unseized() else 0.1):
-                        if key.data is not None:
+                        if isinstance(key.data, _Running):
                             raise self._failure(key.data)
+                        if key.data is not None:
+                            self._hear(key.data, selector)
+                            continue
                         connection, _ = self._listener.accept()
                         self._connections.append(connection)
-                        words = connection.makefile("r").readline().split()
-                        self._hold(criu_of_hook(words))
+                        # Who connects may be stopped before it speaks.
+                        connection.setblocking(False)
+                        selector.register(connection, selectors.EVENT_READ, _Hook(connection))
                     for item in self._start_more():
                         pidfd = os.pidfd_open(item.process.pid)
                         selector.register(pidfd, selectors.EVENT_READ, item)
             finally:
                 for key in list(selector.get_map().values()):
-                    if key.data is not None:
+                    if isinstance(key.data, _Running):
                         os.close(key.fd)
         if spoiled is not None:
             raise spoiled
 
+    def _hear(self, hook: _Hook, selector: selectors.BaseSelector) -> None:
+        """What a hook says: one line, at once or bit by bit."""
+        data = b""
+        with suppress(ConnectionError):
+            data = hook.connection.recv(4096)
+        hook.said += data
+        if not data or b"\n" in data:
+            selector.unregister(hook.connection)
+        # One that was killed before it could speak: its criu tells the rest.
+        if b"\n" in data:
+            self._hold(criu_of_hook(hook.said.decode(errors="replace").split()))
+
     def _hold(self, criu: str) -> None:
         by_pid = {str(item.process.pid): item for item in self._running}
         holder = by_pid.get(criu) or by_pid.get(_parent(criu))
-        # One that was killed before it could speak: its criu tells the rest.
         if holder is not None:
             holder.held = True
 

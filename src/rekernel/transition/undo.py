@@ -8,6 +8,7 @@ unit runs when its process is gone, reads the list).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -70,9 +71,12 @@ class UndoList:
 
 def thaw(cgroup: str) -> None:
     """Let the processes of a control group run; one that is gone has none."""
-    path = CGROUPS / cgroup.lstrip("/") / "cgroup.freeze"
-    if path.exists():
-        path.write_text("0")
+    try:
+        (CGROUPS / cgroup.lstrip("/") / "cgroup.freeze").write_text("0")
+    except OSError as error:
+        # kernfs: the second if it goes while it is open.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def freeze(cgroup: str) -> None:
@@ -84,7 +88,7 @@ def _thaw_filesystem(mountpoint: str) -> None:
     try:
         syscalls.thaw_filesystem(mountpoint)
     except OSError as error:
-        if error.errno != 22:  # EINVAL: it was not frozen
+        if error.errno != errno.EINVAL:  # it was not frozen
             raise
 
 

@@ -31,7 +31,7 @@ from rekernel.kernel import cmdline
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
-from rekernel.run import run, start
+from rekernel.run import end, finish, run, start
 from rekernel.systemd.units import processes_of
 from rekernel.transition import contract, cut, host_facts, room, staging, trees
 from rekernel.transition.containers import Containers
@@ -78,6 +78,8 @@ class Upgrade:
         self._mounted: Sequence[MountInfo] = ()
         self._containers = Containers(plan)
         self._profiles: list[bytes] = []
+        # Since when everything stands still, in nanoseconds of real time.
+        self._frozen_ns = 0
 
     @property
     def id(self) -> str:
@@ -97,6 +99,7 @@ class Upgrade:
         except BaseException as error:
             self._stand_in.end()
             with self._events.phase("undo"):
+                self._end_journal()
                 if dumps is not None:
                     dumps.close()
                 problems = self._undo.run()
@@ -187,15 +190,16 @@ class Upgrade:
         mark = len(self._undo)
         self._mounted = host.table
         self._let_stand_in(carried)
-        frozen_ns = time.time_ns()
         with cut.open_store(plan.where, store_file) as area:
             strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
             try:
                 made = self._cut(dumps, carried, images, len(area), strays_at)
             except DumpAgainError as error:
                 # Seen once in dozens of upgrades; everything runs for a moment, then once more.
-                self._note(f"{error}; tried once more")
+                stood_s = (time.time_ns() - self._frozen_ns) / 1e9
+                self._note(f"{error}; tried once more, after a pause of {stood_s:.1f} s")
                 with self._events.phase("give the dump up"):
+                    self._end_journal()
                     dumps.close()
                     if self._undo.run(mark):
                         raise
@@ -251,7 +255,7 @@ class Upgrade:
             made_of = contract.Attempt(
                 self._id, plan, host, self._containers, tuple(self._events.phases)
             )
-            manifest = contract.manifest(made_of, made, memory, report, clock, frozen_ns)
+            manifest = contract.manifest(made_of, made, memory, report, clock)
             cut.seal(writer, manifest)
             if plan.where is None:
                 area.flush()
@@ -292,6 +296,7 @@ class Upgrade:
         """Everything stands still and is written down. Raises DumpAgainError: try once more."""
         self._undo.push("flush-journal")
         with self._events.phase("freeze"):
+            self._frozen_ns = time.time_ns()
             carried, links = self._freeze(carried)
             self._stand_in.end()
             # Now that nobody sees it: who reads the journal would follow it to where nothing stays.
@@ -304,17 +309,25 @@ class Upgrade:
             tracked = beside.submit(lambda: conntrack.requests(conntrack.observe()))
             record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
             dumped = trees.as_dumped(carried, amended)
-            return Cut(dumped, links, amended.watched, record, tracked.result())
+            return Cut(dumped, links, amended.watched, record, tracked.result(), self._frozen_ns)
 
     def _close_journal(self) -> None:
         """On disk, so that the next boot finds no journal torn off; beside the dump until now."""
         assert self._journal is not None
         try:
-            if self._journal.wait(_JOURNAL_S) == 0:
-                return
-        except subprocess.TimeoutExpired:
-            self._journal.kill()
-        self._note("the journal could not be closed on disk: see journalctl.log")
+            done = finish(self._journal, "journalctl", limit=_JOURNAL_S, check=self._check) == 0
+        except CancelledError:
+            raise
+        except RekernelError:
+            done = False
+        if not done:
+            self._note("the journal could not be closed on disk: see journalctl.log")
+
+    def _end_journal(self) -> None:
+        """Its program; what it has asked for by then, journald does before it is asked to flush."""
+        if self._journal is not None:
+            end(self._journal)
+            self._journal = None
 
     def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
         where = self._plan.where
@@ -329,7 +342,8 @@ class Upgrade:
             if record.is_true():
                 return record
             with self._events.phase("record again"):
-                record = self._recorder(pids, store_bytes, strays_at).finish()
+                again = self._recorder(pids, store_bytes, strays_at)
+                record = again.finish(self._plan.resident_bytes, self._check)
         raise RekernelError("the kernel keeps on moving pages", "try again in a moment")
 
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
@@ -342,7 +356,7 @@ class Upgrade:
         if cgroups:
             self._undo.push("thaw", *cgroups)
         while True:
-            cut.freeze(cgroups)
+            cut.freeze(cgroups, self._check)
             try:
                 return trees.linked(trees.as_frozen(carried))
             except UnsettledError:
@@ -451,7 +465,8 @@ class Upgrade:
         recorder = self._recorder(pids, store_bytes, strays_at)
         try:
             leaving.complete([job.images for job in jobs])
-            return recorder.finish(), amend_images(images, wanted)
+            record = recorder.finish(self._plan.resident_bytes, self._check)
+            return record, amend_images(images, wanted)
         except BaseException:
             recorder.stop()
             raise

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from rekernel.memory import dax, moves
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.records import asdict
-from rekernel.transition import cut
+from rekernel.transition import cut, undo
 from rekernel.transition.cut import PageRecord
 
 WHERE = Layout(Range(0, 1000), Range(0, 100), Range(100, 1000))
@@ -110,7 +113,7 @@ def test_the_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ],
     }
     script = f"echo \"$@\" > {tmp_path}/said; echo '{json.dumps(summary)}'"
-    record = recorder(script, tmp_path, monkeypatch).finish()
+    record = recorder(script, tmp_path, monkeypatch).finish(0, lambda: None)
     assert record.occupied == (Extent(200, 300), Extent(600, 800))
     assert (record.pages, record.stray_pages) == (9, 2)
     assert record.is_true()
@@ -134,7 +137,81 @@ def test_a_recorder_that_fails(
     script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RekernelError, match=f"^the page map could not be recorded: {words}$"):
-        recorder(script, tmp_path, monkeypatch).finish()
+        recorder(script, tmp_path, monkeypatch).finish(0, lambda: None)
+
+
+def test_a_recorder_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "_RECORDER_S", 0.3)
+    stuck = recorder("exec sleep 60", tmp_path, monkeypatch)
+    with pytest.raises(RekernelError, match=r"^the recorder of the page map did not end within"):
+        stuck.finish(0, lambda: None)
+    assert stuck._process.returncode == -signal.SIGKILL
+
+
+def test_a_recorder_that_nobody_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancelled() -> None:
+        raise InterruptedError
+
+    stuck = recorder("exec sleep 60", tmp_path, monkeypatch)
+    with pytest.raises(InterruptedError):
+        stuck.finish(0, cancelled)
+    assert stuck._process.returncode == -signal.SIGKILL
+    stuck.stop()
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A control group that does not freeze by itself."""
+    monkeypatch.setattr(cut, "CGROUPS", tmp_path)
+    monkeypatch.setattr(undo, "CGROUPS", tmp_path)
+    group = tmp_path / "a.service"
+    group.mkdir()
+    (group / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    return group
+
+
+def test_freezing(group: Path) -> None:
+    def check() -> None:
+        assert (group / "cgroup.freeze").read_text() == "1"
+        (group / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+
+    cut.freeze(["/a.service"], check)
+    assert "frozen 1" in (group / "cgroup.events").read_text()
+
+
+def test_what_does_not_freeze(group: Path) -> None:
+    with pytest.raises(RekernelError, match=r"^/a\.service does not freeze$") as error:
+        cut.freeze(["/a.service"], lambda: None, timeout=0)
+    assert error.value.hint == "a process there is in uninterruptible sleep"
+
+
+def test_nobody_need_wait_for_the_freeze(group: Path) -> None:
+    def cancelled() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        cut.freeze(["/a.service"], cancelled)
+
+
+def test_a_control_group_that_vanishes_while_it_freezes(group: Path) -> None:
+    with pytest.raises(RekernelError, match=r"^/a\.service ended while the upgrade was prepared$"):
+        cut.freeze(["/a.service"], lambda: shutil.rmtree(group))
+    with pytest.raises(RekernelError, match=r"^/a\.service ended while"):
+        cut.freeze(["/a.service"], lambda: None)
+
+
+def test_a_control_group_that_vanishes_while_it_is_open(
+    group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> str:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    with pytest.raises(RekernelError, match=r"^/a\.service ended while"):
+        cut.freeze(["/a.service"], lambda: None)
+    # Nothing in it that could stand still.
+    monkeypatch.setattr(Path, "write_text", gone)
+    undo.thaw("/a.service")
 
 
 def test_room_for_strays() -> None:

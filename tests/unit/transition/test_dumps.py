@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +175,62 @@ def test_what_criu_waits_for_in_a_frozen_control_group_is_let_go(
         assert thawed == ["/a", "/b"]
         assert process.poll() is None
         process.kill()
+
+
+@pytest.fixture
+def silent_hook(under_way: Dumps, tmp_path: Path) -> Iterator[socket.socket]:
+    """A criu whose hook has connected, and then was stopped before it could speak."""
+    late = failed(tmp_path, 0)
+    late.process.wait()
+    with (
+        socket.socket(socket.AF_UNIX) as hook,
+        subprocess.Popen(["sleep", "60"]) as process,
+    ):
+        late.process = process
+        under_way._running.append(late)
+        hook.connect(dumps.HOOK_SOCKET)
+        yield hook
+        process.kill()
+        under_way.close()
+
+
+def test_a_hook_that_says_nothing_does_not_keep_from_stopping(
+    under_way: Dumps, silent_hook: socket.socket
+) -> None:
+    looks = 0
+
+    def cancelled() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise InterruptedError
+
+    before = time.monotonic()
+    with pytest.raises(InterruptedError):
+        under_way.wait(cancelled)
+    assert time.monotonic() - before < 10
+
+
+def test_a_hook_that_says_nothing_stands_still(
+    under_way: Dumps, silent_hook: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0.3)
+    # Half a line names nobody: the rest of the number may be missing.
+    silent_hook.sendall(b"post-dump /proc/%d" % under_way._running[0].process.pid)
+    with pytest.raises(dumps.DumpAgainError, match="nothing more from criu"):
+        under_way.wait(lambda: None)
+
+
+def test_a_hook_that_speaks_bit_by_bit(under_way: Dumps, silent_hook: socket.socket) -> None:
+    words = b"post-dump /proc/%d/fd/3 7\n" % under_way._running[0].process.pid
+    bits = [words[:9], words[9:14], words[14:]]
+
+    def speak() -> None:
+        if bits:
+            silent_hook.sendall(bits.pop(0))
+
+    under_way.wait(speak)
+    assert bits == []
 
 
 # What criu does at the end, by way of the hook: it says that it is done, and waits.
