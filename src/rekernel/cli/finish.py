@@ -138,21 +138,19 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     with suppress(OSError):
         # The last one tells if it cannot be kept: memory comes back all the same.
         history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
-    drained_ns = _follow_drain(notes)
-    if drained_ns:
-        problem = _settle()
-        if problem:
-            notes.append(problem)
+    drained_ns = _follow_drain()
+    # Whoever needed the old memory has it, or has zeros: nothing keeps the region any more.
+    problem = _settle()
+    if problem:
+        notes.append(problem)
     brownout_s = None
     if drained_ns and "resumed_ns" in agent:
         brownout_s = round(max(0, drained_ns - agent["resumed_ns"]) / 1e9, 3)
     drain = brownout.read_json(RUN / brownout.DRAIN)
-    report = builder.carried_over(agent, seen, drain=drain, brownout_s=brownout_s, notes=notes)
-    if not drained_ns:
-        report |= builder.damaged(notes[-1])
+    report = builder.carried_over(
+        agent, seen, drain=drain, brownout_s=brownout_s, unserved=not drained_ns, notes=notes
+    )
     _record(history, report)
-    if not drained_ns:
-        raise RekernelError(notes[-1], "restart the carried units")
     for name in ("restore", "upgrade"):
         shutil.rmtree(RUN / name, ignore_errors=True)
     if agent.get("memory", {}).get("backend") == "image":
@@ -240,7 +238,7 @@ def _jobs(names: Sequence[str]) -> bool:
     return bool(words & set(names))
 
 
-def _follow_drain(notes: list[str]) -> int:
+def _follow_drain() -> int:
     """Until every page is home; returns when (ns), or 0 if that cannot happen any more."""
     asked = False
     while True:
@@ -252,8 +250,6 @@ def _follow_drain(notes: list[str]) -> int:
             _wait_for_exit(int(state.drain.get("pid", 0)))
             return drained_ns
         if state.pager_died and brownout.observe(RUN).drain == state.drain:
-            left = state.drain.get("bytes_left", 0)
-            notes.append(f"the pager died with {left} bytes not home: see pager.log")
             return 0
         if not asked and state.drain.get("state") in ("serving", "waiting"):
             # rekernel-region.service does this too, where it is enabled.

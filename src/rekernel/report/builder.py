@@ -10,7 +10,8 @@ from typing import Any
 
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
-from rekernel.records import field, record
+from rekernel.records import asdict, field, record
+from rekernel.report import losses
 from rekernel.systemd.units import is_login
 
 SCHEMA = 1
@@ -116,7 +117,9 @@ def _difference(before: Mapping[str, Any], after: UnitAfter | None) -> str:
     return "its first process is gone"
 
 
-def _memory(agent: Mapping[str, Any], drain: Mapping[str, Any] | None) -> dict[str, Any]:
+def _memory(
+    agent: Mapping[str, Any], drain: Mapping[str, Any] | None, lost: Sequence[losses.Loss]
+) -> dict[str, Any]:
     old = agent.get("report", {})
     strays = int(old.get("stray_pages", 0))
     images = int(old.get("image_bytes", 0))
@@ -131,6 +134,7 @@ def _memory(agent: Mapping[str, Any], drain: Mapping[str, Any] | None) -> dict[s
         "container_bytes": int(old.get("container_bytes", 0)),
         "bytes_copied": strays * _PAGE + images + tmpfs,
         "drain": dict(drain) if drain else None,
+        "losses": [asdict(item) for item in lost],
     }
 
 
@@ -149,11 +153,13 @@ def carried_over(
     *,
     drain: Mapping[str, Any] | None = None,
     brownout_s: float | None = None,
+    unserved: bool = False,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report after a handover that was used; ``agent`` is the agent's own result.
 
-    ``brownout_s``: None while pages are still on their way.
+    ``brownout_s``: None while pages are still on their way. ``unserved``: the pager is gone and
+    they never come.
     """
     old = agent.get("report", {})
     failed = "resumed_ns" not in agent
@@ -166,9 +172,17 @@ def carried_over(
         )
         for item in old.get("units", [])
     ]
-    lost = [item for item in units if item["verdict"] == "carried" and not item["kept"]]
+    holes = losses.find(drain, units, unserved=unserved)
+    _blame(units, holes)
+    lost = [
+        item
+        for item in units
+        if item["verdict"] == "carried"
+        and not item["kept"]
+        and item["unit"] not in {loss.unit for loss in holes}
+    ]
     missing = agent.get("missing", [])
-    outcome = FAILED if failed else DEGRADED if lost or missing else DONE
+    outcome = FAILED if failed else DEGRADED if lost or missing or holes else DONE
     error = hint = ""
     if failed:
         error = str(agent.get("reason", "the agent did not finish"))
@@ -180,6 +194,9 @@ def carried_over(
     elif missing:
         error = f"not carried over: {', '.join(missing)}"
         hint = "set that up again by hand; the kernel log and the logs beside this report say more"
+    if holes and not failed:
+        error = "; ".join(filter(None, (losses.summary(holes), error)))
+        hint = "; ".join(filter(None, (losses.hint(holes), hint)))
     frozen, resumed = agent.get("frozen_ns"), agent.get("resumed_ns")
     return {
         "schema": SCHEMA,
@@ -197,7 +214,7 @@ def carried_over(
         "connections": _connections(old.get("connections", []), after),
         "compared": after.compared,
         "differences": list(after.differences),
-        "memory": _memory(agent, drain),
+        "memory": _memory(agent, drain, holes),
         "brownout_s": brownout_s,
         "notes": [*old.get("notes", []), *notes],
         "error": error,
@@ -205,14 +222,13 @@ def carried_over(
     }
 
 
-def damaged(error: str) -> dict[str, Any]:
-    """What changes in a report when carried pages turn out to be lost."""
-    return {
-        "outcome": DEGRADED,
-        "exit_code": _EXIT_CODES[DEGRADED],
-        "error": error,
-        "hint": "restart the carried units: processes that need such a page cannot go on",
-    }
+def _blame(units: Sequence[dict[str, Any]], holes: Sequence[losses.Loss]) -> None:
+    """A unit that came over with holes in its memory was not carried."""
+    for unit in units:
+        own = [loss.words() for loss in holes if loss.unit == unit["unit"]]
+        if own and unit["verdict"] == "carried":
+            unit["kept"] = False
+            unit["failure"] = unit["failure"] or "; ".join(own)
 
 
 def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rekernel.report.layout import (
     short,
     table,
 )
+from rekernel.report.losses import Loss
 
 _PAGE = 4096
 _DIFFERENCES = 12
@@ -199,11 +200,22 @@ def _memory(report: Mapping[str, Any], paint: Paint) -> list[str]:
     ]
     drain = memory["drain"] or {}
     if report["brownout_s"] is not None:
-        rows.append(["brownout", human_seconds(report["brownout_s"]), "until every page was home"])
+        rows.append(["brownout", human_seconds(report["brownout_s"]), _until(memory)])
     elif drain and drain.get("state") != "drained":
         left = human_bytes(drain.get("bytes_left", 0))
         rows.append(["brownout", "…", f"{left} still on their way home"])
-    return [paint.bold("memory"), *table(rows, right=(1,))]
+    # Those of a unit are told with it.
+    lost = [Loss(**item).words() for item in memory.get("losses", []) if not item["unit"]]
+    return [
+        paint.bold("memory"),
+        *table(rows, right=(1,)),
+        *(f"  {paint.bad('lost')}  {words}" for words in lost),
+    ]
+
+
+def _until(memory: Mapping[str, Any]) -> str:
+    lost = bool(memory.get("losses"))
+    return "until every page that could be read was home" if lost else "until every page was home"
 
 
 def _others(report: Mapping[str, Any], paint: Paint) -> list[str]:

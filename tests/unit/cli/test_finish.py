@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rekernel.report.builder import After
 from rekernel.report.history import History
 from rekernel.systemd import volatile
 
+_follow_drain = finish._follow_drain
+
 
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -23,7 +26,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for name in ("_turn_swap_on", "_add_containers"):
         monkeypatch.setattr(finish, name, lambda agent: [])
     monkeypatch.setattr(finish, "_wait_for_units", lambda agent: None)
-    monkeypatch.setattr(finish, "_follow_drain", lambda notes: 1)
+    monkeypatch.setattr(finish, "_follow_drain", lambda: 1)
     monkeypatch.setattr(finish, "_settle", lambda: steps.append("settled"))
     monkeypatch.setattr(after, "observe", lambda agent, history: After({}, []))
     monkeypatch.setattr(sysctls, "set_again", lambda wanted: [])
@@ -57,3 +60,20 @@ def test_no_transient_command_is_run_twice(
     monkeypatch.setattr(volatile, "has_transient_file", lambda name: name == "job.service")
     finish._start_what_restarts(agent("job.service", "app.service"))
     assert done == ["app.service"]
+
+
+def test_a_pager_that_is_gone_does_not_keep_the_region(
+    done: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(History, "record", lambda self, report, run: reports.append(report))
+    monkeypatch.setattr(finish, "RUN", tmp_path)
+    (tmp_path / "agent.json").write_text('{"memory": {"backend": "region"}}')
+    drain = {"state": "serving", "bytes_left": 8192, "missing": [{"pid": 7, "pages": 2}]}
+    (tmp_path / "drain.json").write_text(json.dumps(drain | {"pid": 0}))
+    monkeypatch.setattr(finish, "_follow_drain", _follow_drain)
+    finish._finish_used(agent(resumed_ns=5, frozen_ns=1), History(tmp_path))
+    assert done == ["settled"]
+    last = reports[-1]
+    assert (last["outcome"], last["brownout_s"]) == ("degraded", None)
+    assert last["error"] == "memory was lost: process 7"

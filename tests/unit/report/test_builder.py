@@ -87,6 +87,81 @@ def test_a_tree_that_was_not_restored(agent: dict[str, Any]) -> None:
     assert report["error"] == "not carried over: nginx.service"
 
 
+LOST = [{"pid": 5013, "pages": 3}]
+
+
+@pytest.mark.parametrize(
+    ("drain", "why", "words"),
+    [
+        (
+            {"pages_lost": 3, "lost": LOST},
+            "unreadable",
+            "process 5013: 3 pages of its memory could not be read from the old memory",
+        ),
+        (
+            {"unknown": 1, "unknown_processes": [{"pid": 5013, "pages": 0}]},
+            "unknown",
+            "process 5013: it was not in the page map and has zeros for its memory",
+        ),
+        (
+            {"stopped": LOST},
+            "stopped",
+            "process 5013: no pager could bring 3 pages of its memory: it is stopped",
+        ),
+    ],
+)
+def test_memory_that_was_lost(
+    agent: dict[str, Any], drain: dict[str, Any], why: str, words: str
+) -> None:
+    report = builder.carried_over(agent, after(agent), drain=DRAIN | drain, brownout_s=3.0)
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    assert report["error"] == "memory was lost: nginx.service (process 5013)"
+    assert report["hint"] == "systemctl restart nginx.service"
+    assert [item["why"] for item in report["memory"]["losses"]] == [why]
+    nginx = by_name(report, "nginx.service")
+    assert (nginx["kept"], nginx["failure"]) == (False, words)
+    shown = text.render(json.loads(json.dumps(report)))
+    assert words in shown
+    assert "until every page that could be read was home" in shown
+
+
+@pytest.mark.parametrize(("member", "pages"), [("pages_lost", 2), ("unknown", 2)])
+def test_memory_that_was_lost_of_nobody_knows_whom(
+    agent: dict[str, Any], member: str, pages: int
+) -> None:
+    report = builder.carried_over(agent, after(agent), drain=DRAIN | {member: pages})
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    assert report["error"] == "memory was lost: a process that is not known"
+    assert report["hint"] == "restart the carried units: any of them may be concerned"
+    assert "lost  a process: " in text.render(report)
+    agent["missing"] = ["table inet x of the packet filter"]
+    both = builder.carried_over(agent, after(agent), drain=DRAIN | {member: pages})
+    assert both["error"].endswith("not known; not carried over: table inet x of the packet filter")
+
+
+def test_memory_that_was_lost_outside_of_services(agent: dict[str, Any]) -> None:
+    drain = DRAIN | {"pages_lost": 5, "lost": [*LOST, {"pid": 777, "pages": 2}]}
+    report = builder.carried_over(agent, after(agent), drain=drain)
+    assert report["error"] == "memory was lost: nginx.service (process 5013), process 777"
+    assert report["hint"] == (
+        "systemctl restart nginx.service; end process 777 and start it afresh"
+    )
+
+
+def test_a_pager_that_is_gone(agent: dict[str, Any]) -> None:
+    drain = {"state": "serving", "bytes_left": 5 * 4096, "missing": LOST}
+    report = builder.carried_over(agent, after(agent), drain=drain, unserved=True)
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    failure = "process 5013: the pager was killed, 3 pages of its memory are zeros now"
+    assert by_name(report, "nginx.service")["failure"] == failure
+    assert [(item["pid"], item["pages"]) for item in report["memory"]["losses"]] == [
+        (5013, 3),
+        (0, 2),
+    ]
+    # As long as it is there, they are on their way.
+    assert builder.carried_over(agent, after(agent), drain=drain)["outcome"] == "done"
+
+
 def test_what_the_next_kernel_did_not_take(agent: dict[str, Any]) -> None:
     agent["missing"] = ["table inet x of the packet filter"]
     report = builder.carried_over(agent, after(agent), drain=DRAIN)
