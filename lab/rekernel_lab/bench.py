@@ -24,6 +24,8 @@ class Request:
     # MiB; none: the benchmark's own.
     sizes: tuple[int, ...] = ()
     rounds: int = 2
+    # Whether the benchmark itself works: its smallest load, everything once. Figures mean nothing.
+    smoke: bool = False
 
 
 Benchmark = Callable[[Request], int]
@@ -44,11 +46,16 @@ def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:
     return register
 
 
-def find(name: str) -> Benchmark:
-    """Return the benchmark `name`; raises UsageError that lists the known ones."""
+def names() -> list[str]:
+    """All benchmarks there are."""
     for module in _MODULES:
         importlib.import_module(f"rekernel_lab.{module}")
+    return sorted(REGISTRY)
+
+
+def find(name: str) -> Benchmark:
+    """Return the benchmark `name`; raises UsageError that lists the known ones."""
+    known = ", ".join(names())
     if name not in REGISTRY:
-        known = ", ".join(sorted(REGISTRY))
         raise UsageError(f"no benchmark {name!r}", hint=f"known: {known}")
     return REGISTRY[name]

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekernel_lab import assemble, cache, product, rootfs, runner, vm
+from rekernel_lab import assemble, product, rootfs, runner, vm
 from rekernel_lab.bench import Request, benchmark
+from rekernel_lab.bench_jump import Jumps, parting
 from rekernel_lab.bench_redis import MIB, GapClient, Redis
 from rekernel_lab.bench_result import (
     COLD,
@@ -28,8 +26,7 @@ from rekernel_lab.bench_result import (
     phases_of_blackout,
     table,
 )
-from rekernel_lab.errors import DeadlineError, LabError
-from rekernel_lab.run import run
+from rekernel_lab.errors import LabError
 from rekernel_lab.session import Deadline, Session, opened
 
 SIZES_MIB = (64, 512, 2048)
@@ -37,8 +34,6 @@ SIZES_MIB = (64, 512, 2048)
 _MEMORY_MIB = 12288
 _REGION_MIB = 6144
 _LIMIT_S = 5400.0
-_SOURCES = cache.REPOSITORY / "lab" / "bench"
-_IN_GUEST = "/root/bench"
 
 # Nothing is saved in between, and clients are on the other end of the cable.
 _CONFIGURE = r"""
@@ -50,9 +45,6 @@ printf 'save ""\nenable-debug-command yes\n' >> /etc/redis/redis.conf
 # A restart of any kind is a longer silence than any answer takes.
 _REBOOT_GAP_S = 3.0
 
-_JUMP = re.compile(rb"rekernel-lab: jump ([0-9a-f]+) ([0-9]+)")
-_FLOOR = re.compile(rb"rekernel-lab: floor ([0-9a-f]{16})")
-
 
 class _Bench:
     """The guest of the benchmark."""
@@ -61,6 +53,7 @@ class _Bench:
         self._session = session
         self._release = release
         self._found = found
+        self._jumps = Jumps(session, release)
         self._machine = session.machine
         self._namespace = session.machine.state.namespace
 
@@ -70,12 +63,7 @@ class _Bench:
         session.install(deb)
         self._machine.guest.run(_CONFIGURE)
         session.set_up(_REGION_MIB)
-        with tempfile.TemporaryDirectory(prefix="rekernel-lab-") as scratch:
-            floor = Path(scratch) / "floor"
-            run(["gcc", "-O2", "-static", "-nostdlib", "-fno-stack-protector", "-o", floor,
-                 _SOURCES / "floor.c"])  # fmt: skip
-            self._machine.guest.push(floor, f"{_IN_GUEST}/floor")
-        self._machine.guest.push(_SOURCES / "jump.py", f"{_IN_GUEST}/jump.py")
+        self._jumps.install()
 
     def fill(self, size_mib: int) -> None:
         """A fresh Redis with so much data."""
@@ -126,44 +114,18 @@ class _Bench:
         ):
             if method == COLD:
                 self._machine.reboot(timeout=limit)
+                gap = client.wait_for_gap(_REBOOT_GAP_S, limit)
             else:
-                guest = self._machine.guest
-                guest.run(f"python3 {_IN_GUEST}/jump.py plain {self._release}")
-                guest.run("systemd-run --quiet --no-block systemctl kexec")
-            gap = client.wait_for_gap(_REBOOT_GAP_S, limit)
+                self._jumps.load()
+                with parting(self._session, ["systemctl", "kexec"]) as command:
+                    gap = client.wait_for_gap(_REBOOT_GAP_S, limit, command.check)
         self._add(Measurement(method, size_mib, round(gap, 3)))
         self._machine.wait_ready(limit)
         self._machine.wait_started(limit)
 
     def floor(self) -> None:
-        """reboot(2) to the first instruction of /init, by the TSC."""
-        offset = self._machine.serial_size()
-        with self._session.progress.step("Floor: bare kexec to /init"):
-            words = ["python3", f"{_IN_GUEST}/jump.py", "floor", self._release]
-            process = self._machine.guest.popen(words)
-            try:
-                seconds = self._wait_for_markers(offset)
-            finally:
-                process.kill()
-                process.wait()
-        self._found.floor_s.append(round(seconds, 3))
-        self._session.progress.line(f"floor: {seconds:.2f} s")
-        limit = self._session.deadline.left(vm.BOOT_TIMEOUT_S)
-        self._machine.wait_ready(limit, offset)
-        self._machine.wait_started(limit)
-
-    def _wait_for_markers(self, offset: int) -> float:
-        deadline = time.monotonic() + self._session.deadline.left(180)
-        while True:
-            self._machine.check_alive(offset)
-            content = self._machine.state.serial_log.read_bytes()[offset:]
-            jump, floor = _JUMP.search(content), _FLOOR.search(content)
-            if jump and floor:
-                return (int(floor[1], 16) - int(jump[1], 16)) / int(jump[2])
-            if time.monotonic() > deadline:
-                tail = content[-400:].decode(errors="replace")
-                raise DeadlineError(f"/init was not reached by a bare kexec: {tail}")
-            time.sleep(0.1)
+        """What every kexec takes, whatever is carried."""
+        self._found.floor_s.append(round(self._jumps.floor(), 3))
 
     def _add(self, one: Measurement) -> None:
         self._found.measurements.append(one)
@@ -171,6 +133,15 @@ class _Bench:
         self._session.progress.line(
             f"{one.method}, {one.size_mib} MiB: {blackout}client gap {one.client_gap_s:.2f} s"
         )
+
+
+def _everything_once(bench: _Bench, size: int) -> None:
+    bench.floor()
+    bench.fill(size)
+    for method in (IN_PLACE, IMAGE):
+        bench.carry(method, size)
+    for method in (KEXEC, COLD):
+        bench.reboot(method, size)
 
 
 def _measure(bench: _Bench, sizes: Sequence[int], rounds: int) -> None:
@@ -229,7 +200,10 @@ def blackout(request: Request) -> int:
         ) as session:
             bench = _Bench(session, release, found)
             bench.prepare(deb)
-            _measure(bench, sizes, request.rounds)
+            if request.smoke:
+                _everything_once(bench, sizes[0])
+            else:
+                _measure(bench, sizes, request.rounds)
     finally:
         # Also what was measured before something went wrong.
         if request.json:

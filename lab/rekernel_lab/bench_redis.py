@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rekernel_lab.errors import LabError
@@ -109,12 +109,18 @@ class GapClient:
         self._stopping.set()
         self._thread.join(timeout=5)
 
-    def wait_for_gap(self, seconds: float, timeout: float) -> float:
-        """Return the longest silence once it is over and was at least so long."""
+    def wait_for_gap(
+        self, seconds: float, timeout: float, check: Callable[[], None] = lambda: None
+    ) -> float:
+        """Return the longest silence once it is over and was at least so long.
+
+        `check` is called meanwhile, and raises LabError if there is no use in waiting.
+        """
         deadline = time.monotonic() + timeout
         while self.longest_s < seconds:
             if self.error:
                 raise LabError(f"the client lost its connection: {self.error}")
+            check()
             if time.monotonic() > deadline:
                 raise LabError(f"no silence of {seconds} s was over within {timeout:.0f} s")
             time.sleep(0.05)

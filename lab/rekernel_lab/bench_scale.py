@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekernel_lab import assemble, cache, product, rootfs, runner, vm
+from rekernel_lab import assemble, product, rootfs, runner, vm
 from rekernel_lab.bench import Request, benchmark
+from rekernel_lab.bench_jump import IN_GUEST, SOURCES
 from rekernel_lab.bench_result import Ratio, grid, phase_lines, phases_of_blackout, ratio_lines
 from rekernel_lab.errors import LabError
 from rekernel_lab.guestfiles import GUEST_ADDRESS
@@ -31,12 +32,10 @@ _MEMORY_MIB = 6144
 _REGION_MIB = 2048
 _LIMIT_S = 7200.0
 _PORT = 7000
-_SOURCES = cache.REPOSITORY / "lab" / "bench"
-_IN_GUEST = "/root/bench"
 _UNIT = f"""\
 [Service]
 Type=exec
-ExecStart=/usr/bin/python3 {_IN_GUEST}/load.py %i
+ExecStart=/usr/bin/python3 {IN_GUEST}/load.py %i
 TasksMax=infinity
 LimitNOFILE=4096
 """
@@ -186,7 +185,7 @@ class _Bench:
         self._session.install(deb)
         self._session.set_up(_REGION_MIB)
         for name in ("load.py", "alone.py"):
-            self._guest.push(_SOURCES / name, f"{_IN_GUEST}/{name}")
+            self._guest.push(SOURCES / name, f"{IN_GUEST}/{name}")
         self._guest.run(["tee", "/etc/systemd/system/load@.service"], stdin=_UNIT.encode())
         self._guest.run("systemctl daemon-reload")
 
@@ -220,7 +219,7 @@ class _Bench:
         session.machine.wait_started(session.deadline.left(vm.BOOT_TIMEOUT_S))
         if measured and load in (ALONE, MORE):
             with session.progress.step(f"{load.name}: criu alone"):
-                words = ["python3", f"{_IN_GUEST}/alone.py", str(load.processes)]
+                words = ["python3", f"{IN_GUEST}/alone.py", str(load.processes)]
                 dump, restore = map(float, self._guest.text(words, timeout=300).split())
             self._found.criu_alone.append(Alone(load, dump, restore))
 
@@ -294,7 +293,10 @@ def scale(request: Request) -> int:
         ) as session:
             bench = _Bench(session, release, found)
             bench.prepare(deb)
-            _measure(bench, LOADS, request.rounds)
+            if request.smoke:
+                bench.carry(ALONE)
+            else:
+                _measure(bench, LOADS, request.rounds)
     finally:
         # Also what was measured before something went wrong.
         if request.json:

@@ -149,6 +149,7 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> int:
         arguments.kernel,
         arguments.sizes,
         arguments.rounds,
+        arguments.smoke,
     )
     return bench.find(arguments.benchmark)(request)
 
@@ -247,6 +248,9 @@ def parser() -> argparse.ArgumentParser:
         default=2,
         metavar="N",
         help="how often: up and down the sizes (blackout), or the loads in turn (scale)",
+    )
+    verb.add_argument(
+        "--smoke", action="store_true", help="only see that it works: the smallest load, once"
     )
     verb.set_defaults(function=_bench)
 

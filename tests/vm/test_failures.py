@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from rekernel_lab import bench_jump
 from rekernel_lab.client import HostClient
+from rekernel_lab.errors import LabError
 from rekernel_lab.session import Deadline
 from vm.support import NEW, OLD, Guest, opened
 
@@ -429,6 +431,19 @@ def test_next_kernel_panics(lab: Lab) -> None:
     region = guest.json("rekernel status --json")["region"]
     assert region["drain_bytes"] == 0
     assert region["ram_bytes"] + region["store_bytes"] == region["size"]
+
+
+def test_floor(lab: Lab) -> None:
+    """What the benchmarks compare with: the product's initrd, with nothing handed over."""
+    session = lab.guest.session
+    jumps = bench_jump.Jumps(session, lab.guest.releases[OLD])
+    jumps.install()
+    assert 0 < jumps.floor() < 120
+    assert lab.guest.text("uname -r") == lab.guest.releases[OLD]
+    # What goes wrong there is told at once, in the guest's own words.
+    session.machine.guest.run(f"mv {bench_jump.IN_GUEST}/floor /root/elsewhere")
+    with pytest.raises(LabError, match=r"No such file or directory: '/root/bench/floor'"):
+        jumps.floor()
 
 
 def test_setup_and_undo(lab: Lab) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from rekernel_lab import bench, cache
+from rekernel_lab.bench_jump import Parting
 from rekernel_lab.bench_result import (
     COLD,
     IMAGE,
@@ -16,6 +20,7 @@ from rekernel_lab.bench_result import (
     table,
 )
 from rekernel_lab.cli import parser
+from rekernel_lab.errors import LabError
 
 GIB = 1 << 30
 
@@ -91,3 +96,26 @@ def test_sizes_on_the_command_line() -> None:
     assert (arguments.sizes, arguments.rounds) == ((64, 512), 2)
     with pytest.raises(SystemExit):
         parser().parse_args(["bench", "blackout", "--sizes", "64,x"])
+
+
+def ended(code: int) -> Parting:
+    words = ["sh", "-c", f"echo why it failed; exit {code}"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    process.wait()
+    return Parting(["jump.py", "floor"], process)
+
+
+def test_what_failed_in_the_guest_is_told_in_its_words() -> None:
+    with pytest.raises(LabError, match=r"jump.py floor: exited with 1\nwhy it failed"):
+        ended(1).check()
+
+
+@pytest.mark.parametrize("code", [0, 255])
+def test_a_guest_that_goes_away_is_no_failure(code: int) -> None:
+    ended(code).check()
+
+
+def test_all_benchmarks_are_known() -> None:
+    modules = Path(cache.REPOSITORY, "lab", "rekernel_lab").glob("bench_*.py")
+    registered = sum("@benchmark(" in path.read_text() for path in modules)
+    assert len(bench.names()) == registered
