@@ -1,7 +1,8 @@
 """The errors a user can meet: each class carries its exit code, each instance a next step.
 
-Exit codes are part of the product's contract (see ``man rekernel``): 0 done, 1 failed, 2 usage,
-3 blocked or not set up, 4 degraded, 5 rolled back, 6 nothing to do, 7 busy, 8 not permitted.
+Exit codes are part of the product's contract (see ``man rekernel``): 0 done, 1 failed, or not
+undone, 2 usage, 3 blocked or not set up, 4 degraded, 5 rolled back, 6 nothing to do, 7 busy,
+8 not permitted.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ class BlockedError(RekernelError):
     exit_code = 3
 
 
+class NotUndoneError(RekernelError):
+    """Something of an attempt before is still as that had made it."""
+
+
 class RolledBackError(RekernelError):
-    """The attempt was undone; everything runs on under the old kernel."""
+    """The attempt ended early; all undone, everything runs on under the old kernel."""
 
     exit_code = 5
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rekernel.census import attempt
@@ -12,6 +13,8 @@ from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
 from rekernel.cli.in_unit import undo_after_death
 from rekernel.cli.upgrade import stop_unit
 from rekernel.errors import NothingToDoError, RekernelError
+from rekernel.records import asdict
+from rekernel.report.text import not_undone
 from rekernel.transition.undo import UndoList
 
 _DEADLINE = 180.0
@@ -51,33 +54,36 @@ def run(args: argparse.Namespace) -> int:
 def _tell(report: dict[str, Any] | None, *, in_json: bool) -> int:
     if report is None:
         raise RekernelError("the upgrade ended and left no report", f"journalctl -u {attempt.UNIT}")
-    undone = report["outcome"] in ("rolled-back", "refused")
+    left = not_undone(report)
     if in_json:
-        print_json({"schema": 1, "undone": undone, "report": report})
+        print_json({"schema": 1, "undone": not left, "report": report})
     else:
         print(report["error"])
-        for note in report["notes"]:
-            print(f"rekernel: {note}", file=sys.stderr)
-    return 0 if undone else 1
+        _complain([*report["notes"], *left])
+    return 1 if left else 0
+
+
+def _complain(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"rekernel: {line}", file=sys.stderr)
 
 
 def _leftovers(*, in_json: bool) -> int:
-    """Of an attempt that was killed together with its unit."""
+    """Of an attempt that was killed together with its unit, or could not undo itself."""
     if not len(UndoList()):
         raise NothingToDoError("no upgrade is under way", "`rekernel history` has the past ones")
-    problems, report = undo_after_death()
+    left, report = undo_after_death()
     if in_json:
-        print_json({"schema": 1, "undone": not problems, "report": report})
-    elif not problems:
-        print("an attempt that was cut off is undone; everything runs on as before")
-    for problem in problems:
-        print(f"rekernel: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+        document = {"schema": 1, "undone": not left, "report": report}
+        print_json({**document, "not_undone": [asdict(problem) for problem in left]})
+    elif not left:
+        print("what was left of an attempt is undone; everything runs on as before")
+    _complain([f"not undone: {problem}" for problem in left])
+    return 1 if left else 0
 
 
 def _after_death() -> int:
     """ExecStopPost= of the upgrade's unit: nothing to do if the attempt undid itself."""
-    problems, _ = undo_after_death()
-    for problem in problems:
-        print(f"rekernel: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    left, _ = undo_after_death()
+    _complain([f"not undone: {problem}" for problem in left])
+    return 1 if left else 0

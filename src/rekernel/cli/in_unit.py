@@ -16,11 +16,10 @@ from rekernel.errors import RekernelError, RolledBackError
 from rekernel.lock import exclusive
 from rekernel.report import builder
 from rekernel.report.history import History
-from rekernel.transition.events import Event, EventStream, JsonLines
+from rekernel.transition.events import EventStream, JsonLines
+from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList
 from rekernel.transition.upgrade import CancelledError, Upgrade
-
-NOT_UNDONE = "could not be undone"
 
 
 def new_id() -> str:
@@ -48,13 +47,7 @@ def run_in_unit(args: argparse.Namespace) -> int:
         attempt.reserve_outcome()
         events = EventStream()
         events.subscribe(JsonLines())
-        problems: list[str] = []
-
-        def collect(event: Event) -> None:
-            if event.kind == "note" and event.name.startswith(NOT_UNDONE):
-                problems.append(event.name)
-
-        events.subscribe(collect)
+        upgrade: Upgrade | None = None
         facts: dict[str, Any] = {"id": new_id(), "old_release": os.uname().release}
         history = History()
         try:
@@ -64,7 +57,7 @@ def run_in_unit(args: argparse.Namespace) -> int:
 
             def remember(processes: snapshot.Snapshot) -> None:
                 content = {"schema": 1, "processes": processes}
-                history.keep(upgrade.id, snapshot.BEFORE, content)
+                history.keep(facts["id"], snapshot.BEFORE, content)
 
             upgrade = Upgrade(plan, events, remember)
             facts = {
@@ -86,9 +79,10 @@ def run_in_unit(args: argparse.Namespace) -> int:
             ended = RekernelError(f"{type(error).__name__}: {error}", "please report this")
         else:
             ended = RekernelError("the jump into the new kernel returned")
-        report = builder.undone(facts, ended, events.phases, problems)
+        left = upgrade.left if upgrade is not None else ()
+        report = builder.undone(facts, ended, events.phases, left)
         _tell(report, history)
-    print_error(ended, in_json=False)
+    print_error(RekernelError(report["error"], report["hint"]), in_json=False)
     return int(report["exit_code"])
 
 
@@ -101,34 +95,49 @@ def _tell(report: dict[str, Any], history: History) -> None:
             print_error(RekernelError(f"the report could not be kept: {error}"), in_json=False)
 
 
-def undo_after_death() -> tuple[list[str], dict[str, Any] | None]:
-    """Undo what an attempt left that was killed, and put it into the history.
+def undo_after_death() -> tuple[tuple[Problem, ...], dict[str, Any] | None]:
+    """Undo what an attempt left that was killed, or could not undo, and put it into the history.
 
-    Returns what could not be undone, and the report if there was such an attempt. Raises BusyError
-    if the attempt still runs.
+    Returns what is not undone, and the report if there was such an attempt. Raises BusyError if the
+    attempt still runs.
     """
     with exclusive():
         undo = UndoList()
-        problems = [f"{NOT_UNDONE}: {problem}" for problem in undo.run()] if len(undo) else []
+        tried = len(undo) > 0
+        left = undo.run()
         history = History()
         killed = [item for item in history.unfinished() if item.get("boot_id") == attempt.boot_id()]
-        if not killed and attempt.read_outcome() is None:
+        told = attempt.read_outcome()
+        if not killed and told is None:
             # Not even begun.
             killed = [{"id": new_id(), "old_release": os.uname().release}]
         report = None
-        told = attempt.read_outcome() or {}
+        if tried:
+            # The newest last: that is the one that was asked for.
+            for before in reversed(_not_undone(history)):
+                report = builder.tried_again(before, left)
+                _tell(report, history)
         for item in killed:
-            if item["id"] == told.get("id"):
+            if told is not None and item["id"] == told.get("id"):
                 # It ended by itself; only the history could not be written then.
-                report = told
+                report = builder.tried_again(told, left) if tried else told
                 _tell(report, history)
                 continue
             # Set by systemd for ExecStopPost= (systemd.exec(5)).
             cause = os.environ.get("EXIT_STATUS") or "unknown cause"
             error = RolledBackError(
-                f"the upgrade's process died ({cause}); everything was undone",
-                f"journalctl -u {attempt.UNIT}",
+                f"the upgrade's process died ({cause})", f"journalctl -u {attempt.UNIT}"
             )
-            report = builder.undone(item, error, (), problems)
+            report = builder.undone(item, error, (), left)
             _tell(report, history)
-    return problems, report
+    return left, report
+
+
+def _not_undone(history: History) -> list[dict[str, Any]]:
+    """Reports of attempts under this kernel of which something is left."""
+    return [
+        report
+        for report in history.reports()
+        if report["outcome"] == builder.NOT_UNDONE
+        and (history.attempt(report["id"]) or {}).get("boot_id") == attempt.boot_id()
+    ]

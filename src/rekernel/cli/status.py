@@ -10,9 +10,11 @@ from typing import Any
 from rekernel.census import attempt, brownout
 from rekernel.cli.common import VerbParsers, add_verb, paint_for_stdout, print_json
 from rekernel.memory import dax, region
+from rekernel.records import asdict
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds
-from rekernel.report.text import outcome_words, when
+from rekernel.report.text import not_undone, outcome_words, when
+from rekernel.transition.undo import UndoList
 
 _LAST = ("id", "outcome", "exit_code", "old_release", "new_release", "blackout_s", "brownout_s")
 
@@ -80,7 +82,8 @@ def document() -> dict[str, Any]:
     return {
         "schema": 1,
         "running_release": os.uname().release,
-        "upgrade": _upgrade(),
+        "upgrade": (upgrade := _upgrade()),
+        "not_undone": [asdict(problem) for problem in ([] if upgrade else UndoList().left())],
         "last": {name: last[name] for name in _LAST} if last else None,
         "region": _region(),
         "handover": state.handover,
@@ -112,6 +115,9 @@ def render(found: dict[str, Any], paint: Paint) -> str:
         age = (time.time_ns() - upgrade["phase_since_ns"]) / 1e9
         where = f"{upgrade['phase']} for {human_seconds(age)}" if upgrade["phase"] else "starting"
         lines.append(f"upgrade  {paint.warn(where)}")
+    if found["not_undone"]:
+        lines += [paint.bad(line) for line in not_undone(found)]
+        lines.append("         to undo what is left: rekernel abort")
     last = found["last"]
     if last:
         lines.append(

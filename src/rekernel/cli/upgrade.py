@@ -32,7 +32,7 @@ from rekernel.errors import (
 )
 from rekernel.plan import Plan
 from rekernel.report.history import History
-from rekernel.report.text import render
+from rekernel.report.text import not_undone, render
 from rekernel.run import CommandFailedError
 from rekernel.run import run as run_command
 from rekernel.transition.events import Event
@@ -241,7 +241,6 @@ def conclude(report: dict[str, Any], *, in_json: bool) -> int:
     if in_json:
         print_json(report)
         return code
-    notes: Sequence[str] = report["notes"]
-    for note in notes:
-        print(f"rekernel: {note}", file=sys.stderr)
+    for line in (*report["notes"], *not_undone(report)):
+        print(f"rekernel: {line}", file=sys.stderr)
     raise AttemptError(report["error"], report["hint"], code)

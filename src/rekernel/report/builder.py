@@ -13,6 +13,7 @@ from rekernel.handover.manifest import Phase
 from rekernel.records import asdict, field, record
 from rekernel.report import losses
 from rekernel.systemd.units import is_login
+from rekernel.transition.problem import Problem
 
 SCHEMA = 1
 _PAGE = 4096
@@ -22,8 +23,9 @@ DEGRADED = "degraded"
 ROLLED_BACK = "rolled-back"
 FAILED = "failed"
 REFUSED = "refused"
+NOT_UNDONE = "not-undone"
 
-_EXIT_CODES = {DONE: 0, FAILED: 1, DEGRADED: 4, ROLLED_BACK: 5}
+_EXIT_CODES = {DONE: 0, FAILED: 1, NOT_UNDONE: 1, DEGRADED: 4, ROLLED_BACK: 5}
 
 
 @record
@@ -217,6 +219,7 @@ def carried_over(
         "memory": _memory(agent, drain, holes),
         "brownout_s": brownout_s,
         "notes": [*old.get("notes", []), *notes],
+        "not_undone": [],
         "error": error,
         "hint": hint,
     }
@@ -252,6 +255,7 @@ def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
         "memory": None,
         "brownout_s": None,
         "notes": [],
+        "not_undone": [],
         "error": "",
         "hint": "",
     }
@@ -283,27 +287,51 @@ def undone(
     attempt: Mapping[str, Any],
     error: RekernelError,
     phases: Sequence[Phase] = (),
-    notes: Sequence[str] = (),
+    left: Sequence[Problem] = (),
 ) -> dict[str, Any]:
     """The report of an attempt that ended before the jump.
 
-    ``notes``: what could not be undone; without any, everything runs on as before. An attempt
-    that failed and was undone counts as rolled back whatever the failure; one that was refused
-    keeps its own exit code.
+    ``left``: what is not undone; without any, everything runs on as before. An attempt that failed
+    and was undone counts as rolled back whatever the failure; one that was refused keeps its own
+    exit code.
     """
     code = error.exit_code
-    if notes:
-        outcome, code = FAILED, _EXIT_CODES[FAILED]
-    elif code in (1, _EXIT_CODES[ROLLED_BACK]):
+    if code in (_EXIT_CODES[FAILED], _EXIT_CODES[ROLLED_BACK]):
         outcome, code = ROLLED_BACK, _EXIT_CODES[ROLLED_BACK]
     else:
         outcome = REFUSED
-    records = [phase_record(phase) for phase in phases]
-    return _bare(attempt) | {
+    report = _bare(attempt) | {
         "outcome": outcome,
         "exit_code": code,
-        "phases": records,
-        "notes": list(notes),
+        "phases": [phase_record(phase) for phase in phases],
         "error": error.message,
         "hint": error.hint,
+    }
+    return report | _not_undone(left) if left else report
+
+
+def _not_undone(left: Sequence[Problem]) -> dict[str, Any]:
+    return {
+        "outcome": NOT_UNDONE,
+        "exit_code": _EXIT_CODES[NOT_UNDONE],
+        "not_undone": [asdict(problem) for problem in left],
+        "hint": "not everything runs as before: `rekernel abort` tries again to undo what is left",
+    }
+
+
+def tried_again(report: Mapping[str, Any], left: Sequence[Problem]) -> dict[str, Any]:
+    """The report of an attempt before the jump, once more was done to undo it.
+
+    ``left``: what is not undone by now.
+    """
+    if left:
+        return {**report, **_not_undone(left)}
+    then = [f"undone only later: {Problem(**item)}" for item in report["not_undone"]]
+    return {
+        **report,
+        "outcome": ROLLED_BACK,
+        "exit_code": _EXIT_CODES[ROLLED_BACK],
+        "not_undone": [],
+        "notes": [*report["notes"], *then],
+        "hint": "everything runs on as before",
     }

@@ -7,7 +7,14 @@ from html import escape
 from typing import Any
 
 from rekernel.report.layout import human_bytes, human_seconds, plural
-from rekernel.report.text import blackout_phases, outcome_words, unaccounted, when
+from rekernel.report.text import (
+    BAD,
+    blackout_phases,
+    not_undone,
+    outcome_words,
+    unaccounted,
+    when,
+)
 
 _PAGE = 4096
 
@@ -191,13 +198,16 @@ def _phase_table(report: Mapping[str, Any]) -> str:
 
 def render(report: Mapping[str, Any]) -> str:
     """The document."""
-    kind = {"done": "good", "failed": "bad"}.get(report["outcome"], "warn")
+    kind = "good" if report["outcome"] == "done" else "warn"
+    if report["outcome"] in BAD:
+        kind = "bad"
     title = f"{report['old_release'] or '?'} → {report['new_release'] or '?'}"
     notes = "".join(f'<p class="warn">{escape(note)}</p>' for note in report["notes"])
     error = ""
     if report["error"]:
         error = f'<p class="bad">{escape(report["error"])}</p>'
         error += f'<p class="soft">{escape(report["hint"])}</p>' if report["hint"] else ""
+    error += "".join(f'<p class="bad">{escape(line)}</p>' for line in not_undone(report))
     picture = timeline(report)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

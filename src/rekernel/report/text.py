@@ -18,16 +18,20 @@ from rekernel.report.layout import (
     table,
 )
 from rekernel.report.losses import Loss
+from rekernel.transition.problem import Problem
 
 _PAGE = 4096
 _DIFFERENCES = 12
 # More processes than this with the same difference share a line.
 _ALIKE = 3
 
+# Those of which an administrator must know.
+BAD = ("failed", "not-undone")
 _OUTCOMES = {
     "done": "done",
     "degraded": "done, but not everything was carried over",
     "rolled-back": "undone: everything runs on under the old kernel",
+    "not-undone": "failed, and not all of it is undone",
     "failed": "failed",
     "refused": "refused: nothing was touched",
 }
@@ -39,7 +43,13 @@ def outcome_words(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
     words = _OUTCOMES.get(outcome, outcome)
     if outcome == "done":
         return paint.good(words)
-    return paint.bad(words) if outcome == "failed" else paint.warn(words)
+    return paint.bad(words) if outcome in BAD else paint.warn(words)
+
+
+def not_undone(report: Mapping[str, Any]) -> list[str]:
+    """What is not undone of an attempt, a line each."""
+    # Reports of earlier versions have it not.
+    return [f"not undone: {Problem(**item)}" for item in report.get("not_undone", ())]
 
 
 def when(identifier: str) -> str:
@@ -78,6 +88,7 @@ def render(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
         lines.append(paint.bad(report["error"]))
         if report["hint"]:
             lines.append(paint.dim(report["hint"]))
+    lines += [paint.bad(line) for line in not_undone(report)]
     lines += [paint.warn(f"note: {note}") for note in report["notes"]]
     for section in (_units, _connections, _processes, _blackout, _memory, _others):
         block = section(report, paint)

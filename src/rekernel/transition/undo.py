@@ -2,7 +2,8 @@
 
 Each step is written down before it is taken, so that the same code undoes an attempt whether it
 failed, was asked to stop, or was killed (then ``rekernel abort --after-death``, which the upgrade's
-unit runs when its process is gone, reads the list).
+unit runs when its process is gone, reads the list). What could not be undone stays on the list with
+the reason, so that whoever comes next knows of it and tries again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -21,7 +23,9 @@ from rekernel import syscalls
 from rekernel.checkpoint import handles, repair
 from rekernel.containers import checkpoint
 from rekernel.host import apparmor, network, swap
+from rekernel.records import record, replace
 from rekernel.run import run
+from rekernel.transition.problem import Problem
 
 STATE = Path("/run/rekernel/undo.json")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -29,43 +33,69 @@ CGROUPS = Path("/sys/fs/cgroup")
 _DUMP_ENDS_S = 30.0
 
 
+@record
+class _Step:
+    kind: str
+    value: str
+    # Why it could not be undone; "" if nobody has tried yet.
+    error: str = ""
+
+
 class UndoList:
     """The steps taken so far. Undone newest first; every step may be undone twice."""
 
     def __init__(self, path: Path = STATE) -> None:
         self._path = path
-        self._steps: list[tuple[str, str]] = []
+        self._steps: list[_Step] = []
         if path.exists():
-            self._steps = [(kind, value) for kind, value in json.loads(path.read_text())]
+            self._steps = [_Step(*item) for item in json.loads(path.read_text())]
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def push(self, kind: str, *values: str) -> None:
         """Write down a step that is about to be taken, once for each value; or without one."""
-        self._steps += [(kind, value) for value in values or ("",)]
+        self._steps += [_Step(kind, value) for value in values or ("",)]
         self._save()
 
-    def run(self, keep: int = 0) -> list[str]:
-        """Undo all but the first ``keep`` steps; returns what could not be undone, in words."""
-        problems = []
-        while len(self._steps) > keep:
-            kind, value = self._steps.pop()
+    def run(self, keep: int = 0) -> tuple[Problem, ...]:
+        """Undo all but the first ``keep`` steps; returns what could not be undone of the others.
+
+        What was tried before in vain is tried again.
+        """
+        for at in reversed(range(keep, len(self._steps))):
+            step = self._steps[at]
             try:
-                _ACTIONS[kind](value)
+                _kind(step).undo(step.value)
             except Exception as error:  # the next step must be undone all the same
-                problems.append(f"{kind} {value}: {error}")
+                self._steps[at] = replace(step, error=str(error) or type(error).__name__)
+            else:
+                del self._steps[at]
             # A full file system must not keep the next step from being undone.
             with contextlib.suppress(OSError):
                 self._save()
-        if not self._steps:
-            self._path.unlink(missing_ok=True)
-        return problems
+        return self.left()[keep:]
+
+    def left(self) -> tuple[Problem, ...]:
+        """All that is not undone, in the order in which it was begun."""
+        return tuple(
+            Problem(
+                step.kind,
+                step.value,
+                step.error or "nobody has tried yet",
+                _kind(step).by_hand(step.value),
+            )
+            for step in self._steps
+        )
 
     def _save(self) -> None:
+        if not self._steps:
+            self._path.unlink(missing_ok=True)
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".new")
-        partial.write_text(json.dumps(self._steps))
+        steps = [[step.kind, step.value, step.error] for step in self._steps]
+        partial.write_text(json.dumps(steps))
         partial.rename(self._path)
 
 
@@ -143,22 +173,18 @@ def _running(cgroup: str, command: str) -> list[int]:
     return found
 
 
-def _online(block: str) -> None:
-    path = Path("/sys/devices/system/memory", block, "state")
-    if path.read_text().strip() == "offline":
-        path.write_text("online_movable")
-
-
 def _write(assignment: str) -> None:
     path, _, value = assignment.partition("=")
     Path(path).write_text(value)
 
 
 def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not os.path.isdir(path):
         Path(path).unlink(missing_ok=True)
+        return
+    # What processes have in memory may be in there: nothing of it may stay without a word.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def _free_container(value: str) -> None:
@@ -176,21 +202,69 @@ def _swap_on(value: str) -> None:
     swap.turn_on(name, priority)
 
 
-_ACTIONS: dict[str, Callable[[str], object]] = {
-    "thaw": thaw,
-    "thaw-filesystem": _thaw_filesystem,
-    "unlock-network": lambda _: network.unlock(),
-    "wait-dumps": _wait_for_dumps,
-    "end-repair": _end_repair,
-    "handle": handles.put_back,
-    "flush-journal": lambda _: run(["journalctl", "--flush"]),
-    "unload-kernel": lambda _: syscalls.kexec_unload(),
-    "online": _online,
-    "write": _write,
-    "remove": _remove,
-    "swap-on": _swap_on,
-    "profile": lambda path: apparmor.replace(Path(path).read_bytes()),
-    "free-container": _free_container,
-    "start-container": _start_container,
-    "start-unit": lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
+def _swap_on_by_hand(value: str) -> str:
+    name, priority = json.loads(value)
+    return shlex.join(["swapon", *(["--priority", str(priority)] if priority >= 0 else []), name])
+
+
+def _write_by_hand(assignment: str) -> str:
+    path, _, value = assignment.partition("=")
+    return f"echo {shlex.quote(value)} > {path}"
+
+
+@record
+class _Kind:
+    """How a step is undone, and what an administrator does if it cannot be."""
+
+    undo: Callable[[str], object]
+    by_hand: Callable[[str], str]
+
+
+_KINDS: dict[str, _Kind] = {
+    "thaw": _Kind(thaw, lambda cgroup: f"echo 0 > /sys/fs/cgroup{cgroup}/cgroup.freeze"),
+    "thaw-filesystem": _Kind(
+        _thaw_filesystem, lambda target: shlex.join(["fsfreeze", "--unfreeze", target])
+    ),
+    "unlock-network": _Kind(
+        lambda _: network.unlock(), lambda _: f"nft delete table inet {network.TABLE}"
+    ),
+    "wait-dumps": _Kind(
+        _wait_for_dumps, lambda _: "kill -ALRM that criu, restart the service that it holds"
+    ),
+    "end-repair": _Kind(_end_repair, lambda _: "restart the services whose connections fail"),
+    "handle": _Kind(
+        handles.put_back, lambda handle: f"restart the service of process {handle.split()[0]}"
+    ),
+    "flush-journal": _Kind(
+        lambda _: run(["journalctl", "--flush"]), lambda _: "journalctl --flush"
+    ),
+    "unload-kernel": _Kind(lambda _: syscalls.kexec_unload(), lambda _: "kexec --unload"),
+    "write": _Kind(_write, _write_by_hand),
+    "remove": _Kind(_remove, lambda path: shlex.join(["rm", "-r", path])),
+    "swap-on": _Kind(_swap_on, _swap_on_by_hand),
+    "profile": _Kind(
+        lambda path: apparmor.replace(Path(path).read_bytes()),
+        lambda _: "systemctl reload apparmor",
+    ),
+    "free-container": _Kind(
+        _free_container, lambda value: f"restart the container of process {value.split()[0]}"
+    ),
+    "start-container": _Kind(
+        _start_container, lambda value: shlex.join([value.split()[0], "start", value.split()[1]])
+    ),
+    "start-unit": _Kind(
+        lambda unit: run(["systemctl", "start", "--no-block", "--", unit]),
+        lambda unit: shlex.join(["systemctl", "start", unit]),
+    ),
 }
+
+
+def _kind(step: _Step) -> _Kind:
+    return _KINDS.get(step.kind, _OF_ANOTHER_VERSION)
+
+
+def _fail(_: str) -> None:
+    raise ValueError("this version of rekernel does not know how")
+
+
+_OF_ANOTHER_VERSION = _Kind(_fail, lambda _: "reboot, or install the version that began it")

@@ -22,7 +22,7 @@ from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.checkpoint.options import dump_argv
-from rekernel.errors import BlockedError, RekernelError, RolledBackError
+from rekernel.errors import BlockedError, NotUndoneError, RekernelError, RolledBackError
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
 from rekernel.host import apparmor, binds, conntrack, network_trial, raid, swap, sysctls
@@ -31,6 +31,7 @@ from rekernel.kernel import cmdline
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
+from rekernel.records import asdict
 from rekernel.run import end, finish, run, start
 from rekernel.systemd.units import processes_of
 from rekernel.transition import contract, cut, host_facts, room, staging, trees
@@ -38,6 +39,7 @@ from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpAgainError, DumpJob, Dumps
 from rekernel.transition.events import EventStream
+from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList, thaw
 
 PARENT = staging.SCRATCH / "parent"
@@ -50,6 +52,9 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 _JOURNAL_S = 10.0
 # How often the page map is made anew because pages were moved meanwhile.
 _RECORDS = 3
+
+
+_RUNS_ON = "everything runs on as before"
 
 
 class CancelledError(RekernelError):
@@ -86,37 +91,50 @@ class Upgrade:
         """Names the attempt in the history."""
         return self._id
 
+    @property
+    def left(self) -> tuple[Problem, ...]:
+        """What of this attempt, or of one before it, is not undone: nothing if all run on."""
+        return self._undo.left()
+
     def run(self) -> None:
-        """Returns only by raising: RolledBackError, or what failed, after everything runs on."""
+        """Returns only by raising: what failed, or RolledBackError for what is no RekernelError.
+
+        By then all was undone that could be: see :attr:`left`.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        dumps: Dumps | None = None
+        # Of an attempt before this one.
+        left = self._undo.run()
+        if left:
+            raise NotUndoneError(
+                f"an attempt before this one is not undone: {left[-1]}",
+                "do that by hand, then: rekernel abort",
+            )
+        dumps = Dumps(self._undo)
         try:
-            if len(self._undo):
-                self._undo.run()
-            dumps = Dumps(self._undo)
             self._attempt(dumps)
         except BaseException as error:
-            self._stand_in.end()
             with self._events.phase("undo"):
-                self._end_journal()
-                if dumps is not None:
-                    dumps.close()
-                problems = self._undo.run()
-            for problem in problems:
-                self._events.emit("note", f"could not be undone: {problem}")
+                self._take_back(dumps)
             if isinstance(error, RekernelError):
                 raise
-            raise RolledBackError(
-                f"the upgrade failed and was undone: {error}", "everything runs on as before"
-            ) from error
+            raise RolledBackError(f"the upgrade failed: {error}", _RUNS_ON) from error
+
+    def _take_back(self, dumps: Dumps) -> None:
+        try:
+            self._stand_in.end()
+            self._end_journal()
+            dumps.close()
+        finally:
+            for problem in self._undo.run():
+                self._events.emit("note", f"not undone: {problem}", **asdict(problem))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._cancelled = signal.Signals(number).name
 
     def _check(self) -> None:
         if self._cancelled:
-            raise CancelledError(f"stopped by {self._cancelled}; everything runs on as before")
+            raise CancelledError(f"stopped by {self._cancelled}", _RUNS_ON)
 
     def _attempt(self, dumps: Dumps) -> None:
         plan = self._plan
@@ -202,6 +220,7 @@ class Upgrade:
                     self._end_journal()
                     dumps.close()
                     if self._undo.run(mark):
+                        # Tried again with all the rest; still there then, the record has it.
                         raise
                     self._let_stand_in(carried)
                 made = self._cut(dumps, carried, images, len(area), strays_at)

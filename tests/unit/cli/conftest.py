@@ -10,6 +10,7 @@ from rekernel.census import attempt
 from rekernel.cli import finish
 from rekernel.report import history
 from rekernel.report.history import History
+from rekernel.transition.undo import UndoList
 
 
 @pytest.fixture
@@ -22,6 +23,8 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(f"rekernel.cli.{module}.History", lambda: History(tmp_path / "history"))
     monkeypatch.setattr(history, "_RUN", run)
     monkeypatch.setattr(finish, "RUN", run)
+    for module in ("abort", "in_unit", "status"):
+        monkeypatch.setattr(f"rekernel.cli.{module}.UndoList", lambda: UndoList(run / "undo.json"))
     monkeypatch.setattr(attempt, "unit_active", lambda: False)
     monkeypatch.setattr(attempt, "OUTCOME", run / "outcome.json")
     monkeypatch.setattr(attempt, "boot_id", lambda: "this boot")

@@ -24,21 +24,23 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.cli import check, in_unit, upgrade
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.progress import PAUSE, JsonDisplay, LiveDisplay, PlainDisplay
-from rekernel.errors import BusyError, RekernelError, RolledBackError
+from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
 from rekernel.kernel.installed import Kernel
 from rekernel.lock import exclusive
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.plan import Plan
 from rekernel.policy import Policy
-from rekernel.records import replace
+from rekernel.records import asdict, replace
 from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.report.layout import PLAIN
 from rekernel.report.prediction import Prediction
 from rekernel.systemd.units import Unit
 from rekernel.transition.events import Event, EventStream
+from rekernel.transition.problem import Problem
 
+FROZEN = Problem("thaw", "/a", "busy", "echo 0")
 WHERE = Layout(Range(4 << 30, 6 << 30), Range(4 << 30, 5 << 30), Range(5 << 30, 6 << 30))
 
 
@@ -298,11 +300,14 @@ def test_no_report_on_the_new_kernel(
 
 
 def test_what_could_not_be_undone_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    report = builder.undone({"id": "x"}, RolledBackError("stopped"), (), ["could not be undone: y"])
-    with pytest.raises(upgrade.AttemptError) as caught:
+    report = builder.undone({"id": "x"}, RolledBackError("stopped"), (), [FROZEN])
+    with pytest.raises(upgrade.AttemptError, match=r"^stopped$") as caught:
         upgrade.conclude(report, in_json=False)
     assert caught.value.exit_code == 1
-    assert capsys.readouterr().err == "rekernel: could not be undone: y\n"
+    assert "`rekernel abort` tries again" in caught.value.hint
+    assert capsys.readouterr().err == "rekernel: not undone: thaw /a: busy (by hand: echo 0)\n"
+    assert upgrade.conclude(report, in_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["not_undone"][0]["step"] == "thaw"
 
 
 class FakeUpgrade:
@@ -310,15 +315,14 @@ class FakeUpgrade:
 
     id = "20261122-220201"
     error: BaseException | None = None
-    note = ""
+    left: tuple[Problem, ...] = ()
 
     def __init__(self, plan: Plan, events: EventStream, remember: object) -> None:
         self._events = events
 
     def run(self) -> None:
         with self._events.phase("undo"):
-            if self.note:
-                self._events.emit("note", self.note)
+            pass
         if self.error is not None:
             raise self.error
 
@@ -343,29 +347,36 @@ def own_process(
 
 
 @pytest.mark.parametrize(
-    ("error", "note", "outcome", "code"),
+    ("error", "left", "outcome", "code"),
     [
-        (RekernelError("no dump"), "", "rolled-back", 5),
-        (RekernelError("no dump"), "could not be undone: thaw", "failed", 1),
-        (RolledBackError("stopped"), "something else", "rolled-back", 5),
-        (ValueError("a defect"), "", "rolled-back", 5),
-        (None, "", "rolled-back", 5),
+        (RekernelError("no dump"), (), "rolled-back", 5),
+        (RekernelError("no dump"), (FROZEN,), "not-undone", 1),
+        (BlockedError("no room"), (), "refused", 3),
+        (BlockedError("no room"), (FROZEN,), "not-undone", 1),
+        (RolledBackError("stopped"), (FROZEN,), "not-undone", 1),
+        (ValueError("a defect"), (), "rolled-back", 5),
+        (ValueError("a defect"), (FROZEN,), "not-undone", 1),
+        (None, (), "rolled-back", 5),
     ],
 )
 def test_every_end_is_in_the_history(
     own_process: type[FakeUpgrade],
     tmp_path: Path,
     error: BaseException | None,
-    note: str,
+    left: tuple[Problem, ...],
     outcome: str,
     code: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    own_process.error, own_process.note = error, note
+    own_process.error, own_process.left = error, left
     assert cli.main(["upgrade", "--in-unit", "--yes", "7.3.4"]) == code
     report = History(tmp_path / "history").get()
     assert (report["outcome"], report["exit_code"]) == (outcome, code)
     assert [item["name"] for item in report["phases"]] == ["plan", "undo"]
     assert (report["old_release"], report["new_release"]) == ("6.12.1", "7.3.4")
+    assert report["not_undone"] == [asdict(problem) for problem in left]
+    # In the journal of the unit.
+    assert ("`rekernel abort` tries again" in capsys.readouterr().err) == bool(left)
     assert History(tmp_path / "history").unfinished() == []
 
 
@@ -405,7 +416,7 @@ EVENTS = [
     Event("begin", "freeze", 1),
     Event("end", "freeze", 2, {"seconds": 0.012}),
     Event("begin", "dump", 3),
-    Event("note", "could not be undone: [x]", 3),
+    Event("note", "not undone: [x]", 3),
     Event("failed", "dump", 4, {"error": ""}),
 ]
 
@@ -416,7 +427,7 @@ def test_plain_display() -> None:
     for event in EVENTS:
         display.show(event)
     assert stream.getvalue().splitlines() == [
-        PAUSE, "freeze: 12 ms", "note: could not be undone: [x]", "dump: stopped",
+        PAUSE, "freeze: 12 ms", "note: not undone: [x]", "dump: stopped",
     ]  # fmt: skip
 
 
@@ -434,7 +445,7 @@ def test_live_display(capsys: pytest.CaptureFixture[str]) -> None:
         display.show(event)
     display.close()
     shown = capsys.readouterr().out
-    for words in ("✓ freeze", "12 ms", "✗ dump: stopped", "could not be undone: [x]"):
+    for words in ("✓ freeze", "12 ms", "✗ dump: stopped", "not undone: [x]"):
         assert words in shown
 
 

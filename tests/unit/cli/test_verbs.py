@@ -16,10 +16,12 @@ from rekernel.cli import abort, containers_up, finish, in_unit, region_up
 from rekernel.containers import restore
 from rekernel.errors import RolledBackError
 from rekernel.memory import region
+from rekernel.records import asdict
 from rekernel.report import after, builder
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.history import History
 from rekernel.systemd.units import Unit
+from rekernel.transition.problem import Problem
 
 AGENT = Path(__file__).parents[1] / "report" / "data" / "agent-6.12-to-7.3.json"
 ID = "20261122-220201"
@@ -360,17 +362,22 @@ def test_region_up_that_fails(
     assert "the carry region cannot be set up: [Errno 16]" in capsys.readouterr().err
 
 
+FROZEN = Problem("thaw", "/x", "busy", "echo 0")
+
+
 class FakeUndo:
     """An undo list with these steps, of which some cannot be undone."""
 
     steps = 0
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return self.steps
 
-    def run(self) -> list[str]:
-        return list(self.problems)
+    def run(self) -> tuple[Problem, ...]:
+        return self.problems
+
+    left = run
 
 
 @pytest.fixture
@@ -378,6 +385,7 @@ def undo(monkeypatch: pytest.MonkeyPatch, run_directory: Path) -> type[FakeUndo]
     fake = type("Fake", (FakeUndo,), {})
     monkeypatch.setattr(in_unit, "UndoList", fake)
     monkeypatch.setattr(abort, "UndoList", fake)
+    monkeypatch.setattr("rekernel.cli.status.UndoList", fake)
     monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
     return fake
 
@@ -391,11 +399,13 @@ def test_abort_of_leftovers(undo: type[FakeUndo], capsys: pytest.CaptureFixture[
     undo.steps = 2
     assert cli.main(["abort"]) == 0
     assert "is undone; everything runs on" in capsys.readouterr().out
-    undo.problems = ("thaw /x: busy",)
+    undo.problems = (FROZEN,)
     assert cli.main(["abort", "--json"]) == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["undone"] is False
-    assert "could not be undone: thaw /x: busy" in captured.err
+    document = json.loads(captured.out)
+    assert document["undone"] is False
+    assert document["not_undone"] == [asdict(FROZEN)]
+    assert captured.err == "rekernel: not undone: thaw /x: busy (by hand: echo 0)\n"
 
 
 def test_abort_of_a_running_upgrade(
@@ -412,7 +422,13 @@ def test_abort_of_a_running_upgrade(
     assert cli.main(["abort"]) == 0
     assert capsys.readouterr().out == "stopped by SIGTERM\n"
     assert stopped == [True]
+    left = builder.undone({"id": ID}, RolledBackError("stopped by SIGTERM"), (), [FROZEN])
+    monkeypatch.setattr(attempt, "read_outcome", lambda: left)
+    states = [True, False]
+    assert cli.main(["abort"]) == 1
+    assert "not undone: thaw /x: busy (by hand: echo 0)" in capsys.readouterr().err
     monkeypatch.setattr(attempt, "read_outcome", lambda: None)
+    states = [True, False]
     assert cli.main(["abort"]) == 1
     assert "left no report" in capsys.readouterr().err
 
@@ -453,8 +469,65 @@ def test_after_death_of_an_attempt_that_could_not_be_kept(
 def test_after_death_that_cannot_undo(
     undo: type[FakeUndo], history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undo.steps, undo.problems = 1, ("thaw /x: busy",)
-    monkeypatch.setattr(attempt, "write_outcome", lambda report: None)
+    undo.steps, undo.problems = 1, (FROZEN,)
+    outcomes: list[Any] = []
+    monkeypatch.setattr(attempt, "write_outcome", outcomes.append)
     history.begin(ID, {"boot_id": "this boot"})
     assert cli.main(["abort", "--after-death"]) == 1
-    assert history.get(ID)["outcome"] == "failed"
+    report = history.get(ID)
+    assert (report["outcome"], report["exit_code"]) == ("not-undone", 1)
+    assert report["not_undone"] == [asdict(FROZEN)]
+    assert outcomes == [report]
+    # By hand, and then once more: the history knows of that, too.
+    undo.problems = ()
+    assert cli.main(["abort"]) == 0
+    report = history.get(ID)
+    assert (report["outcome"], report["exit_code"]) == ("rolled-back", 5)
+    assert report["not_undone"] == []
+    assert report["notes"] == ["undone only later: thaw /x: busy (by hand: echo 0)"]
+
+
+def test_what_is_undone_of_an_earlier_boot_is_not_ours(
+    undo: type[FakeUndo], history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "write_outcome", lambda report: None)
+    earlier = "20261122-000000"
+    history.begin(earlier, {"boot_id": "another boot"})
+    history.record(builder.undone({"id": earlier}, RolledBackError("x"), (), [FROZEN]))
+    undo.steps = 1
+    history.begin(ID, {"boot_id": "this boot"})
+    assert cli.main(["abort", "--after-death"]) == 0
+    assert history.get(earlier)["outcome"] == "not-undone"
+    assert history.get(ID)["outcome"] == "rolled-back"
+
+
+def test_what_an_attempt_left_is_undone_when_its_unit_ends(
+    undo: type[FakeUndo], history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has told that it could not; ExecStopPost= can, or can some of it."""
+    history.begin(ID, {"boot_id": "this boot"})
+    told = builder.undone({"id": ID}, RolledBackError("stopped"), (), [FROZEN])
+    history.record(told)
+    monkeypatch.setattr(attempt, "read_outcome", lambda: told)
+    outcomes: list[Any] = []
+    monkeypatch.setattr(attempt, "write_outcome", outcomes.append)
+    undo.steps = 1
+    assert cli.main(["abort", "--after-death"]) == 0
+    assert outcomes == [history.get(ID)]
+    assert outcomes[0]["outcome"] == "rolled-back"
+
+
+def test_status_of_what_is_not_undone(
+    undo: type[FakeUndo], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undo.problems = (FROZEN,)
+    assert cli.main(["status"]) == 0
+    text = capsys.readouterr().out
+    assert "not undone: thaw /x: busy (by hand: echo 0)" in text
+    assert "rekernel abort" in text
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_undone"] == [asdict(FROZEN)]
+    # What is under way is not left.
+    monkeypatch.setattr(attempt, "unit_active", lambda: True)
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_undone"] == []

@@ -63,7 +63,7 @@ def test_off_is_undone(undo: UndoList, monkeypatch: pytest.MonkeyPatch) -> None:
     staging.swap_off(AREAS, undo, lambda: None)
     on: list[tuple[str, int]] = []
     monkeypatch.setattr(swap, "turn_on", lambda *area: on.append(area))
-    assert undo.run() == []
+    assert undo.run() == ()
     assert on == [("/dev/vda2", -2)]
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import Phase
-from rekernel.records import replace
+from rekernel.records import asdict, replace
 from rekernel.report import builder, html, text
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.layout import Paint
+from rekernel.transition.problem import Problem
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "agent-6.12-to-7.3.json").read_text())
 REDIS = ["tcp", "10.77.0.2:6379", "10.77.0.1:51000"]
@@ -234,29 +235,60 @@ def test_an_agent_that_failed_half_way() -> None:
     html.render(report)
 
 
+LOCKED = Problem("unlock-network", "", "no memory for nft", "nft delete table inet rekernel_lock")
 ATTEMPT = {"id": "20261122-220201", "old_release": "6.12.1", "new_release": "7.3.4"}
 
 
 @pytest.mark.parametrize(
-    ("error", "notes", "outcome", "code"),
+    ("error", "left", "outcome", "code"),
     [
         (RolledBackError("stopped by SIGTERM"), [], "rolled-back", 5),
         (RekernelError("redis could not be dumped"), [], "rolled-back", 5),
         (BlockedError("swap is in use"), [], "refused", 3),
-        (RekernelError("x"), ["could not be undone: thaw /a"], "failed", 1),
+        # Whatever it was that ended it: never as if all ran on.
+        (RolledBackError("stopped by SIGTERM"), [LOCKED], "not-undone", 1),
+        (RekernelError("x"), [LOCKED], "not-undone", 1),
+        (BlockedError("swap is in use"), [LOCKED], "not-undone", 1),
     ],
 )
 def test_attempts_that_ended_before_the_jump(
-    error: RekernelError, notes: list[str], outcome: str, code: int
+    error: RekernelError, left: list[Problem], outcome: str, code: int
 ) -> None:
     phases = [Phase("freeze", 10**9, 2 * 10**9)]
-    report = builder.undone(ATTEMPT, error, phases, notes)
+    report = builder.undone(ATTEMPT, error, phases, left)
     assert (report["outcome"], report["exit_code"]) == (outcome, code)
     assert report["error"] == error.message
     assert report["phases"][0]["seconds"] == 1.0
-    rendered = text.render(report)
-    assert error.message in rendered
-    assert all(note in rendered for note in notes)
+    assert report["not_undone"] == [asdict(problem) for problem in left]
+    for rendered in (text.render(report), html.render(report)):
+        assert error.message in rendered
+        assert ("all of it is undone" in rendered) == bool(left)
+        for word in ("no memory for nft", "nft delete table inet rekernel_lock", "rekernel abort"):
+            assert (word in rendered) == bool(left)
+    listed = text.render_history([report])
+    assert ("failed, and not all of it is undone" in listed) == bool(left)
+
+
+def test_what_was_tried_again() -> None:
+    report = builder.undone(ATTEMPT, BlockedError("swap is in use", "free memory"), (), [LOCKED])
+    frozen = Problem("thaw", "/a", "busy", "echo 0")
+    assert builder.tried_again(report, [frozen]) == report | {"not_undone": [asdict(frozen)]}
+    then = builder.tried_again(report, [])
+    assert (then["outcome"], then["exit_code"], then["not_undone"]) == ("rolled-back", 5, [])
+    # It is no secret that they stood still until then.
+    assert then["notes"] == [f"undone only later: {LOCKED}"]
+    assert then["error"] == "swap is in use"
+    assert then["hint"] == "everything runs on as before"
+    # An attempt that had written down its own end, and was undone after that only.
+    rolled_back = builder.undone(ATTEMPT, RolledBackError("stopped"))
+    assert builder.tried_again(rolled_back, [LOCKED])["outcome"] == "not-undone"
+
+
+def test_a_report_of_an_earlier_version() -> None:
+    report = builder.undone(ATTEMPT, RolledBackError("stopped"))
+    del report["not_undone"]
+    assert text.not_undone(report) == []
+    html.render(report)
 
 
 def test_nothing_came_over() -> None:

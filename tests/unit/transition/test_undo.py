@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rekernel.transition import undo
+from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList
 
 
@@ -36,7 +37,7 @@ class Actions:
 @pytest.fixture
 def actions(monkeypatch: pytest.MonkeyPatch) -> Actions:
     found = Actions()
-    monkeypatch.setattr(undo, "_ACTIONS", {"step": found})
+    monkeypatch.setattr(undo, "_KINDS", {"step": undo._Kind(found, "do {} by hand".format)})
     return found
 
 
@@ -52,9 +53,9 @@ def test_a_step_is_on_disk_before_it_is_taken(tmp_path: Path) -> None:
     steps = UndoList(path)
     assert not path.exists()
     steps.push("thaw", "/a")
-    assert json.loads(path.read_text()) == [["thaw", "/a"]]
+    assert json.loads(path.read_text()) == [["thaw", "/a", ""]]
     steps.push("unlock-network")
-    assert json.loads(path.read_text()) == [["thaw", "/a"], ["unlock-network", ""]]
+    assert json.loads(path.read_text()) == [["thaw", "/a", ""], ["unlock-network", "", ""]]
     assert len(UndoList(path)) == len(steps) == 2
     assert os.listdir(path.parent) == ["undo.json"]
 
@@ -64,17 +65,17 @@ def test_many_at_once(tmp_path: Path, actions: Actions) -> None:
     steps = UndoList(path)
     steps.push("step", "a", "b")
     steps.push("step")
-    assert json.loads(path.read_text()) == [["step", "a"], ["step", "b"], ["step", ""]]
-    assert steps.run() == []
+    assert json.loads(path.read_text()) == [["step", "a", ""], ["step", "b", ""], ["step", "", ""]]
+    assert steps.run() == ()
     assert actions.done == ["", "b", "a"]
 
 
 def test_newest_first(tmp_path: Path, actions: Actions) -> None:
     steps = filled(tmp_path / "undo.json")
-    assert steps.run() == []
+    assert steps.run() == ()
     assert actions.done == ["c", "b", "a"]
     assert os.listdir(tmp_path) == []
-    assert steps.run() == UndoList(tmp_path / "undo.json").run() == []
+    assert steps.run() == UndoList(tmp_path / "undo.json").run() == ()
     assert actions.done == ["c", "b", "a"]
 
 
@@ -86,7 +87,7 @@ def test_another_process_finishes_what_one_began(tmp_path: Path, actions: Action
         steps.run()
     # Perhaps b was half done: it is undone again.
     actions.at = {}
-    assert UndoList(path).run() == []
+    assert UndoList(path).run() == ()
     assert actions.done == ["c", "b", "a"]
     assert not path.exists()
 
@@ -95,23 +96,109 @@ def test_a_write_that_was_cut_off_does_not_count(tmp_path: Path, actions: Action
     path = tmp_path / "undo.json"
     filled(path)
     path.with_suffix(".new").write_text('[["step", "a"], ["st')
-    assert UndoList(path).run() == []
+    assert UndoList(path).run() == ()
     assert actions.done == ["c", "b", "a"]
 
 
 def test_one_problem_does_not_stop_the_others(tmp_path: Path, actions: Actions) -> None:
-    steps = filled(tmp_path / "undo.json")
-    actions.at = {"b": OSError(5, "Input/output error"), "c": ValueError("no")}
-    assert steps.run() == ["step c: no", "step b: [Errno 5] Input/output error"]
+    path = tmp_path / "undo.json"
+    steps = filled(path)
+    assert [problem.error for problem in steps.left()] == ["nobody has tried yet"] * 3
+    actions.at = {"b": OSError(5, "Input/output error"), "c": ValueError()}
+    left = (
+        Problem("step", "b", "[Errno 5] Input/output error", "do b by hand"),
+        Problem("step", "c", "ValueError", "do c by hand"),
+    )
+    assert steps.run() == steps.left() == left
+    assert str(left[0]) == "step b: [Errno 5] Input/output error (by hand: do b by hand)"
     assert actions.done == ["a"]
-    assert not (tmp_path / "undo.json").exists()
+    # Who comes next knows of it, and tries again.
+    assert UndoList(path).left() == left
+    actions.at = {"b": OSError(5, "Input/output error")}
+    assert UndoList(path).run() == left[:1]
+    assert actions.done == ["a", "c"]
+    actions.at = {}
+    assert UndoList(path).run() == ()
+    assert actions.done == ["a", "c", "b"]
+    assert not path.exists()
+
+
+def test_a_problem_above_a_mark_stays(tmp_path: Path, actions: Actions) -> None:
+    """What was begun after it is undone; what was begun before is not touched."""
+    steps = filled(tmp_path / "undo.json")
+    mark = len(steps)
+    steps.push("step", "d", "e", "f")
+    actions.at = {"e": OSError(5, "Input/output error")}
+    assert [problem.value for problem in steps.run(mark)] == ["e"]
+    assert actions.done == ["f", "d"]
+    actions.at = {}
+    assert UndoList(tmp_path / "undo.json").run() == ()
+    assert actions.done == ["f", "d", "e", "c", "b", "a"]
 
 
 def test_a_kind_of_another_version(tmp_path: Path, actions: Actions) -> None:
     path = tmp_path / "undo.json"
+    # Older ones knew no errors.
     path.write_text('[["step", "a"], ["sing", "loudly"]]')
-    assert UndoList(path).run() == ["sing loudly: 'sing'"]
+    assert UndoList(path).run() == (
+        Problem(
+            "sing",
+            "loudly",
+            "this version of rekernel does not know how",
+            "reboot, or install the version that began it",
+        ),
+    )
     assert actions.done == ["a"]
+
+
+# What each kind is pushed with, and what is done instead of it.
+BY_HAND = [
+    ("thaw", "/a.service", "echo 0 > /sys/fs/cgroup/a.service/cgroup.freeze"),
+    ("thaw-filesystem", "/srv/my data", "fsfreeze --unfreeze '/srv/my data'"),
+    ("unlock-network", "", "nft delete table inet rekernel_lock"),
+    ("wait-dumps", "/unit", "kill -ALRM that criu, restart the service that it holds"),
+    ("end-repair", "7 8", "restart the services whose connections fail"),
+    ("handle", "7 3 99", "restart the service of process 7"),
+    ("flush-journal", "", "journalctl --flush"),
+    ("unload-kernel", "", "kexec --unload"),
+    ("write", "/proc/sys/a=b=c d", "echo 'b=c d' > /proc/sys/a"),
+    ("remove", "/var/lib/x", "rm -r /var/lib/x"),
+    ("swap-on", '["/dev/sda2", 7]', "swapon --priority 7 /dev/sda2"),
+    ("swap-on", '["/dev/sda2", -2]', "swapon /dev/sda2"),
+    ("profile", "/run/x", "systemctl reload apparmor"),
+    ("free-container", "7 /machine.slice/x.scope", "restart the container of process 7"),
+    ("start-container", "docker 3f", "docker start 3f"),
+    ("start-unit", "a@b.service", "systemctl start a@b.service"),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "remedy"), BY_HAND)
+def test_what_is_done_by_hand(kind: str, value: str, remedy: str, tmp_path: Path) -> None:
+    steps = UndoList(tmp_path / "undo.json")
+    steps.push(kind, value)
+    assert [problem.remedy for problem in steps.left()] == [remedy]
+
+
+def test_every_kind_has_its_remedy() -> None:
+    assert {kind for kind, *_ in BY_HAND} == undo._KINDS.keys()
+
+
+def test_what_cannot_be_removed_is_not_taken_for_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    steps = UndoList(tmp_path / "undo.json")
+    steps.push("remove", str(images))
+
+    def fail(path: str, *_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        assert "Operation not permitted" in steps.run()[0].error
+    assert steps.run() == ()
+    assert not images.exists()
 
 
 def test_settings_are_written_back(tmp_path: Path) -> None:
@@ -119,7 +206,7 @@ def test_settings_are_written_back(tmp_path: Path) -> None:
     target = tmp_path / "max=imum"
     target.write_text("0")
     steps.push("write", f"{tmp_path / 'setting'}=always [madvise] x=y")
-    assert steps.run() == []
+    assert steps.run() == ()
     assert (tmp_path / "setting").read_text() == "always [madvise] x=y"
 
 
@@ -136,14 +223,14 @@ def test_waiting_for_the_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ):
         (group / "cgroup.procs").write_text(f"{dump.pid}\n{other.pid}\n{1 << 30}\n")
         steps.push("wait-dumps", "/unit")
-        assert steps.run() == []
+        assert steps.run() == ()
         # Over, though nobody has waited for it yet; the other does not count.
         assert dump.returncode is None
         assert dump.wait(0) == 0
         other.kill()
     # Long gone: no error either.
     steps.push("wait-dumps", "/no-such-unit")
-    assert steps.run() == []
+    assert steps.run() == ()
 
 
 def test_a_dump_that_does_not_end_is_interrupted(
@@ -159,7 +246,7 @@ def test_a_dump_that_does_not_end_is_interrupted(
     with subprocess.Popen([criu, "60"]) as dump:
         (group / "cgroup.procs").write_text(f"{dump.pid}\n")
         steps.push("wait-dumps", "/unit")
-        assert steps.run() == []
+        assert steps.run() == ()
         assert dump.wait(0) == -signal.SIGALRM
     # One that heeds nothing is named.
     with subprocess.Popen(["env", "--ignore-signal=ALRM", criu, "5"]) as dump:
@@ -167,8 +254,10 @@ def test_a_dump_that_does_not_end_is_interrupted(
             time.sleep(0.01)
         (group / "cgroup.procs").write_text(f"{dump.pid}\n")
         steps.push("wait-dumps", "/unit")
-        assert steps.run() == [f"wait-dumps /unit: criu, process {dump.pid}, does not end"]
+        (problem,) = steps.run()
+        assert problem.error == f"criu, process {dump.pid}, does not end"
         dump.kill()
+        steps.run()
 
 
 def test_down_to_a_mark(tmp_path: Path) -> None:
@@ -177,12 +266,12 @@ def test_down_to_a_mark(tmp_path: Path) -> None:
     steps.push("write", f"{first}=1")
     mark = len(steps)
     steps.push("write", f"{second}=1", f"{second}=2")
-    assert steps.run(mark) == []
+    assert steps.run(mark) == ()
     assert second.read_text() == "1"
     assert not first.exists()
     # What is left is still on disk, for who undoes it after a death.
     assert len(UndoList(tmp_path / "undo.json")) == 1
-    assert steps.run() == []
+    assert steps.run() == ()
     assert first.read_text() == "1"
     assert not (tmp_path / "undo.json").exists()
 
@@ -191,4 +280,4 @@ def test_what_is_gone_need_not_be_undone(tmp_path: Path) -> None:
     steps = UndoList(tmp_path / "undo.json")
     steps.push("thaw", "/no/such/control-group")
     steps.push("remove", str(tmp_path / "no-such-directory"))
-    assert steps.run() == []
+    assert steps.run() == ()
