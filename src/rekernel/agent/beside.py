@@ -28,8 +28,13 @@ class Beside(threading.Thread):
         except BaseException as error:
             self._error = error
 
-    def finish(self) -> None:
-        """Raises what the step raised."""
-        self.join()
+    def finish(self, timeout: float | None = None) -> None:
+        """Raises what the step raised, TimeoutError if it is not done within these seconds.
+
+        The thread goes on then.
+        """
+        self.join(timeout)
+        if self.is_alive():
+            raise TimeoutError(f"not done within {timeout:.0f} s")
         if self._error is not None:
             raise self._error

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from rekernel import syscalls
+from rekernel.agent.beside import Beside
 from rekernel.agent.console import say
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # The part of mount(2)'s flags that belongs to a mount, with what changes nothing else.
 _REMOUNT = syscalls.MS_BIND | syscalls.MS_REMOUNT
+# Seconds for the mounts of one tree, which take milliseconds.
+_LIMIT_S = 10.0
 
 
 def remount(pid: int, wanted: Mapping[str, int]) -> None:
@@ -38,33 +41,33 @@ def _remount(pid: int, wanted: Mapping[str, int]) -> None:
     wrong = [target for target, flags in wanted.items() if now.get(target, flags) != flags]
     if not wrong:
         return
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        # Whatever happens, this must not go on as another agent.
-        try:
-            failed = _in_namespace(pid, {target: wanted[target] for target in wrong})
-            os.write(writing, os.fsencode(", ".join(failed)))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(writing)
-    with open(reading, "rb") as file:
-        words = os.fsdecode(file.read())
-    _, status = os.waitpid(child, 0)
-    if status or words:
-        say(f"process {pid}: mounts with other flags than before: {words or 'perhaps all'}")
+    failed: list[str] = []
+    try:
+        # A thread, not a process: one that is forked off while other threads run has their locks as
+        # they were at that moment, and may wait for one for ever.
+        Beside(
+            lambda: _in_namespace(pid, {target: wanted[target] for target in wrong}, failed)
+        ).finish(_LIMIT_S)
+    except Exception as error:
+        if getattr(error, "of_watchdog", False):
+            raise
+        failed.append(f"perhaps all: {error}")
+    if failed:
+        say(f"process {pid}: mounts with other flags than before: {', '.join(failed)}")
 
 
-def _in_namespace(pid: int, wanted: Mapping[str, int]) -> list[str]:
-    """Returns which could not be set, and why."""
+def _in_namespace(pid: int, wanted: Mapping[str, int], failed: list[str]) -> None:
+    """Adds which could not be set, and why. The calling thread is there until it ends."""
+    # Its root and working directory have been those of all threads.
+    syscalls.unshare(syscalls.CLONE_FS)
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     # It names mounts by its own root directory, which may be another one.
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)
     os.fchdir(root)
     os.chroot(".")
-    failed = []
+    os.close(namespace)
+    os.close(root)
     for target, flags in wanted.items():
         try:
             syscalls.mount("", target, "", flags | _REMOUNT)
@@ -73,7 +76,6 @@ def _in_namespace(pid: int, wanted: Mapping[str, int]) -> list[str]:
             continue
         except OSError as error:
             failed.append(f"{target} ({error.strerror})")
-    return failed
 
 
 def _flags(pid: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sandboxes, "say", said.append)
     before = sandboxes._flags(pid)
     ours = sandboxes._flags(os.getpid())
+    # Its threads may hold locks just now, which nobody would ever release in a child.
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("the agent was forked"))
     assert before[f"{tmp_path}/a b"] & syscalls.MS_NOSUID
     wanted = before | {
         f"{tmp_path}/a b": syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_RELATIME,
@@ -59,6 +62,29 @@ def test_what_cannot_be_set_is_said(pid: int, monkeypatch: pytest.MonkeyPatch) -
     words = "/usr/bin (Invalid argument)"
     assert said == [f"process {pid}: mounts with other flags than before: {words}"]
     said.clear()
-    monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted: 1 / 0)
+    monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted, failed: 1 / 0)
     sandboxes.remount(pid, {"/not/there": syscalls.MS_RDONLY})
-    assert said == [f"process {pid}: mounts with other flags than before: perhaps all"]
+    words = "perhaps all: division by zero"
+    assert said == [f"process {pid}: mounts with other flags than before: {words}"]
+
+
+def test_a_mount_that_never_returns(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others would wait for it."""
+    said: list[str] = []
+    done = threading.Event()
+    monkeypatch.setattr(sandboxes, "say", said.append)
+    monkeypatch.setattr(sandboxes, "_LIMIT_S", 0.1)
+    monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/a": 0})
+    monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted, failed: done.wait(60))
+    sandboxes.remount(pid, {"/a": syscalls.MS_RDONLY})
+    done.set()
+    words = "perhaps all: not done within 0 s"
+    assert said == [f"process {pid}: mounts with other flags than before: {words}"]
+
+
+def test_root_and_directory_of_everybody_else_stay(pid: int, tmp_path: Path) -> None:
+    before = [os.readlink(f"/proc/self/{name}") for name in ("root", "cwd", "ns/mnt")]
+    flags = sandboxes._flags(pid)[f"{tmp_path}/c"]
+    sandboxes.remount(pid, {f"{tmp_path}/c": flags | syscalls.MS_RDONLY})
+    assert sandboxes._flags(pid)[f"{tmp_path}/c"] == flags | syscalls.MS_RDONLY
+    assert [os.readlink(f"/proc/self/{name}") for name in ("root", "cwd", "ns/mnt")] == before
