@@ -16,6 +16,8 @@ from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
 # include/uapi/asm-generic/socket.h; nobody but us sends so much at once.
 _SO_SNDBUFFORCE = 32
 _ROOM_TO_FILL = 1 << 23
+# Seconds for a connection, which takes no time.
+_LIMIT_S = 5.0
 
 
 class Links:
@@ -110,7 +112,8 @@ def _connect(near: socket.socket, link: DatagramLink) -> None:
         os.chroot(f"/proc/{link.target_pid}/root")
         near.connect(name)
 
-    Beside(connect).finish()
+    # Its directory may lie on a disk that does not answer.
+    Beside(connect).finish(_LIMIT_S)
 
 
 def _connect_to_nobody(near: socket.socket) -> None:

@@ -128,9 +128,9 @@ def start_pager(
 def widen_pager() -> None:
     """Bring neighbours along from now on. Raises OSError if the pager cannot be told."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5.0)
         connection.connect(_CONTROL)
         connection.sendall(b"window 16\n")
-        connection.settimeout(5.0)
         connection.recv(1)
 
 

@@ -6,6 +6,7 @@ Imported early: see agent/main.py.
 from __future__ import annotations
 
 import os
+import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +20,14 @@ ENVIRONMENT = {
 os.environ["PATH"] = ENVIRONMENT["PATH"]
 
 
+# Seconds for a program that is done in a fraction of one, on a slow machine.
+LIMIT_S = 50.0
+# For one that was killed; what does not end then waits for a device.
+_KILLED_S = 1.0
+
+
 class ProgramFailedError(Exception):
-    """A program ended with another status than 0."""
+    """A program ended with another status than 0, or not at all."""
 
 
 def start(
@@ -60,12 +67,38 @@ def start(
             os.set_inheritable(fd, False)
 
 
-def wait(pid: int, what: str) -> None:
-    """Wait for a program; raises ProgramFailedError unless it ended with 0."""
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+def wait(pid: int, what: str, timeout: float = LIMIT_S) -> None:
+    """Wait for a program; raises ProgramFailedError unless it ended with 0.
+
+    One that has not ended within ``timeout`` seconds is killed: everybody waits for it.
+    """
+    code = ended(pid, timeout)
+    if code is None:
+        # Costs others their imports if it is wanted from the start.
+        import signal
+
+        os.kill(pid, signal.SIGKILL)
+        ended(pid, _KILLED_S)
+        raise ProgramFailedError(f"{what} did not end within {timeout:.0f} s")
     if code != 0:
         raise ProgramFailedError(f"{what} ended with {code}")
+
+
+def ended(pid: int, timeout: float) -> int | None:
+    """The exit code of a child, which is waited for; None if it still runs after these seconds.
+
+    Negative: the signal that ended it.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(max(0.0, timeout) * 1000):
+            return None
+    finally:
+        os.close(pidfd)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def feed(argv: Sequence[str], text: bytes, *, log: str | None = None) -> int:

@@ -60,6 +60,29 @@ def test_a_program_that_fails() -> None:
         processes.wait(pid, "sleep")
 
 
+def test_a_program_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = processes.start(["sleep", "60"])
+    with pytest.raises(ProgramFailedError, match=r"^nft did not end within 0 s$"):
+        processes.wait(pid, "nft", timeout=0.1)
+    # Nor is it left to run.
+    assert not os.path.exists(f"/proc/{pid}")
+    # One that not even that ends.
+    monkeypatch.setattr(processes, "_KILLED_S", 0.1)
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    pid = processes.start(["sleep", "1"])
+    with pytest.raises(ProgramFailedError, match=r"^nft did not end within 0 s$"):
+        processes.wait(pid, "nft", timeout=0.1)
+    os.waitpid(pid, 0)
+
+
+def test_how_a_program_ended() -> None:
+    assert processes.ended(processes.start(["sh", "-c", "exit 3"]), 60) == 3
+    pid = processes.start(["sleep", "60"])
+    assert processes.ended(pid, 0.0) is None
+    os.kill(pid, signal.SIGTERM)
+    assert processes.ended(pid, 60) == -signal.SIGTERM
+
+
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         processes.start(["no-such-program"])
