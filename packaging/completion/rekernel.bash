@@ -56,7 +56,7 @@ _rekernel() {
     plan) options='--help --json --carry --restart --memory' ;;
     upgrade) options='--help --json --carry --restart --memory --yes --dry-run --max-blackout' ;;
     abort | status | history) options='--help --json' ;;
-    report) options='--help --json --html' ;;
+    report) options='--help --json --all --html' ;;
     esac
     if [[ $current != -* ]]; then
         case $verb in

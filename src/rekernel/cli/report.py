@@ -25,6 +25,11 @@ def add_parser(subparsers: VerbParsers) -> None:
         "id", nargs="?", metavar="ID", help="from `rekernel history` (default: the last one)"
     )
     parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also tell what differs with processes that may have changed it by themselves",
+    )
+    parser.add_argument(
         "--html",
         nargs="?",
         const="",
@@ -41,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report)
     elif args.html is None:
-        print(render(report, paint_for_stdout()), end="")
+        print(render(report, paint_for_stdout(), everything=args.all), end="")
     elif args.html == "-":
         print(html.render(report), end="")
     else:

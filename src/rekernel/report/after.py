@@ -56,7 +56,11 @@ def observe(agent: Mapping[str, Any], history: History) -> After:
     # A user's manager has started itself anew.
     managers = {str(unit.main_pid) for unit in shown if unit.is_manager}
     common = (before["processes"].keys() & seen.keys()) - managers
-    differences = snapshot.differences(
-        {pid: before["processes"][pid] for pid in common}, {pid: seen[pid] for pid in common}
+    old, new = ({pid: state[pid] for pid in common} for state in (before["processes"], seen))
+    return After(
+        units,
+        open_now,
+        compared=len(common),
+        differences=snapshot.differences(old, new),
+        changes=snapshot.changes(old, new),
     )
-    return After(units, open_now, len(common), differences)

@@ -43,13 +43,14 @@ class After:
     """What is seen on the new kernel. ``connections``: as census.connections has them.
 
     ``compared``: how many processes were compared with what they were like before, None if that is
-    not known; ``differences``: in words.
+    not known; ``differences``: in words, ``changes``: those that a program may have made by itself.
     """
 
     units: Mapping[str, UnitAfter] = field(default_factory=dict)
     connections: Sequence[Sequence[str]] = ()
     compared: int | None = None
     differences: Sequence[str] = ()
+    changes: Sequence[str] = ()
 
 
 def phase_record(phase: Phase) -> dict[str, Any]:
@@ -216,6 +217,7 @@ def carried_over(
         "connections": _connections(old.get("connections", []), after),
         "compared": after.compared,
         "differences": list(after.differences),
+        "changes": list(after.changes),
         "memory": _memory(agent, drain, holes),
         "brownout_s": brownout_s,
         "notes": [*old.get("notes", []), *notes],
@@ -252,6 +254,7 @@ def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
         "connections": {"before": [], "after": [], "lost": []},
         "compared": None,
         "differences": [],
+        "changes": [],
         "memory": None,
         "brownout_s": None,
         "notes": [],

@@ -169,11 +169,13 @@ def _connections(report: Mapping[str, Any]) -> str:
 
 
 def _differences(report: Mapping[str, Any]) -> str:
-    differences = report.get("differences", ())
-    if not differences:
-        return ""
-    rows = [_cell(escape(line)) for line in differences]
-    return "<h2>Processes</h2>" + _table(("what differs from before the upgrade",), rows)
+    parts = ""
+    if rows := [_cell(escape(line)) for line in report.get("differences", ())]:
+        parts += _table(("what differs from before the upgrade",), rows)
+    if rows := [_cell(escape(line)) for line in report.get("changes", ())]:
+        head = plural(len(rows), "change") + " that a program may have made by itself"
+        parts += f"<details><summary>{head}</summary>{_table((), rows)}</details>"
+    return f"<h2>Processes</h2>{parts}" if parts else ""
 
 
 def _phase_table(report: Mapping[str, Any]) -> str:

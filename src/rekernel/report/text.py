@@ -77,8 +77,12 @@ def unaccounted(report: Mapping[str, Any]) -> float:
     return (rest + max(0, int(report["resumed_ns"]) - at)) / 1e9
 
 
-def render(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
-    """The whole report; ends with a newline."""
+def render(report: Mapping[str, Any], paint: Paint = PLAIN, *, everything: bool = False) -> str:
+    """The report; ends with a newline.
+
+    ``everything``: with each difference between processes before and after, also those that a
+    program may have made by itself.
+    """
     lines = [
         f"{paint.bold(report['old_release'] or '?')} → {paint.bold(report['new_release'] or '?')}"
         f"   {outcome_words(report, paint)}",
@@ -90,10 +94,14 @@ def render(report: Mapping[str, Any], paint: Paint = PLAIN) -> str:
             lines.append(paint.dim(report["hint"]))
     lines += [paint.bad(line) for line in not_undone(report)]
     lines += [paint.warn(f"note: {note}") for note in report["notes"]]
-    for section in (_units, _connections, _processes, _blackout, _memory, _others):
-        block = section(report, paint)
-        if block:
-            lines += ["", *block]
+    blocks = [
+        _units(report, paint),
+        _connections(report, paint),
+        _processes(report, paint, everything),
+        *(section(report, paint) for section in (_blackout, _memory, _others)),
+    ]
+    for block in filter(None, blocks):
+        lines += ["", *block]
     return "\n".join(lines) + "\n"
 
 
@@ -146,19 +154,32 @@ def _connections(report: Mapping[str, Any], paint: Paint) -> list[str]:
     return [paint.bold(head) + "; no longer there (closed by either end, or lost):", *table(rows)]
 
 
-def _processes(report: Mapping[str, Any], paint: Paint) -> list[str]:
-    # Reports of earlier versions have neither.
+def _processes(report: Mapping[str, Any], paint: Paint, everything: bool) -> list[str]:
+    # Reports of earlier versions have none of these.
     compared, differences = report.get("compared"), report.get("differences", ())
     if not compared:
         return []
     head = paint.bold(f"{plural(compared, 'process')} compared with before")
-    if not differences:
-        return [f"{head} {paint.good('✓')}   same rights, limits, priorities and files"]
-    lines = _alike(differences)
-    shown = [f"  {line}" for line in lines[:_DIFFERENCES]]
-    if len(lines) > _DIFFERENCES:
-        shown.append(paint.dim(f"  and {len(lines) - _DIFFERENCES} more: see --json"))
-    return [f"{head}; what differs now (a program may have changed it by itself):", *shown]
+    if differences:
+        lines = [f"{head}; what differs:", *_listed(differences, paint, everything)]
+    else:
+        lines = [f"{head} {paint.good('✓')}   same rights, limits, priorities and namespaces"]
+    changes = report.get("changes", ())
+    if changes and everything:
+        lines += ["what a program may have changed by itself:", *_listed(changes, paint, True)]
+    elif changes:
+        words = f"{plural(len(changes), 'change')} that a program may have made by itself"
+        lines.append(paint.dim(f"  {words}: rekernel report --all"))
+    return lines
+
+
+def _listed(differences: Sequence[str], paint: Paint, everything: bool) -> list[str]:
+    lines = differences if everything else _alike(differences)
+    limit = len(lines) if everything else _DIFFERENCES
+    shown = [f"  {line}" for line in lines[:limit]]
+    if len(lines) > limit:
+        shown.append(paint.dim(f"  and {len(lines) - limit} more: rekernel report --all"))
+    return shown
 
 
 def _alike(differences: Sequence[str]) -> list[str]:
@@ -172,7 +193,7 @@ def _alike(differences: Sequence[str]) -> list[str]:
         if len(lines) <= _ALIKE:
             found += lines
         else:
-            found.append(f"{len(lines)} processes: {what} is {now} now, see --json")
+            found.append(f"{len(lines)} processes: {what} is {now} now")
     return found
 
 

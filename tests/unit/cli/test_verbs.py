@@ -71,6 +71,8 @@ def test_report(recorded: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     assert in_json(capsys) == recorded
     assert cli.main(["report", ID]) == 0
     assert "2 of 2 units carried over" in capsys.readouterr().out
+    assert cli.main(["report", "--all", ID]) == 0
+    assert "2 of 2 units carried over" in capsys.readouterr().out
     assert cli.main(["report", "20200101-000000"]) == 2
     assert "no report 20200101-000000" in capsys.readouterr().err
 

@@ -323,10 +323,31 @@ def test_processes_compared(agent: dict[str, Any]) -> None:
     rendered = text.render(report)
     assert lines[0] in rendered
     assert lines[19] not in rendered
-    assert "and 8 more: see --json" in rendered
+    assert "and 8 more: rekernel report --all" in rendered
+    assert lines[19] in text.render(report, everything=True)
     assert "process 19 (&lt;x&gt;)" in html.render(report)
     # What happened is told, whether somebody meant it to happen is not known.
     assert report["outcome"] == "done"
+
+
+def test_what_a_program_may_have_changed_by_itself(agent: dict[str, Any]) -> None:
+    """A busy database opens and closes files all the time: that hides nothing that counts."""
+    lines = [f"process 7 (<p>): descriptor {n} was /base/{n} and is closed" for n in range(20)]
+    seen = replace(after(agent), compared=3, changes=lines)
+    report = builder.carried_over(agent, seen)
+    assert report["changes"] == lines
+    rendered = text.render(report)
+    assert "3 processes compared with before ✓" in rendered
+    assert "/base/" not in rendered
+    assert "20 changes that a program may have made by itself: rekernel report --all" in rendered
+    whole = text.render(report, everything=True)
+    assert all(line in whole for line in lines)
+    page = html.render(report)
+    assert "process 7 (&lt;p&gt;): descriptor 19" in page
+    # Not with what counts.
+    assert "what differs" not in whole + page
+    both = builder.carried_over(agent, replace(seen, differences=["process 7 (p): user IDs …"]))
+    assert "what differs:\n  process 7 (p): user IDs …\n" in text.render(both)
 
 
 def test_what_is_different_with_many_processes_takes_one_line(agent: dict[str, Any]) -> None:
@@ -334,7 +355,7 @@ def test_what_is_different_with_many_processes_takes_one_line(agent: dict[str, A
     lines.append("process 99 (sh): descriptor 3 was /a and is closed")
     seen = replace(after(agent), compared=20, differences=lines)
     rendered = text.render(builder.carried_over(agent, seen))
-    assert "\n  20 processes: terminal is 0 now, see --json\n" in rendered
+    assert "\n  20 processes: terminal is 0 now\n" in rendered
     assert lines[-1] in rendered
     assert "(sh): terminal was 7" not in rendered
 
