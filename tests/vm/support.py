@@ -138,7 +138,7 @@ class Guest:
         try:
             yield
         finally:
-            for name, _, _ in edits:
+            for name in dict.fromkeys(name for name, _, _ in edits):
                 path = f"{_SITE}/rekernel/{name}"
                 self.text(["mv", f"{path}.before", path])
 

@@ -24,6 +24,20 @@ ExecStart=/usr/bin/python3 -c "import mmap, time; {_PROGRAM}; time.sleep(10**6)"
 [Install]
 WantedBy=multi-user.target
 """
+# One of which there must be no two. criu of BEFORE dies while all trees are held, that of AFTER as
+# soon as they are to run: what they held runs on.
+_SINGLE = """\
+[Unit]
+Description=Does nothing, once
+
+[Service]
+ExecStart=/bin/sh -c ': single %i; while :; do sleep 1; done'
+
+[Install]
+WantedBy=multi-user.target
+"""
+_BEFORE, _AFTER = "single@before.service", "single@after.service"
+_KILL = "[os.kill(item.pid, 9) for item in restores.held if item.tree.unit == '{unit}']"
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,16 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     wait = f"until grep -q broken.data /proc/{pid}/maps; do sleep 1; done"
     guest.text(["timeout", "60", "sh", "-c", wait])
     guest.fault("freeze file systems", "unlink", path="/var/lib/broken.data")
-    outcome = guest.upgrade(OLD)
+    guest.write("/etc/systemd/system/single@.service", _SINGLE)
+    guest.text(f"systemctl enable --quiet --now {_BEFORE} {_AFTER}")
+    singles = {unit: guest.main_pid(unit) for unit in (_BEFORE, _AFTER)}
+    kill_before = f"&\\n    {_KILL.format(unit=_BEFORE)}; time.sleep(1)"
+    kill_after = f"&\\n    {_KILL.format(unit=_AFTER)}"
+    with guest.changed(
+        ("agent/restore.py", "^def commit(.*", kill_before),
+        ("agent/restore.py", "^    held = restores.held$", kill_after),
+    ):
+        outcome = guest.upgrade(OLD)
     assert outcome.exit_code == 4, guest.explain(outcome)
     assert outcome.release == guest.releases[OLD]
     report = outcome.report
@@ -109,10 +132,26 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     assert guest.start_of("broken.service") not in ("", start)
     logs = guest.text(f"ls /var/lib/rekernel/history/{report['id']}/logs")
     assert "restore-broken" in logs
+    for unit, old in singles.items():
+        assert not units[unit]["kept"]
+        assert "criu ended with -9" in units[unit]["failure"]
+        assert units[unit]["not_ended"] == []
+        # Started afresh, and nothing runs beside that.
+        name = unit.partition("@")[2].removesuffix(".service")
+        main = guest.main_pid(unit)
+        assert guest.text(f"pgrep -f ': singl[e] {name}'").split() == [str(main)]
+        assert main != old
+    # Had something of it been left, systemd would not have started it until it is told to.
+    keep = f"from rekernel.agent import remains; remains.keep_from_starting({{'{_AFTER}': [1]}})"
+    guest.text(["python3", "-c", keep])
+    guest.text(f"systemctl daemon-reload && systemctl stop {_AFTER}")
+    assert guest.run(["systemctl", "start", _AFTER])[0] != 0
+    guest.text(f"rm /run/rekernel/not-ended/{_AFTER} && systemctl start {_AFTER}")
     check(carried, "guest-check-degraded")
     guest.text(
-        "systemctl disable --quiet --now broken.service;"
-        " rm /etc/systemd/system/broken.service /var/lib/broken.data; systemctl daemon-reload"
+        f"systemctl disable --quiet --now broken.service {_BEFORE} {_AFTER};"
+        " rm /etc/systemd/system/broken.service /etc/systemd/system/single@.service"
+        " /var/lib/broken.data; rm -r /run/systemd/system/single@*.d; systemctl daemon-reload"
     )
 
 

@@ -28,6 +28,12 @@ _HOOK_SOCKET = "/run/rekernel/hook.sock"
 _CGROUPS = Path("/sys/fs/cgroup")
 # Seconds after which a restore no longer keeps others from beginning: it may never end.
 _SLOW_S = 10.0
+# Seconds for the rest of a line from a hook, and for a place in the journal's queue: milliseconds.
+_WORD_S = 5.0
+# Seconds from the commit until each criu has let go of its tree, and ended.
+_LET_GO_S = 30.0
+# Seconds for what was killed; what takes longer waits for a device.
+_END_S = 10.0
 # criu/tty.c, pty_open_ptmx_index()
 _TERMINAL_MISSED = re.compile(r"Unable to open \S*ptmx with specified index (\d+)")
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"
@@ -48,9 +54,8 @@ class Restore:
     pidfd: int
     hook: socket.socket | None = None
     failure: str = ""
+    # Whether its criu has ended.
     done: bool = False
-    # Whether it began in its control group.
-    inside: bool = False
     begun: float = field(default_factory=time.monotonic)
 
 
@@ -102,8 +107,11 @@ def _open_inherited(item: Inherited, links: Links) -> int:
         return links.take(item.link, item.end)
     if item.kind == "journal":
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Nobody accepts yet: it would wait if there were more than the listener holds.
+        stream.settimeout(_WORD_S)
         stream.connect(JOURNAL_STDOUT)
         stream.sendall(item.header.encode())
+        stream.settimeout(None)
         # As systemd leaves it to a service: it only ever writes.
         stream.shutdown(socket.SHUT_RD)
         return stream.detach()
@@ -146,7 +154,9 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
             keep.append(fd)
             argv += ["--inherit-fd", item.argument.format(fd=fd)]
         # In the tree's own control group from the start: memory is charged to who first touches it.
-        inside = _enter(os.getpid(), next(iter(tree.cgroups.values())))
+        # Elsewhere nobody could end it, nor would systemd find it.
+        if not _enter(os.getpid(), next(iter(tree.cgroups.values()))):
+            raise OSError("its control group cannot be entered")
         pid = processes.start(
             argv,
             log=str(work / "output.log"),
@@ -159,7 +169,7 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
         _enter(os.getpid(), "/")
         for fd in keep:
             os.close(fd)
-    return Restore(tree, pid, os.pidfd_open(pid), inside=inside)
+    return Restore(tree, pid, os.pidfd_open(pid))
 
 
 def _start_or_fail(tree: Tree, image_root: Path, links: Links) -> Restore:
@@ -183,10 +193,13 @@ def restore_all(trees: Sequence[Tree], image_root: Path, links: Links, timeout: 
     finally:
         queue.numbers.close()
     listener.close()
+    lost = {item.tree.unit for item in restores.failed}
     for tree in queue.not_started():
         why = f"it goes with {', '.join(tree.after)}" if tree.after else "it was not its turn yet"
+        # Of a unit that is lost it is the unit.
+        why = "" if tree.unit in lost else why
         restores.trees.append(Restore(tree, 0, -1, failure=why, done=True))
-    _fail_whole_units(restores)
+    _end_units_of_failed(restores)
     for item in restores.failed:
         _clear_away(item)
     return restores
@@ -223,18 +236,29 @@ def _restore_in_turns(
             break
         for key, _ in events:
             if key.data is None:
-                _hold(listener.accept()[0], restores)
+                # A hook that says nothing keeps nobody else waiting.
+                connection = listener.accept()[0]
+                selector.register(connection, selectors.EVENT_READ, connection)
+                continue
+            if isinstance(key.data, socket.socket):
+                selector.unregister(key.data)
+                _hold(key.data, restores)
                 continue
             item = key.data
             selector.unregister(item.pidfd)
             _, status = os.waitpid(item.pid, 0)
             item.done = True
-            # Held or not: what it restored went with it.
+            if item.failure:
+                # It went with its unit.
+                continue
+            # Held or not: what it restored is no tree of ours, even if it runs on.
             code = os.waitstatus_to_exitcode(status)
             item.failure = _cause(item.tree) or f"criu ended with {code}"
             if queue.again(item):
                 restores.trees.remove(item)
                 os.close(item.pidfd)
+            else:
+                _end_units_of_failed(restores)
     selector.close()
 
 
@@ -267,13 +291,14 @@ class _Queue:
         if not under_way:
             self.numbers.take()
             self._loose = False
+        lost = {item.tree.unit for item in restores.failed}
         found: list[Tree] = []
         since = time.monotonic() - _SLOW_S
         busy = sum(item.begun > since for item in restores.waiting)
         for tree in self._left:
             if busy + len(found) >= self._at_once:
                 break
-            if not held.issuperset(tree.after):
+            if tree.unit in lost or not held.issuperset(tree.after):
                 continue
             if tree.terminals:
                 if self._loose or not self._fits(tree, under_way):
@@ -285,7 +310,7 @@ class _Queue:
         if not found and not restores.waiting:
             # From the lowest number on, so that it is the next that is free.
             for item in sorted(self._again, key=lambda item: item[0]):
-                if held.issuperset(item[1].after):
+                if item[1].unit not in lost and held.issuperset(item[1].after):
                     self._again.remove(item)
                     self.numbers.release(item[1].terminals)
                     return [item[1]]
@@ -307,35 +332,80 @@ class _Queue:
         if number is None or item.hook is not None or item.tree.name in self._tried:
             return False
         self._tried.add(item.tree.name)
-        # Only these: the same control group may have other trees, which stand.
-        for pid, path in item.tree.cgroups.items():
-            _kill_in(int(pid), path)
-        _reap([int(pid) for pid in item.tree.cgroups])
+        from rekernel.agent import remains
+
+        remains.free_pids(item.tree)
         self._again.append((int(number[1]), item.tree))
         return True
 
 
 def _hold(connection: socket.socket, restores: Restores) -> None:
-    words = connection.makefile("r").readline().split()
+    connection.settimeout(_WORD_S)
+    try:
+        words = connection.makefile("r").readline().split()
+    except OSError:
+        words = []
     # "ACTION /proc/PID/fd/N TREE": criu names its image directory like that.
     parts = words[1].split("/") if len(words) > 1 else []
-    owners = [item for item in restores.waiting if parts[2:3] == [str(item.pid)]]
-    if not owners:
+    owners = [item for item in restores.trees if parts[2:3] == [str(item.pid)]]
+    if not owners or owners[0].hook is not None:
         connection.close()
         return
     (owner,) = owners
+    # Kept also of one that is about to be killed: criu lets its tree run if its hook fails
+    # (restore_root_task() in criu/cr-restore.c).
     owner.hook = connection
+    if owner.failure:
+        return
     _enter_cgroups(owner)
     set_again(owner.tree.unkept)
     sandboxes.remount(owner.tree.root_pid, owner.tree.mounts)
 
 
-def _fail_whole_units(restores: Restores) -> None:
-    """systemd starts a unit afresh as a whole: what is left of one may not run beside that."""
-    failed = {item.tree.unit: item for item in restores.failed}
-    for item in restores.held:
-        if item.tree.unit in failed:
+def _end_units_of_failed(restores: Restores) -> None:
+    """systemd starts a unit afresh as a whole: what is left of one may not run beside that.
+
+    Only kills: :func:`wait_for_the_end` waits.
+    """
+    failed = {item.tree.unit: item for item in reversed(restores.failed)}
+    if not failed:
+        return
+    for item in restores.trees:
+        if item.tree.unit in failed and not item.failure:
             item.failure = f"it goes with process tree {failed[item.tree.unit].tree.root_pid}"
+    from rekernel.agent import remains
+
+    remains.end(*_failed_and_others(restores))
+
+
+def _failed_and_others(restores: Restores) -> tuple[list[Tree], list[Tree]]:
+    return (
+        [item.tree for item in restores.failed],
+        [item.tree for item in restores.trees if not item.failure],
+    )
+
+
+def wait_for_the_end(restores: Restores) -> dict[str, list[int]]:
+    """Of what failed: unit -> processes that could not be ended, which is not to start afresh."""
+    if not restores.failed:
+        return {}
+    return _wait_for_the_end(*_failed_and_others(restores))
+
+
+def end_all(trees: Sequence[Tree]) -> dict[str, list[int]]:
+    """Nothing of these may run: used when the machine boots normally after all.
+
+    Returns what :func:`wait_for_the_end` does.
+    """
+    return _wait_for_the_end(trees, ())
+
+
+def _wait_for_the_end(ending: Sequence[Tree], sparing: Sequence[Tree]) -> dict[str, list[int]]:
+    from rekernel.agent import remains
+
+    left = remains.left(ending, sparing, _END_S)
+    remains.keep_from_starting(left)
+    return left
 
 
 def _write_down_where_it_waits(item: Restore) -> None:
@@ -370,73 +440,56 @@ def _enter(pid: int, path: str) -> bool:
 
 def _enter_cgroups(item: Restore) -> None:
     """criu was in the one that comes first, and so is all that it made."""
-    first = next(iter(item.tree.cgroups.values())) if item.inside else ""
+    first = next(iter(item.tree.cgroups.values()))
     for pid, path in item.tree.cgroups.items():
         if path != first:
             _enter(int(pid), path)
 
 
-def kill_all(trees: Sequence[Tree]) -> None:
-    """Nothing of these may run: used when the machine boots normally after all.
-
-    By control group, not by PID: a restore may have failed because somebody else has its PID.
-    """
-    for path in dict.fromkeys(path for tree in trees for path in tree.cgroups.values()):
-        try:
-            with open(_CGROUPS / path.lstrip("/") / "cgroup.kill", "w") as file:
-                file.write("1")
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            say(f"what is in {path} could not be ended: {error.strerror}")
-
-
-def _kill_in(pid: int, path: str) -> None:
-    with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/cgroup").read_text().strip().endswith(f"::{path}"):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _reap(pids: Sequence[int], timeout: float = 5.0) -> None:
-    """Wait for the end of killed processes: orphans are ours, and keep their PIDs until then."""
-    deadline = time.monotonic() + timeout
-    left = list(pids)
-    while left and time.monotonic() < deadline:
-        for pid in left:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-        left = [pid for pid in left if os.path.exists(f"/proc/{pid}")]
-        time.sleep(0.002 if left else 0)
-
-
 def _clear_away(item: Restore) -> None:
-    """Nothing of a tree that failed may run: systemd starts its unit afresh."""
+    """Its processes are killed already, and criu is among them."""
     say(f"{item.tree.unit} could not be restored: {item.failure}")
     if not item.done:
         os.kill(item.pid, signal.SIGKILL)
-        os.waitpid(item.pid, 0)
-        item.done = True
-    kill_all([item.tree])
+        item.done = processes.ended(item.pid, _END_S) is not None
 
 
 def commit(restores: Restores) -> None:
     """Let everything run. From here on there is no way back."""
+    known = {item.tree.name for item in restores.failed}
+    _look_again(restores)
     held = restores.held
     for item in held:
         assert item.hook is not None
-        # One that died meanwhile fails alone; its status tells below.
+        # One that died just now fails alone; its status tells below.
         with contextlib.suppress(OSError):
             item.hook.sendall(b"go\n")
+    deadline = time.monotonic() + _LET_GO_S
     for item in held:
-        if not item.done:
-            _, status = os.waitpid(item.pid, 0)
-            item.done = True
-            code = os.waitstatus_to_exitcode(status)
-            if code != 0:
-                item.failure = f"criu ended with {code} after the commit"
+        code = processes.ended(item.pid, deadline - time.monotonic())
+        item.done = code is not None
+        if code is None:
+            item.failure = f"criu did not end within {_LET_GO_S:.0f} s of the commit"
+        elif code != 0:
+            item.failure = f"criu ended with {code} after the commit"
+    _end_units_of_failed(restores)
+    for item in restores.failed:
+        if item.tree.name not in known:
+            _clear_away(item)
+    for item in held:
         assert item.hook is not None
         item.hook.close()
         os.close(item.pidfd)
         if item.tree.signal and not item.failure:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(item.tree.root_pid, item.tree.signal)
+
+
+def _look_again(restores: Restores) -> None:
+    """Nothing of a unit may begin to run if one of its criu has died while it held."""
+    for item in restores.held:
+        code = processes.ended(item.pid, 0.0)
+        if code is not None:
+            item.done = True
+            item.failure = _cause(item.tree) or f"criu ended with {code}"
+    _end_units_of_failed(restores)

@@ -159,7 +159,10 @@ def _restore(
     except Exception:
         # Nothing of it may run, nor be restored another time.
         _go_on_after("wiping the store", lambda: wipe(store.area))
-        _go_on_after("ending all trees", lambda: restore.kill_all(manifest.trees))
+        _go_on_after(
+            "ending all trees",
+            lambda: result.update(not_ended=restore.end_all(manifest.trees)),
+        )
         _go_on_after("removing tunnels", lambda: network.remove_tunnels(manifest.network))
         _go_on_after("unlocking the network", network.give_up)
         _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
@@ -172,6 +175,10 @@ def _restore(
     resumed = time.time_ns()
     _go_on_after("waking tunnels", lambda: network.wake_tunnels(manifest.network))
     say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
+    _go_on_after(
+        "the end of what failed",
+        lambda: result.update(not_ended=restore.wait_for_the_end(restores)),
+    )
     _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
     if freed is not None:
         _go_on_after("making RAM of the free part of the region", freed.finish)
@@ -272,7 +279,7 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
                 smallfiles.create(f"{restore.WORK}/{entry.name}", reader.read(entry.name))
     for target, pid in tars.items():
         with Tolerated(f"the contents of {target}"):
-            processes.wait(pid, "tar")
+            processes.wait(pid, "tar", manifest.patience_s)
     boot.protect(manifest.mounts)
     for directory in manifest.directories:
         with Tolerated(directory):

@@ -122,7 +122,7 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
         notes.append(f"container {item['name']}: {became}")
     item = _attempt_of(agent, history)
     _remove_images(item)
-    _record(history, builder.not_carried(item, reason, notes))
+    _record(history, builder.not_carried(item, agent, reason, notes))
 
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
@@ -174,6 +174,9 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
         # Podman does that with its own: rekernel-containers.service. And of a transient unit nobody
         # asked for its command twice.
         if is_container(unit) or volatile.has_transient_file(unit):
+            continue
+        # What is left of it runs still.
+        if unit in agent.get("not_ended", {}):
             continue
         run_command(["systemctl", "start", "--no-block", "--", unit], check=False)
 

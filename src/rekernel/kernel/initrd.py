@@ -28,7 +28,7 @@ _LIST_IMPORTS = """
 import sys
 before = set(sys.modules)
 sys.path.insert(0, sys.argv[1])
-import rekernel.agent.main, rekernel.agent.resume, traceback, json
+import rekernel.agent.main, rekernel.agent.resume, rekernel.agent.remains, traceback, json
 found = {}
 for name, module in sorted(sys.modules.items()):
     path = getattr(module, "__file__", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rekernel.agent.remains import NOT_ENDED
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
 from rekernel.records import asdict, field, record
@@ -72,7 +73,10 @@ def _phases(raw: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _unit(
-    before: Mapping[str, Any], after: UnitAfter | None, trees: Sequence[Mapping[str, Any]]
+    before: Mapping[str, Any],
+    after: UnitAfter | None,
+    trees: Sequence[Mapping[str, Any]],
+    not_ended: Sequence[int],
 ) -> dict[str, Any]:
     carried = before["verdict"] == "carried"
     failed = [tree for tree in trees if tree["failure"]]
@@ -106,8 +110,20 @@ def _unit(
         "control_group_after": after.cgroup if after else "",
         "kept": kept,
         "failure": failure,
+        "not_ended": list(not_ended),
         "log": str(failed[0]["log"]) if failed else "",
     }
+
+
+def _not_started(agent: Mapping[str, Any]) -> list[str]:
+    """Of which units something is left that could not be ended, and what to do then, in words."""
+    return [
+        f"{unit}: process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))} of before the "
+        "upgrade could not be ended. It was not started afresh, as there would be two of it: "
+        f"restart the machine, or once they have ended: rm {NOT_ENDED}/{unit}, "
+        f"systemctl start {unit}"
+        for unit, pids in agent.get("not_ended", {}).items()
+    ]
 
 
 def _difference(before: Mapping[str, Any], after: UnitAfter | None) -> str:
@@ -172,6 +188,7 @@ def carried_over(
             item,
             after.units.get(item["unit"]),
             [tree for tree in trees if tree["unit"] == item["unit"]],
+            agent.get("not_ended", {}).get(item["unit"], ()),
         )
         for item in old.get("units", [])
     ]
@@ -220,7 +237,7 @@ def carried_over(
         "changes": list(after.changes),
         "memory": _memory(agent, drain, holes),
         "brownout_s": brownout_s,
-        "notes": [*old.get("notes", []), *notes],
+        "notes": [*old.get("notes", []), *_not_started(agent), *notes],
         "not_undone": [],
         "error": error,
         "hint": hint,
@@ -265,13 +282,19 @@ def _bare(attempt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def not_carried(
-    attempt: Mapping[str, Any], reason: str, notes: Sequence[str] = ()
+    attempt: Mapping[str, Any],
+    agent: Mapping[str, Any],
+    reason: str,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The report after a jump from which nothing came over: the machine booted normally."""
+    """The report after a jump from which nothing came over: the machine booted normally.
+
+    ``agent`` is the agent's own result.
+    """
     return _bare(attempt) | {
         "error": f"nothing was carried over: {reason}",
         "hint": "every service was started afresh; the kernel log has the agent's messages",
-        "notes": list(notes),
+        "notes": [*_not_started(agent), *notes],
     }
 
 

@@ -12,13 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from rekernel import syscalls
-from rekernel.agent import cgroups, restore, terminals
+from rekernel.agent import cgroups, remains, restore, terminals
 from rekernel.agent.links import Links
 from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
 from rekernel.records import replace
@@ -81,7 +82,8 @@ def tree(
     inherited: Sequence[Inherited] = (),
 ) -> Tree:
     cgroups.make([Cgroup(f"/system.slice/{name}.service")])
-    (cgroups.ROOT / f"system.slice/{name}.service/cgroup.procs").touch()
+    for file in ("cgroup.procs", "cgroup.kill"):
+        (cgroups.ROOT / f"system.slice/{name}.service" / file).touch()
     # No process has such a PID.
     pids = {str(pid or 1 << 30): f"/system.slice/{name}.service"}
     made = Tree(name, f"{name}.service", 7, f"images/{name}", tuple(argv), tuple(inherited), pids)
@@ -123,7 +125,7 @@ def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Po
     # What of it was there already does not run beside the fresh start.
     killed = stage / "cgroup/system.slice"
     assert (killed / "bad.service/cgroup.kill").read_text() == "1"
-    assert not (killed / "good.service/cgroup.kill").exists()
+    assert (killed / "good.service/cgroup.kill").read_text() == ""
     # Whoever else has its PID, the reason why it failed perhaps, is left alone.
     assert task.poll() is None
     restore.commit(found)
@@ -141,20 +143,148 @@ def test_one_that_dies_while_it_is_held(stage: Path, said: Said) -> None:
     assert (stage / "work/good/output.log").read_text() == "committed\n"
 
 
-def test_one_that_dies_just_before_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("bad", hook()), tree("good", hook())], stage, NO_LINKS, 120)
-    bad, good = found.trees
+def killed(stage: Path, name: str) -> bool:
+    """Whether a unit's control group was."""
+    return (stage / f"cgroup/system.slice/{name}.service/cgroup.kill").read_text() == "1"
+
+
+def test_one_that_dies_just_before_the_commit(stage: Path, said: Said) -> None:
+    """What it held runs on by itself then: it ends before the others begin to run."""
+    pair = [
+        replace(tree(name, hook()), unit="pair.service", root_pid=number)
+        for name, number in (("bad", 7), ("with", 8))
+    ]
+    found = restore.restore_all([*pair, tree("good", hook())], stage, NO_LINKS, 120)
+    by_name = {item.tree.name: item for item in found.trees}
+    bad = by_name["bad"]
     os.kill(bad.pid, signal.SIGKILL)
     os.waitid(os.P_PID, bad.pid, os.WEXITED | os.WNOWAIT)
     restore.commit(found)
-    assert bad.failure == "criu ended with -9 after the commit"
-    assert found.held == [good]
+    assert bad.failure == "criu ended with -9"
+    assert by_name["with"].failure == "it goes with process tree 7"
+    assert [item.tree.name for item in found.held] == ["good"]
+    assert [name for name in ("bad", "with", "good") if killed(stage, name)] == ["bad", "with"]
+    # Nothing of the unit has run.
+    assert (stage / "work/with/output.log").read_text() == ""
+    assert (stage / "work/good/output.log").read_text() == "committed\n"
+    assert all(item.done for item in found.trees)
 
 
-def test_one_that_fails_at_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("bad", hook(4))], stage, NO_LINKS, 120)
+def test_one_that_fails_at_the_commit(stage: Path, said: Said) -> None:
+    """Its unit has begun to run, and systemd will start it afresh."""
+    pair = [
+        replace(tree(name, hook(status)), unit="pair.service", root_pid=number)
+        for name, number, status in (("bad", 7, 4), ("with", 8, 0))
+    ]
+    found = restore.restore_all([*pair, tree("good", hook())], stage, NO_LINKS, 120)
     restore.commit(found)
-    assert [item.failure for item in found.failed] == ["criu ended with 4 after the commit"]
+    assert {item.tree.name: item.failure for item in found.failed} == {
+        "bad": "criu ended with 4 after the commit",
+        "with": "it goes with process tree 7",
+    }
+    assert [name for name in ("bad", "with", "good") if killed(stage, name)] == ["bad", "with"]
+    assert len(said.lines) == 2
+
+
+def test_one_that_never_lets_go(stage: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody waits for it."""
+    monkeypatch.setattr(restore, "_LET_GO_S", 1.0)
+    # Its shell is who is waited for.
+    words = _HOOK.replace("os.getpid()", "os.getppid()")
+    stays = ("sh", "-c", f"{sys.executable} -c '{words}' wait 0; exec sleep 60")
+    found = restore.restore_all([tree("bad", stays), tree("good", hook())], stage, NO_LINKS, 120)
+    began = time.monotonic()
+    restore.commit(found)
+    assert time.monotonic() - began < 30
+    assert [item.failure for item in found.failed] == ["criu did not end within 1 s of the commit"]
+    assert killed(stage, "bad")
+    assert not killed(stage, "good")
+    assert not Path(f"/proc/{found.failed[0].pid}").exists()
+
+
+def test_one_that_dies_while_others_are_restored(stage: Path, said: Said) -> None:
+    """What it held ends at once, with its unit, of which no more is begun."""
+    lines = f"""
+while ! [ -e {stage}/held ]; do sleep 0.01; done; kill -9 $(cat {stage}/held)
+until grep -q 1 {stage}/cgroup/system.slice/bad.service/cgroup.kill; do sleep 0.01; done
+exec {sys.executable} -c '{_HOOK}' wait 0
+"""
+    words = _HOOK.replace("stream.sendall", f"open('{stage}/held', 'w').write(str(os.getpid())); "
+                          "stream.sendall", 1)  # fmt: skip
+    bad = replace(tree("bad", (sys.executable, "-c", words, "wait", "0")), unit="pair.service")
+    later = replace(tree("later", hook()), unit="pair.service", after=("good",))
+    found = restore.restore_all(
+        [bad, tree("good", ["sh", "-c", lines]), later], stage, NO_LINKS, 120
+    )
+    assert [item.tree.name for item in found.held] == ["good"]
+    assert {item.tree.name: item.failure for item in found.failed} == {
+        "bad": "criu ended with -9",
+        "later": "it goes with process tree 7",
+    }
+    assert not (stage / "work/later/output.log").exists()
+    restore.commit(found)
+
+
+def test_who_has_no_control_group_is_not_restored(stage: Path, said: Said) -> None:
+    """Nobody could end what comes of it."""
+    made = tree("a", hook())
+    (stage / "cgroup/system.slice/a.service/cgroup.procs").unlink()
+    (failed,) = restore.restore_all([made], stage, NO_LINKS, 120).failed
+    assert failed.failure == "criu was not started: its control group cannot be entered"
+
+
+def test_a_hook_that_says_nothing(stage: Path, said: Said) -> None:
+    """It keeps its own tree waiting, and nobody else."""
+    silent = (
+        "import os, socket, time; stream = socket.socket(socket.AF_UNIX);"
+        f"stream.connect(os.environ['REKERNEL_HOOK']); open('{stage}/there', 'w'); stream.recv(1)"
+    )
+    wait = f"while ! [ -e {stage}/there ]; do sleep 0.01; done; exec"
+    trees = [
+        tree("bad", (sys.executable, "-c", silent)),
+        tree("good", ["sh", "-c", f"{wait} {sys.executable} -c '{_HOOK}' wait 0"]),
+    ]
+    found = restore.restore_all(trees, stage, NO_LINKS, 5)
+    assert [item.failure for item in found.failed] == ["not restored within 5 s"]
+    assert [item.tree.name for item in found.held] == ["good"]
+    restore.commit(found)
+
+
+def test_a_hook_of_a_tree_that_is_given_up_gets_no_answer(stage: Path) -> None:
+    """criu would let the tree run."""
+    found = restore.Restores()
+    made = restore.Restore(tree("a", ()), 4711, -1, failure="it goes with process tree 7")
+    found.trees.append(made)
+    ours, hooks = socket.socketpair()
+    hooks.sendall(b"pre-resume /proc/4711/fd/3 a\n")
+    restore._hold(ours, found)
+    assert found.held == []
+    hooks.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        hooks.recv(1)
+    hooks.close()
+    ours.close()
+
+
+def test_what_cannot_be_ended_is_told(stage: Path, said: Said, task: subprocess.Popen[bytes],
+                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(restore, "_END_S", 0.1)
+    for name in ("NOT_ENDED", "SYSTEMD"):
+        monkeypatch.setattr(remains, name, str(stage / name))
+    bad = tree("bad", ["sh", "-c", "exit 7"])
+    (stage / "cgroup/system.slice/bad.service/cgroup.procs").write_text(f"{task.pid}\n")
+    found = restore.restore_all([bad, tree("good", hook())], stage, NO_LINKS, 120)
+    restore.commit(found)
+    (stage / "cgroup/system.slice/bad.service/cgroup.procs").write_text(f"{task.pid}\n")
+    assert restore.wait_for_the_end(found) == {"bad.service": [task.pid]}
+    assert (stage / "NOT_ENDED/bad.service").exists()
+    assert restore.end_all([bad]) == {"bad.service": [task.pid]}
+
+
+def test_nothing_to_wait_for(stage: Path) -> None:
+    found = restore.restore_all([tree("good", hook())], stage, NO_LINKS, 120)
+    restore.commit(found)
+    assert restore.wait_for_the_end(found) == {}
 
 
 def test_one_that_takes_too_long(stage: Path, said: Said) -> None:
@@ -397,20 +527,13 @@ def test_one_that_does_not_start_keeps_nobody_back(
     restore.commit(found)
 
 
-def test_second_attempts_find_their_pids_free() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        process.kill()
-        restore._reap([process.pid, 1 << 30])
-        assert not Path(f"/proc/{process.pid}").exists()
-
-
 def test_a_second_attempt_leaves_others_of_the_unit_alone(stage: Path) -> None:
     other = tree("other", hook())
     missed = missing_once(tree("missed", hook()), 4)
     missed = replace(missed, cgroups=dict.fromkeys(missed.cgroups, "/system.slice/other.service"))
     found = restore.restore_all([other, missed], stage, NO_LINKS, 120)
     assert {item.tree.name for item in found.held} == {"other", "missed"}
-    assert not (stage / "cgroup/system.slice/other.service/cgroup.kill").exists()
+    assert (stage / "cgroup/system.slice/other.service/cgroup.kill").read_text() == ""
     restore.commit(found)
 
 

@@ -54,6 +54,12 @@ def test_memory_comes_back_if_the_history_is_full(done: list[Any], tmp_path: Pat
     assert done == ["settled"]
 
 
+def test_what_is_left_of_a_unit_gets_no_second_one(done: list[Any]) -> None:
+    left = agent("a.service", "b.service", not_ended={"a.service": [7]})
+    finish._start_what_restarts(left)
+    assert done == ["b.service"]
+
+
 def test_no_transient_command_is_run_twice(
     done: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

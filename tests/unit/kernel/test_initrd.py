@@ -39,7 +39,7 @@ before = set(sys.modules)
 os.chroot("/proc")
 import rekernel.agent.main
 early = sorted(set(sys.modules) - before)
-import rekernel.agent.resume, traceback
+import rekernel.agent.resume, rekernel.agent.remains, traceback
 import json
 loaded = {name: module.__spec__.origin for name, module in sys.modules.items()
     if name.startswith("rekernel")}

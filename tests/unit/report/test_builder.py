@@ -292,9 +292,31 @@ def test_a_report_of_an_earlier_version() -> None:
 
 
 def test_nothing_came_over() -> None:
-    report = builder.not_carried(ATTEMPT, "the manifest is damaged (checksum)")
+    report = builder.not_carried(ATTEMPT, {}, "the manifest is damaged (checksum)")
     assert (report["outcome"], report["exit_code"]) == ("failed", 1)
     assert "the manifest is damaged" in report["error"]
+    assert report["notes"] == []
+    left = {"not_ended": {"redis-server.service": [7]}}
+    report = builder.not_carried(ATTEMPT, left, "it stands still", ["swap is off"])
+    assert report["notes"][0].startswith("redis-server.service: process 7 of before the upgrade")
+    assert report["notes"][1] == "swap is off"
+
+
+def test_a_unit_of_which_something_is_left(agent: dict[str, Any]) -> None:
+    """It cannot be ended, so that the unit was not started: nobody may think that it was."""
+    seen = after(agent)
+    unit = agent["trees"][0]["unit"]
+    agent["trees"][0]["failure"] = "criu ended with -9"
+    agent["not_ended"] = {unit: [7, 8]}
+    report = builder.carried_over(agent, seen)
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    (found,) = [item for item in report["units"] if item["unit"] == unit]
+    assert found["not_ended"] == [7, 8]
+    assert all(item["not_ended"] == [] for item in report["units"] if item is not found)
+    rendered = " ".join(text.render(report).split())
+    assert f"{unit}: processes 7, 8 of before the upgrade could not be ended" in rendered
+    assert f"rm /run/rekernel/not-ended/{unit}, systemctl start {unit}" in rendered
+    assert "7, 8 of before" in html.render(report)
 
 
 def test_text(agent: dict[str, Any]) -> None:
