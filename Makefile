@@ -4,7 +4,7 @@
 #   make demo     the main job in a virtual machine, from nothing
 #   make deb      the Debian package in .cache/dist/
 #   make test     lint, native, unit, vm; or each by itself
-#   make test-all the slow VM tests, too
+#   make test-all the slow VM tests, too (JOBS=1: one VM at a time)
 #   make bench    blackout at several sizes, against reboots and the floor
 #   make clean    build results (make clean-all: all caches, too)
 
@@ -50,11 +50,11 @@ lint-sh: venv
 unit: venv
 	$(PYTEST) tests/unit
 
-vm: setup
-	$(PYTEST) --durations=20 -m "not slow" tests/vm
+vm: setup deb
+	$(BIN)/python -m rekernel_lab.testfiles $(JOBS:%=--jobs=%) -m "not slow"
 
-vm-slow: setup
-	$(PYTEST) --durations=20 -m slow tests/vm
+vm-slow: setup deb
+	$(BIN)/python -m rekernel_lab.testfiles $(JOBS:%=--jobs=%) -m slow
 
 test: setup
 	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm
