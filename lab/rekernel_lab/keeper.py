@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from rekernel_lab import bootloader, qemu, state
+from rekernel_lab import bootloader, qemu, saved, state
 from rekernel_lab.errors import LabError, LostVMError
 from rekernel_lab.rootfs import Image
 from rekernel_lab.run import environment, run
@@ -59,8 +59,10 @@ def _monitor(process: subprocess.Popen[bytes], vm: State) -> qemu.Monitor:
             time.sleep(0.05)
 
 
-def _run_once(vm: State) -> str:
-    """Boot once and return why QEMU ended, in the words of QMP's SHUTDOWN event."""
+def _run_once(vm: State, saved_state: Path | None) -> str:
+    """Boot once, or go on from a saved state, and return why QEMU ended, in the words of QMP's
+    SHUTDOWN event.
+    """
     boot = _boot(vm)
     with vm.serial_log.open("ab") as serial:
         serial.write(BOOT_MARK + f"{vm.boots + 1}: {vm.release}: {boot.cmdline}\n".encode())
@@ -74,6 +76,8 @@ def _run_once(vm: State) -> str:
         qmp=_QMP,
         questions=Path(vm.questions.name),
     )
+    if saved_state:
+        command += qemu.WAITING
     with (vm.directory / "qemu.log").open("ab") as log:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *vm.namespace.wrap(*command)],
@@ -85,6 +89,8 @@ def _run_once(vm: State) -> str:
         )
     try:
         monitor = _monitor(process, vm)
+        if saved_state:
+            saved.resume(monitor, saved_state)
         vm.save(phase="running", boots=vm.boots + 1, qemu=Process.of(process.pid))
         reason = "lost"
         for event, data in monitor.events():
@@ -103,14 +109,17 @@ def keep(name: str) -> None:
     """Run VM `name` until it powers off; raises LostVMError if QEMU fails."""
     vm = state.load(name)
     vm = vm.save(keeper=Process.of(os.getpid()))
-    run(["cp", "--sparse=always", "--reflink=auto", Image(vm.image).disk, vm.disk])
+    source = saved.Saved(vm.saved).disk if vm.saved else Image(vm.image).disk
+    run(["cp", "--sparse=always", "--reflink=auto", source, vm.disk])
     if vm.machine.disk_mib:
         run(["truncate", f"--size={vm.machine.disk_mib}M", vm.second_disk])
     if vm.machine.uefi:
         shutil.copy(qemu.UEFI_VARIABLES, vm.variables)
     vm.namespace.create()
+    saved_state = vm.saved
     while True:
-        reason = _run_once(vm)
+        reason = _run_once(vm, saved_state)
+        saved_state = None
         # The kernel and the extra arguments may have been changed for this boot.
         vm = state.load(name)
         if reason != "guest-reset":

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rekernel_lab import cache, state
+from rekernel_lab import cache, saved, state
 from rekernel_lab.errors import LabError
 from rekernel_lab.netns import Namespace
 from rekernel_lab.run import text
@@ -26,12 +26,12 @@ def clean(tell: Callable[[str], None], *, everything: bool = False) -> None:
         Namespace(name).delete()
         tell(f"removed network namespace {name}")
     # A build that goes on holds its lock and would lose its work.
-    for kind in ("base", "images", "keys"):
+    for kind in ("base", "images", "keys", saved.KIND):
         for part in (cache.root() / kind).glob("*.part"):
             with cache.lock(f"{kind}-{part.stem}"):
                 shutil.rmtree(part, ignore_errors=True)
             tell(f"removed unfinished {part.name}")
-    for kind in ("base", "images", "runs"):
+    for kind in ("base", "images", "runs", saved.KIND):
         for path in cache.stale(kind, _STALE_DAYS):
             shutil.rmtree(path, ignore_errors=True)
             tell(f"removed {kind}/{path.name}, not used for {_STALE_DAYS} days")

@@ -19,6 +19,7 @@ from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
 from rekernel_lab.run import run
 
 TAP = "tap0"
+_TAP_MAC = "52:54:00:4c:41:01"
 # Of this host, once it lends addresses: on the guest's network, and behind the router.
 ROUTER_ADDRESS, FAR_ADDRESS = "fd77::1/64", "fd88::1"
 # linux/sched.h
@@ -47,6 +48,8 @@ class Namespace:
         inside = ["ip", "-n", self.name]
         run([*inside, "link", "set", "lo", "up"])
         run([*inside, "tuntap", "add", TAP, "mode", "tap"])
+        # A guest that goes on from a saved state knows this end by its address.
+        run([*inside, "link", "set", TAP, "address", _TAP_MAC])
         run([*inside, "address", "add", f"{HOST_ADDRESS}/{PREFIX_LENGTH}", "dev", TAP])
         run([*inside, "link", "set", TAP, "up"])
 

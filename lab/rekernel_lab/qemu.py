@@ -96,6 +96,10 @@ def command(
     ]  # fmt: skip
 
 
+# Added to a command line: QEMU does not boot, but waits for a saved state.
+WAITING = ("-incoming", "defer")
+
+
 class Monitor:
     """A QMP connection (docs/interop/qmp-spec of QEMU), as far as the lab needs it."""
 

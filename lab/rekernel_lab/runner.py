@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekernel_lab import cache, product, rootfs
+from rekernel_lab import cache, prepared, product, rootfs
 from rekernel_lab.assemble import Assembly, Options, assemble
 from rekernel_lab.client import HostClient
 from rekernel_lab.errors import LabError
@@ -91,9 +91,17 @@ def package(progress: Progress, deb: Path | None) -> Path:
         return product.build()
 
 
-def assemble_for(scenario: Scenario, progress: Progress, options: Options, deb: Path) -> Assembly:
-    """Return the image that a scenario needs, with what the package depends on."""
-    packages = {*scenario.packages, *product.dependencies(deb)} - {"criu"}
+def assemble_for(
+    scenario: Scenario,
+    progress: Progress,
+    options: Options,
+    deb: Path,
+    base: Scenario | None = None,
+) -> Assembly:
+    """Return the image that a scenario needs, with what the package depends on; or the image of
+    the guest that it shares with others, `base`, with the scenario's own kernels.
+    """
+    packages = {*(base or scenario).packages, *product.dependencies(deb)} - {"criu"}
     prefixes = [scenario.kernel_from, *scenario.upgrades]
     return assemble(progress, options, prefixes, packages)
 
@@ -105,12 +113,58 @@ def output_directory(name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def installed(
+    name: str,
+    scenario: Scenario,
+    assembly: Assembly,
+    progress: Progress,
+    output: Path,
+    deb: Path,
+    limit_s: float,
+    *,
+    cpus: int = 2,
+    base: Scenario | None = None,
+) -> Iterator[Session]:
+    """A guest with the package in it and the scenario's files, set up and rebooted.
+
+    From nothing; or, if `base` says which guest it shares with other scenarios, from the saved
+    state of that. Images and that state are made once; what has a limit is the scenario itself.
+    """
+    shape = base or scenario
+    state = prepared.prepare(assembly, deb, base, cpus, progress, output) if base else None
+    with opened(
+        name,
+        assembly,
+        progress,
+        output,
+        Deadline(limit_s, "the scenario"),
+        memory_mib=shape.memory_mib,
+        cpus=cpus,
+        disk_mib=shape.disk_mib,
+        saved=state,
+    ) as session:
+        if base:
+            prepared.take_over(session, scenario, base)
+        else:
+            session.install(deb)
+            session.set_up(scenario.region_mib)
+        session.push(scenario.directory)
+        yield session
+
+
 class Runner:
-    """One run of one scenario."""
+    """One run of one scenario. `base`: the guest that it shares with other ones."""
 
     def __init__(
-        self, scenario: Scenario, progress: Progress, options: Options, deb: Path | None
+        self,
+        scenario: Scenario,
+        progress: Progress,
+        options: Options,
+        deb: Path | None,
+        base: Scenario | None = None,
     ) -> None:
+        self._base = base
         self._scenario = scenario
         self._progress = progress
         self._options = options
@@ -130,25 +184,21 @@ class Runner:
     def _run(self, result: Result) -> None:
         scenario, progress = self._scenario, self._progress
         deb = package(progress, self._deb)
-        assembly = assemble_for(scenario, progress, self._options, deb)
+        assembly = assemble_for(scenario, progress, self._options, deb, self._base)
         result.kernel_from = assembly.releases[0]
         result.criu = rootfs.criu_version(assembly.image)
         result.accel = assembly.accelerator
-        # Images are made once; what has a limit is the scenario itself.
-        deadline = Deadline(scenario.timeout_s, "the scenario")
-        with opened(
+        with installed(
             f"run-{os.getpid()}",
+            scenario,
             assembly,
             progress,
             result.output,
-            deadline,
-            memory_mib=scenario.memory_mib,
+            deb,
+            scenario.timeout_s,
             cpus=self._options.cpus,
-            disk_mib=scenario.disk_mib,
+            base=self._base,
         ) as session:
-            session.install(deb)
-            session.set_up(scenario.region_mib)
-            session.push(scenario.directory)
             self._script(session, GUEST_PREPARE, result, fatal=True)
             with self._client(session, result) as client:
                 for number, target in enumerate(assembly.releases[1:], 1):

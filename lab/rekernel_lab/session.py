@@ -17,6 +17,7 @@ from rekernel_lab.client import HostClient
 from rekernel_lab.errors import DeadlineError, LabError
 from rekernel_lab.progress import Progress
 from rekernel_lab.qemu import Machine
+from rekernel_lab.saved import Saved
 from rekernel_lab.upgrade import Outcome, Upgrade
 from rekernel_lab.vm import VM
 
@@ -173,14 +174,25 @@ def opened(
     cpus: int = 2,
     disk_mib: int = 0,
     uefi: bool = False,
+    saved: Saved | None = None,
 ) -> Iterator[Session]:
-    """A VM that ends with the block; its serial log is kept in `output`."""
+    """A VM that ends with the block; its serial log is kept in `output`.
+
+    It boots, or goes on from a saved state of a machine like this one.
+    """
     machine = Machine(assembly.accelerator, memory_mib, cpus, disk_mib, uefi)
     release = assembly.releases[0]
     session: Session | None = None
     try:
-        with progress.step(f"Booting {release}"):
-            running = vm.start(name, machine, assembly.image, release, owned=True)
+        with progress.step(f"{'Resuming' if saved else 'Booting'} {release}"):
+            running = vm.start(
+                name,
+                machine,
+                assembly.image,
+                release,
+                owned=True,
+                saved_state=saved.directory if saved else None,
+            )
             session = Session(running, progress, output, deadline)
             running.wait_ready(deadline.left())
         yield session

@@ -66,6 +66,8 @@ class State:
     image: Path
     release: str
     cmdline: str = ""
+    # The directory of the saved state that it begins with, if it does not boot.
+    saved: Path | None = None
     # "starting", "running", "off" or "failed"
     phase: str = "starting"
     error: str = ""
@@ -177,6 +179,7 @@ def load(name: str) -> State:
     try:
         raw["machine"] = Machine(**raw["machine"])
         raw["image"] = Path(raw["image"])
+        raw["saved"] = Path(raw["saved"]) if raw["saved"] else None
         raw["keeper"] = Process(**raw["keeper"])
         raw["qemu"] = Process(**raw["qemu"])
         return State(**raw)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel_lab import cache, keeper, state
+from rekernel_lab import cache, keeper, saved, state
 from rekernel_lab.errors import DeadlineError, LabError, LostVMError, UsageError
 from rekernel_lab.guest import Guest
 from rekernel_lab.qemu import Machine, Monitor
@@ -70,20 +70,30 @@ class VM:
 
         Raises LabError if QEMU does not answer.
         """
+        ask = {"command-line": "info registers -a"}
+        with contextlib.closing(self._monitor()) as monitor:
+            once = monitor.execute("human-monitor-command", **ask)
+            time.sleep(1)
+            return f"{once}\n\nA second later:\n{monitor.execute('human-monitor-command', **ask)}\n"
+
+    def save(self, directory: Path) -> None:
+        """Stop the guest and save its state there; afterwards it can only be closed.
+
+        Raises LabError if QEMU cannot do that.
+        """
+        with contextlib.closing(self._monitor()) as monitor:
+            saved.save(monitor, self.state.disk, directory)
+
+    def _monitor(self) -> Monitor:
         # By way of its directory, because the path of a socket may have 108 bytes only.
         try:
             directory = os.open(self.state.directory, os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
             raise LabError(f"VM {self.name} is gone: {error}") from error
         try:
-            monitor = Monitor(Path(f"/proc/self/fd/{directory}", self.state.questions.name))
+            return Monitor(Path(f"/proc/self/fd/{directory}", self.state.questions.name))
         finally:
             os.close(directory)
-        ask = {"command-line": "info registers -a"}
-        with contextlib.closing(monitor):
-            once = monitor.execute("human-monitor-command", **ask)
-            time.sleep(1)
-            return f"{once}\n\nA second later:\n{monitor.execute('human-monitor-command', **ask)}\n"
 
     def serial_size(self) -> int:
         """Return the present length of the serial log in bytes."""
@@ -142,8 +152,11 @@ def start(
     *,
     cmdline: str = "",
     owned: bool = False,
+    saved_state: Path | None = None,
 ) -> VM:
     """Start a VM; it ends with this process if it is `owned`, else it stays.
+
+    It boots, or goes on from a saved state of a machine like this one.
 
     Raises UsageError if a VM of that name runs already.
     """
@@ -154,7 +167,7 @@ def start(
             if old.keeper.alive():
                 raise UsageError(f"VM {name} is running", hint=f"end it: rekernel-lab down {name}")
             state.forget(old)
-        new = State(name, machine, image.directory, release, cmdline)
+        new = State(name, machine, image.directory, release, cmdline, saved_state)
         new.save()
         new.serial_log.touch()
         process = _start_keeper(new, owned)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekernel_lab import assemble, cache, runner, scenario, session
+from rekernel_lab import assemble, cache, prepared, runner, scenario, session
 from rekernel_lab.client import HostClient
 from rekernel_lab.guestfiles import GUEST_ADDRESS
 from rekernel_lab.progress import Progress
@@ -22,6 +22,10 @@ from rekernel_lab.upgrade import Outcome
 
 SCENARIOS = cache.REPOSITORY / "lab" / "scenarios"
 OLD, NEW = "6.12", "7"
+
+# What share a guest; the last one is demonstrated from nothing as well.
+MAIN_JOB = "demo"
+_SHARED = ("between", "containers", "pages", MAIN_JOB)
 
 _FAULTS = Path(__file__).parent / "faults"
 _SITE = "/usr/lib/python3/dist-packages"
@@ -162,10 +166,17 @@ def get(connection: socket.socket) -> None:
     assert answer.read()
 
 
+def shared_guest() -> scenario.Scenario:
+    """The guest whose saved state several files begin with."""
+    return prepared.shared([scenario.load(SCENARIOS / name) for name in _SHARED])
+
+
 def run_scenario(name: str) -> runner.Result:
-    """Run one of the lab's scenarios, which must pass."""
+    """Run one of the lab's scenarios, which must pass; from nothing, if it shares no guest."""
     wanted = scenario.load(SCENARIOS / name)
-    result = runner.Runner(wanted, Progress(terminal=False), assemble.Options(), None).run()
+    base = shared_guest() if name in _SHARED and name != MAIN_JOB else None
+    progress = Progress(terminal=False)
+    result = runner.Runner(wanted, progress, assemble.Options(), None, base).run()
     assert result.passed, "\n".join([*result.shortcomings(), f"logs in {result.output}"])
     return result
 
@@ -187,12 +198,6 @@ def opened(
     progress = Progress(terminal=False)
     deb = runner.package(progress, None)
     assembly = runner.assemble_for(wanted, progress, assemble.Options(), deb)
-    prefixes = (wanted.kernel_from, *wanted.upgrades)
-    releases = {
-        prefix: release
-        for wish, release in zip(prefixes, assembly.releases, strict=True)
-        for prefix in (wish, wish.split(".")[0] if wish != OLD else wish)
-    }
     output = runner.output_directory(f"test-{name}")
     with session.opened(
         f"test-{name}-{os.getpid()}",
@@ -206,4 +211,28 @@ def opened(
     ) as running:
         running.install(deb)
         running.push(wanted.directory)
-        yield Guest(running, wanted.directory, releases)
+        yield Guest(running, wanted.directory, _releases(wanted, assembly))
+
+
+@contextlib.contextmanager
+def resumed(name: str, which: str, *, limit_s: float) -> Iterator[Guest]:
+    """The shared guest, set up, with a scenario directory in it."""
+    wanted, base = scenario.load(SCENARIOS / which), shared_guest()
+    progress = Progress(terminal=False)
+    deb = runner.package(progress, None)
+    assembly = runner.assemble_for(wanted, progress, assemble.Options(), deb, base)
+    output = runner.output_directory(f"test-{name}")
+    vm = f"test-{name}-{os.getpid()}"
+    with runner.installed(
+        vm, wanted, assembly, progress, output, deb, limit_s, base=base
+    ) as running:
+        yield Guest(running, wanted.directory, _releases(wanted, assembly))
+
+
+def _releases(wanted: scenario.Scenario, assembly: assemble.Assembly) -> dict[str, str]:
+    prefixes = (wanted.kernel_from, *wanted.upgrades)
+    return {
+        prefix: release
+        for wish, release in zip(prefixes, assembly.releases, strict=True)
+        for prefix in (wish, wish.split(".")[0] if wish != OLD else wish)
+    }

@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from rekernel_lab import bench_jump
+from rekernel_lab import bench_jump, prepared
 from rekernel_lab.client import HostClient
 from rekernel_lab.errors import LabError
 from rekernel_lab.session import Deadline
-from vm.support import NEW, OLD, Guest, opened
+from vm.support import NEW, OLD, Guest, resumed
 
 CARRIED = ("demo.service", "nginx.service", "redis-server.service")
 
@@ -38,8 +38,9 @@ PHASES = (
     "freeze file systems",
 )
 
-# Changed by the demo's guest-prepare, the tests and systemd itself, not by setup.
-_NOT_SETUP = re.compile(r"redis|nginx|demo|rekernel/history|adjtime|random-seed")
+# Changed by the demo's guest-prepare, the tests and systemd itself, not by setup; or of services
+# that others who share the guest need.
+_NOT_SETUP = re.compile(r"redis|nginx|php|netavark|demo|rekernel/history|adjtime|random-seed")
 
 
 @dataclass
@@ -51,7 +52,6 @@ class Lab:
     redis: socket.socket
     replies: BinaryIO
     number: int = 0
-    etc_before: frozenset[str] = frozenset()
 
     def increment(self) -> None:
         """Redis answers over the connection from before, and has not forgotten anything."""
@@ -94,25 +94,21 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with opened("failures", "demo", limit_s=2400, memory_mib=5120) as guest:
-        etc = etc_of(guest)
-        guest.session.set_up(1024)
+    with resumed("failures", "demo", limit_s=2400) as guest:
         prepared = guest.session.script("guest-prepare")
         assert prepared.exit_code == 0, prepared.log.read_text()
         guest.install_faults()
         guest.swap_on(64, priority=7)
         with guest.client() as client, guest.connect(6379) as redis:
             guest.record_state(*CARRIED)
-            yield Lab(guest, client, redis, redis.makefile("rb"), etc_before=etc)
+            yield Lab(guest, client, redis, redis.makefile("rb"))
 
 
-def etc_of(guest: Guest) -> frozenset[str]:
+def configuration(guest: Guest, command: str) -> frozenset[str]:
     """Names and contents of all configuration, of what the boot loader reads, and of units."""
-    lines = guest.text(
-        "find /etc /boot/grub /var/lib/rekernel -type f ! -name '*.cache' -print0 2>/dev/null"
-        " | xargs -0 sha256sum; systemctl list-unit-files --no-legend"
-    ).splitlines()
-    return frozenset(line for line in lines if not _NOT_SETUP.search(line))
+    return frozenset(
+        line for line in guest.text(command).splitlines() if not _NOT_SETUP.search(line)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -451,13 +447,15 @@ def test_setup_and_undo(lab: Lab) -> None:
     # What setup had done.
     assert "memmap=" in guest.text("cat /proc/cmdline")
     assert "PrivateUsers=no" in guest.text("systemctl show -p PrivateUsers redis-server.service")
-    code, output = guest.run("rekernel setup --yes --region 1024M")
+    code, output = guest.run("rekernel setup --yes --region 2048M")
     assert code in (0, 6), output
     code, output = guest.run("rekernel setup --undo --yes")
     assert code == 0, output
     code, output = guest.run("rekernel setup --undo --yes")
     assert code == 6, output
-    assert etc_of(guest) == lab.etc_before
+    before = configuration(guest, f"cat {prepared.BEFORE_SETUP}")
+    assert before
+    assert configuration(guest, prepared.CONFIGURATION) == before
     guest.session.reboot()
     assert "memmap=" not in guest.text("cat /proc/cmdline")
     assert "PrivateUsers=yes" in guest.text("systemctl show -p PrivateUsers redis-server.service")

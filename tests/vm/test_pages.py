@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from rekernel_lab.client import HostClient
-from vm.support import NEW, OLD, Guest, opened
+from vm.support import NEW, OLD, Guest, resumed
 
 # A service that cannot come back: what it has mapped is gone when it is restored.
 _PROGRAM = "f = open('/var/lib/broken.data', 'r+b'); area = mmap.mmap(f.fileno(), 0); f.close()"
@@ -50,8 +50,7 @@ class Carried:
 
 @pytest.fixture(scope="module")
 def carried() -> Iterator[Carried]:
-    with opened("pages", "pages", limit_s=1500) as guest:
-        guest.session.set_up(2048)
+    with resumed("pages", "pages", limit_s=1500) as guest:
         prepared = guest.session.script("guest-prepare")
         assert prepared.exit_code == 0, prepared.log.read_text()
         guest.install_faults()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rekernel_lab import qemu, vm
-from rekernel_lab.errors import LabError
+from rekernel_lab import qemu, saved, vm
+from rekernel_lab.errors import DeadlineError, LabError
 from rekernel_lab.state import State
 
 Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -87,3 +87,57 @@ def test_registers(
     monkeypatch.setattr(State, "directory", tmp_path / "gone")
     with pytest.raises(LabError, match="VM a is gone"):
         vm.VM("a").registers()
+
+
+class Qemu:
+    """Answers as QEMU does, with these states of a migration one after the other."""
+
+    def __init__(self, *states: dict[str, str]) -> None:
+        self.states = list(states)
+        self.asked: list[str] = []
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, arguments = request["execute"], request.get("arguments") or {}
+        self.asked.append(" ".join([name, *(f"{value}" for value in arguments.values())]))
+        if name == "query-migrate":
+            return {"return": self.states.pop(0) if len(self.states) > 1 else self.states[0]}
+        return {"return": {}}
+
+
+def test_the_disk_is_copied_when_the_guest_stands_still(
+    serve: Callable[[Answer], Path], tmp_path: Path
+) -> None:
+    disk = tmp_path / "vm-disk"
+    disk.write_text("as of then")
+    answer = Qemu({}, {"status": "active"}, {"status": "completed"})
+    saved.save(qemu.Monitor(serve(answer)), disk, tmp_path)
+    assert answer.asked[1:4] == [
+        "stop", f"migrate-set-parameters {10 << 30}", f"migrate file:{tmp_path}/memory",
+    ]  # fmt: skip
+    assert answer.asked[4:] == ["query-migrate"] * 3
+    assert (tmp_path / "disk.raw").read_text() == "as of then"
+
+
+def test_a_state_that_was_loaded_goes_on(serve: Callable[[Answer], Path], tmp_path: Path) -> None:
+    answer = Qemu({"status": "active"}, {"status": "completed"})
+    saved.resume(qemu.Monitor(serve(answer)), tmp_path)
+    assert answer.asked[1:] == [
+        f"migrate-incoming file:{tmp_path}/memory", "query-migrate", "query-migrate", "cont",
+    ]  # fmt: skip
+
+
+def test_a_state_that_does_not_fit(serve: Callable[[Answer], Path], tmp_path: Path) -> None:
+    answer = Qemu({"status": "failed", "error-desc": "Size mismatch"})
+    with pytest.raises(LabError, match="migration failed: Size mismatch"):
+        saved.resume(qemu.Monitor(serve(answer)), tmp_path)
+    assert "cont" not in answer.asked
+
+
+def test_a_state_that_is_never_saved(
+    serve: Callable[[Answer], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved, "_SAVE_S", 0.1)
+    answer = Qemu({"status": "active"})
+    with pytest.raises(DeadlineError, match="migration took longer than 0 s"):
+        saved.save(qemu.Monitor(serve(answer)), tmp_path / "disk", tmp_path)
+    assert not (tmp_path / "disk.raw").exists()
