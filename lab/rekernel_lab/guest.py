@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shlex
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,8 @@ class Guest:
 
     namespace: Namespace
     keys: Keys
+    # The socket of a connection that all commands share while there is one.
+    control: Path | None = None
 
     def ssh(
         self,
@@ -40,11 +45,43 @@ class Guest:
             "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
             "-o", "StrictHostKeyChecking=yes",
             "-o", f"UserKnownHostsFile={self.keys.known_hosts}",
-            "-o", "ControlMaster=no", "-o", "ConnectTimeout=10", "-o", f"LogLevel={log_level}",
+            "-o", "ControlMaster=no", "-o", f"ControlPath={self.control or 'none'}",
+            "-o", "ConnectTimeout=10", "-o", f"LogLevel={log_level}",
             # A blackout is silence: give up on a connection only after two minutes of it.
             "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8",
             *options, f"root@{GUEST_ADDRESS}", *([remote] if remote else []),
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Guest]:
+        """A way into the guest over one connection, during the block.
+
+        A login costs an emulated guest half a second. Whoever lets the guest reboot calls
+        disconnect() before: what is asked over a dead connection hangs.
+        """
+        # The path of a socket may have 108 bytes only, and ssh wants some of these.
+        with tempfile.TemporaryDirectory(prefix="rekernel-lab-") as directory:
+            shared = dataclasses.replace(self, control=Path(directory) / "ssh")
+            words = ["setpriv", "--pdeathsig", "TERM", *shared.ssh(options=["-M", "-N"])]
+            with subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment()) as master:
+                try:
+                    shared.wait_connected(master)
+                    yield shared
+                finally:
+                    master.terminate()
+
+    def wait_connected(self, master: subprocess.Popen[bytes], timeout: float = 60) -> None:
+        """Wait for the connection that an ssh makes; LabError if it ends, or takes so long (s)."""
+        deadline = time.monotonic() + timeout
+        while not (self.control and self.control.exists()):
+            if master.poll() is not None or time.monotonic() > deadline:
+                raise LabError("no connection into the guest that could be shared")
+            time.sleep(0.05)
+
+    def disconnect(self) -> None:
+        """End the connection that commands share, if there is one: each has its own again."""
+        if self.control and self.control.exists():
+            run(self.ssh(options=["-O", "exit"]), check=False, timeout=30)
 
     def run(
         self,

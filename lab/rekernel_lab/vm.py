@@ -29,6 +29,8 @@ class VM:
     """A handle on a VM that a keeper process runs. Cheap to make, holds nothing open."""
 
     name: str
+    # Of a connection into the guest that commands share: see Guest.connected().
+    control: Path | None = None
 
     @property
     def state(self) -> State:
@@ -38,7 +40,7 @@ class VM:
     @property
     def guest(self) -> Guest:
         """The way into the guest."""
-        return Guest(self.state.namespace, ssh_keys())
+        return Guest(self.state.namespace, ssh_keys(), self.control)
 
     def check_running(self) -> None:
         """Raise LostVMError if the VM ended."""

@@ -99,7 +99,7 @@ def lab() -> Iterator[Lab]:
         assert prepared.exit_code == 0, prepared.log.read_text()
         guest.install_faults()
         guest.swap_on(64, priority=7)
-        with guest.client() as client, guest.connect(6379) as redis:
+        with guest.connected(), guest.client() as client, guest.connect(6379) as redis:
             guest.record_state(*CARRIED)
             yield Lab(guest, client, redis, redis.makefile("rb"))
 
@@ -359,6 +359,7 @@ def test_the_clients_saw_nothing(lab: Lab) -> None:
 def test_corrupt_handover(lab: Lab) -> None:
     """After the kexec: the machine boots normally and says why."""
     guest = lab.guest
+    guest.disconnect()
     start = guest.start_of("redis-server.service")
     guest.fault("freeze file systems", "corrupt")
     guest.text("sysctl -w kernel.panic=7")
@@ -383,6 +384,7 @@ def test_corrupt_handover(lab: Lab) -> None:
 def test_agent_that_stands_still(lab: Lab) -> None:
     """After the kexec something never returns: the machine boots, and says where it stood."""
     guest = lab.guest
+    guest.disconnect()
     start = guest.start_of("redis-server.service")
     with guest.changed(
         ("transition/cut.py", "^_PATIENCE_S = .*", "_PATIENCE_S = 10"),
@@ -404,6 +406,7 @@ def test_agent_that_stands_still(lab: Lab) -> None:
 def test_next_kernel_panics(lab: Lab) -> None:
     """Before the agent runs: the machine reboots by itself, and tells what became of it."""
     guest = lab.guest
+    guest.disconnect()
     machine = guest.session.machine
     boots = machine.state.boots
     with guest.changed(("agent/main.py", "^def main(.*", r"&\n    raise SystemExit")):
@@ -431,6 +434,7 @@ def test_next_kernel_panics(lab: Lab) -> None:
 
 def test_floor(lab: Lab) -> None:
     """What the benchmarks compare with: the product's initrd, with nothing handed over."""
+    lab.guest.disconnect()
     session = lab.guest.session
     jumps = bench_jump.Jumps(session, lab.guest.releases[OLD])
     jumps.install()
@@ -444,6 +448,7 @@ def test_floor(lab: Lab) -> None:
 
 def test_setup_and_undo(lab: Lab) -> None:
     guest = lab.guest
+    guest.disconnect()
     # What setup had done.
     assert "memmap=" in guest.text("cat /proc/cmdline")
     assert "PrivateUsers=no" in guest.text("systemctl show -p PrivateUsers redis-server.service")
