@@ -185,6 +185,8 @@ def _add_containers(agent: dict[str, Any]) -> list[str]:
     """Podman's as trees of the agent; returns how long they stood still, in words."""
     trees, notes = _containers()
     agent["trees"] = [*agent.get("trees", []), *trees]
+    left = {item["unit"]: item["not_ended"] for item in trees if item.get("not_ended")}
+    agent["not_ended"] = {**agent.get("not_ended", {}), **left}
     return notes + [
         f"container {item['name']} ran again "
         f"{(item['resumed_ns'] - agent['frozen_ns']) / 1e9:.1f} s after the freeze"

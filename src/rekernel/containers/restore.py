@@ -19,11 +19,15 @@ from rekernel.run import run, run_json
 
 RESULT = Path("/run/rekernel/containers-up.json")
 _LOGS = Path("/run/rekernel/restore")
+_CGROUPS = Path("/sys/fs/cgroup")
 # Seconds; images of gigabytes come from a disk.
 _LIMIT_S = 600
 # Seconds until each engine answers, and between two attempts.
 _ENGINE_S = 120.0
 _AGAIN_S = 3.0
+# Seconds for what was killed, and between two looks.
+_END_S = 10.0
+_LOOK_S = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -122,6 +126,7 @@ def forget() -> None:
 
 def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
     failure = ""
+    not_ended: list[int] = []
     log = _LOGS / f"libpod-{item['id'][:12]}"
     argv = ["podman", "container", "restore", "--tcp-established", "--file-locks", item["id"]]
     try:
@@ -131,12 +136,15 @@ def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
         if not _is_back(item["id"]):
             failure = f"podman could not restore it: {_cause(item) or error.message}"
             _keep_log(item, log)
-            _start_afresh(item)
+            not_ended = _end(item["unit"])
+            if not not_ended:
+                _start_afresh(item)
     return {
         "name": item["name"],
         "unit": item["unit"],
         "root_pid": _pid_of(item["id"]),
         "failure": failure,
+        "not_ended": not_ended,
         "log": str(log),
         "resumed_ns": time.time_ns(),
     }
@@ -155,6 +163,30 @@ def _keep_log(item: Mapping[str, Any], log: Path) -> None:
     with suppress(OSError):
         log.mkdir(parents=True, exist_ok=True)
         shutil.copy(item["log"], log)
+
+
+def _end(unit: str) -> list[int]:
+    """Nothing of it may run beside its fresh start: a criu that dies lets go of what it restored.
+
+    Returns the processes that could not be ended.
+    """
+    groups = [group for group in _CGROUPS.rglob(unit) if group.is_dir()]
+    for group in groups:
+        with suppress(OSError):
+            (group / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + _END_S
+    while (left := _processes_in(groups)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return left
+
+
+def _processes_in(groups: Sequence[Path]) -> list[int]:
+    found: list[int] = []
+    for file in (file for group in groups for file in group.rglob("cgroup.procs")):
+        # It may be gone meanwhile.
+        with suppress(OSError):
+            found += map(int, file.read_text().split())
+    return sorted(found)
 
 
 def _start_afresh(item: Mapping[str, Any]) -> None:

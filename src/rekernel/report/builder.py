@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rekernel.agent.remains import NOT_ENDED
+from rekernel.containers.model import is_container
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
 from rekernel.records import asdict, field, record
@@ -120,10 +121,15 @@ def _not_started(agent: Mapping[str, Any]) -> list[str]:
     return [
         f"{unit}: process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))} of before the "
         "upgrade could not be ended. It was not started afresh, as there would be two of it: "
-        f"restart the machine, or once they have ended: rm {NOT_ENDED}/{unit}, "
-        f"systemctl start {unit}"
+        f"restart the machine, or once they have ended: {_start_words(unit)}"
         for unit, pids in agent.get("not_ended", {}).items()
     ]
+
+
+def _start_words(unit: str) -> str:
+    if is_container(unit):
+        return f"podman start {unit.removeprefix('libpod-').removesuffix('.scope')[:12]}"
+    return f"rm {NOT_ENDED}/{unit}, systemctl start {unit}"
 
 
 def _difference(before: Mapping[str, Any], after: UnitAfter | None) -> str:

@@ -60,6 +60,17 @@ def test_what_is_left_of_a_unit_gets_no_second_one(done: list[Any]) -> None:
     assert done == ["b.service"]
 
 
+def test_what_is_left_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = [
+        {"name": name, "unit": unit, "failure": "x", "not_ended": left}
+        for name, unit, left in (("web", "libpod-1.scope", [7]), ("db", "libpod-2.scope", []))
+    ]
+    monkeypatch.setattr(finish, "_containers", lambda: (trees, []))
+    told = agent(not_ended={"a.service": [9]})
+    finish._add_containers(told)
+    assert told["not_ended"] == {"a.service": [9], "libpod-1.scope": [7]}
+
+
 def test_no_transient_command_is_run_twice(
     done: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

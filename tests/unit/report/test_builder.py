@@ -317,6 +317,9 @@ def test_a_unit_of_which_something_is_left(agent: dict[str, Any]) -> None:
     assert f"{unit}: processes 7, 8 of before the upgrade could not be ended" in rendered
     assert f"rm /run/rekernel/not-ended/{unit}, systemctl start {unit}" in rendered
     assert "7, 8 of before" in html.render(report)
+    scope = f"libpod-{'ab' * 32}.scope"
+    (note,) = builder.not_carried(ATTEMPT, {"not_ended": {scope: [7]}}, "x")["notes"]
+    assert note.endswith("or once they have ended: podman start abababababab")
 
 
 def test_text(agent: dict[str, Any]) -> None:
