@@ -11,8 +11,7 @@ from typing import Any
 from rekernel import reserved
 from rekernel.census.brownout import read_json
 from rekernel.records import record
-from rekernel.run import run
-from rekernel.systemd.units import parse_show
+from rekernel.systemd.units import state_of
 from rekernel.transition.events import EVENTS, Event
 
 UNIT = "rekernel-upgrade.service"
@@ -32,9 +31,7 @@ def boot_id() -> str:
 
 def unit_active() -> bool:
     """Whether the upgrade's unit runs, or is being undone."""
-    text = run(["systemctl", "show", "--property=ActiveState", "--", UNIT])
-    states = [block.get("ActiveState", "") for block in parse_show(text)]
-    return bool(states) and states[0] in ("active", "activating", "deactivating", "reloading")
+    return state_of(UNIT) in ("active", "activating", "deactivating", "reloading")
 
 
 def unit_runs() -> bool:

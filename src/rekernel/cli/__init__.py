@@ -12,6 +12,7 @@ from types import ModuleType
 from rekernel import __version__
 from rekernel.cli.common import Parser, VerbParsers, print_error
 from rekernel.errors import RekernelError, UsageError
+from rekernel.systemd import bus
 
 # In the order of the help text; every module has add_parser(subparsers) and run(args) -> int.
 VERBS = {
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             format="%(message)s",
             stream=sys.stderr,
         )
+        if args.verb in VERBS:
+            bus.assert_there()
         return int(_module(args.verb).run(args))
     except RekernelError as error:
         print_error(error, in_json=in_json)

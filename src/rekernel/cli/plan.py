@@ -18,12 +18,12 @@ from rekernel.cli.common import (
     print_json,
     require_root,
 )
-from rekernel.errors import BlockedError, BusyError, RekernelError
+from rekernel.errors import BlockedError, BusyError
 from rekernel.plan import Plan
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds, plural
-from rekernel.report.prediction import Prediction, parse_boot_seconds, predict
-from rekernel.run import run as run_command
+from rekernel.report.prediction import Prediction, boot_seconds, predict
+from rekernel.systemd.units import booted
 
 
 def add_parser(subparsers: VerbParsers) -> None:
@@ -54,22 +54,13 @@ def decide(args: argparse.Namespace) -> tuple[Plan, Prediction]:
 
 def prediction_for(plan: Plan) -> Prediction:
     """The blackout to expect of a plan."""
-    try:
-        boot = parse_boot_seconds(
-            run_command(
-                ["systemctl", "show", "--property=InitRDTimestampMonotonic",
-                 "--property=UserspaceTimestampMonotonic"]
-            )
-        )  # fmt: skip
-    except (RekernelError, ValueError):
-        boot = 0.0
     return predict(
         backend=plan.backend,
         trees=len(plan.having(Verdict.CARRIED)),
         resident_bytes=plan.resident_bytes,
         container_bytes=plan.container_bytes,
         past=History().reports(),
-        boot_seconds=boot,
+        boot_seconds=boot_seconds(booted()),
     )
 
 

@@ -38,7 +38,7 @@ def _device(line: str) -> str:
 
 def _served() -> set[str]:
     """What programs that it has left running were told: their interfaces are among these words."""
-    units = show(active("service", "active", *_SERVICES))
+    units = show(active(".service", states=["active"], patterns=_SERVICES))
     return set(_words(pid for unit in units if unit.cgroup for pid in processes_of(unit.cgroup)))
 
 

@@ -80,16 +80,14 @@ def predict(
     return Prediction(round(seconds, 2), "model")
 
 
-def parse_boot_seconds(text: str) -> float:
+def boot_seconds(stamps: Iterable[int]) -> float:
     """Seconds from the kernel's start to user space, 0 if unknown.
 
-    ``text``: ``systemctl show -p InitRDTimestampMonotonic -p UserspaceTimestampMonotonic`` (µs; the
-    first is 0 where the initrd does not run systemd). More than 30 s is no kernel but somebody
-    typing a passphrase.
+    ``stamps``: systemd's InitRDTimestampMonotonic and UserspaceTimestampMonotonic (µs; the first is
+    0 where the initrd does not run systemd). More than 30 s is no kernel but somebody typing a
+    passphrase.
     """
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    for name in ("InitRDTimestampMonotonic", "UserspaceTimestampMonotonic"):
-        micros = int(values.get(name) or 0)
+    for micros in stamps:
         if micros:
             return micros / 1e6 if micros < 30_000_000 else 0.0
     return 0.0

@@ -8,7 +8,6 @@ initrd: the services "it" started are the ones that were carried.
 
 from __future__ import annotations
 
-import datetime
 import glob
 import os
 from collections.abc import Sequence
@@ -42,15 +41,10 @@ def header(private_tmps: dict[str, tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _timestamp(text: str) -> str | None:
-    """ "Sun 2026-11-22 20:37:00.123456 UTC" as systemd's "realtime monotonic" pair, µs."""
-    words = text.split()
-    if len(words) < 4:
-        return None
-    moment = datetime.datetime.strptime(f"{words[1]} {words[2]}", "%Y-%m-%d %H:%M:%S.%f")
-    realtime = int(moment.replace(tzinfo=datetime.UTC).timestamp() * 1_000_000)
+def _timestamp(realtime: str) -> str | None:
+    """µs of real time as systemd's "realtime monotonic" pair; None for never."""
     # The monotonic clock starts anew; the smallest valid value says "before this boot".
-    return f"{realtime} 1"
+    return f"{realtime} 1" if realtime not in ("", "0") else None
 
 
 def _escape(text: str) -> str:

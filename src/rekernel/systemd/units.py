@@ -1,4 +1,4 @@
-"""Units as systemd sees them, by way of ``systemctl show``."""
+"""Units as systemd sees them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 
 from rekernel.containers.model import is_container
 from rekernel.records import record
-from rekernel.run import run
+from rekernel.systemd import bus
 
-_PROPERTIES = (
-    "Id", "ActiveState", "SubState", "Type", "MainPID", "ControlGroup", "InvocationID",
-    "ActiveEnterTimestamp", "StateChangeTimestamp", "InactiveExitTimestamp", "NRestarts",
-    "FragmentPath", "DropInPaths", "PrivateUsers", "Slice", "Delegate", "NFileDescriptorStore",
-    "StatusText", "WatchdogUSec", "TriggeredBy", "PrivateIPC", "SyslogIdentifier", "SyslogPriority",
-    "SyslogLevelPrefix", "RuntimeDirectory", "Description", "ExecStart",
+_OF_ALL = (
+    "Id", "ActiveState", "SubState", "Description", "InvocationID", "ActiveEnterTimestamp",
+    "StateChangeTimestamp", "InactiveExitTimestamp", "FragmentPath", "DropInPaths",
 )  # fmt: skip
+_OF_SERVICES = (
+    "Type", "MainPID", "NRestarts", "PrivateUsers", "NFileDescriptorStore", "StatusText",
+)  # fmt: skip
+_WITH_CGROUP = ("ControlGroup", "Slice")
+_HAVE_CGROUP = (".service", ".scope", ".slice", ".socket")
+# Of a unit that something is done for.
+_ACTIVE = ("active", "activating", "deactivating", "reloading", "refreshing")
 
 
 _LOGIN = re.compile(r"session-[^/]+\.scope$")
@@ -68,53 +72,71 @@ class Unit:
         return self.properties.get("PrivateUsers", "no") not in ("", "no")
 
 
-def parse_show(text: str) -> list[dict[str, str]]:
-    """Blocks of ``systemctl show`` for several units."""
-    blocks = []
-    for block in text.split("\n\n"):
-        # Not splitlines(): a service chooses its StatusText, vertical tabs and all.
-        properties = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
-        if properties:
-            blocks.append(properties)
-    return blocks
+def _wanted(name: str) -> list[tuple[str, str, str]]:
+    own = (
+        *(_OF_SERVICES if name.endswith(".service") else ()),
+        *(_WITH_CGROUP if name.endswith(_HAVE_CGROUP) else ()),
+    )
+    return [
+        *((name, bus.UNIT, key) for key in _OF_ALL),
+        *((name, bus.interface_of(name), key) for key in own),
+    ]
 
 
 def show(names: Sequence[str]) -> list[Unit]:
-    """These units. Raises CommandFailedError."""
+    """These units, in this order; whatever is not there is inactive. Raises NoSystemdError."""
     if not names:
         return []
-    text = run(
-        ["systemctl", "show", "--timestamp=us+utc", f"--property={','.join(_PROPERTIES)}", "--",
-         *names]
-    )  # fmt: skip
+    wanted = [_wanted(name) for name in names]
+    with bus.Bus() as systemd:
+        answers = iter(systemd.get([item for items in wanted for item in items]))
     return [
-        Unit(
-            name=properties["Id"],
-            active=properties.get("ActiveState", ""),
-            sub=properties.get("SubState", ""),
-            type=properties.get("Type", ""),
-            main_pid=int(properties.get("MainPID") or 0),
-            cgroup=properties.get("ControlGroup", ""),
-            description=properties.get("Description", ""),
-            properties=properties,
-        )
-        for properties in parse_show(text)
+        _unit(name, {key: bus.text(next(answers)) for _, _, key in items})
+        for name, items in zip(names, wanted, strict=True)
     ]
+
+
+def _unit(name: str, properties: dict[str, str]) -> Unit:
+    return Unit(
+        # Which may have been asked for by an alias.
+        name=properties["Id"] or name,
+        active=properties["ActiveState"] or "inactive",
+        sub=properties["SubState"],
+        type=properties.get("Type", ""),
+        main_pid=int(properties.get("MainPID") or 0),
+        cgroup=properties.get("ControlGroup", ""),
+        description=properties["Description"],
+        properties=properties,
+    )
+
+
+def state_of(name: str) -> str:
+    """ "active", "inactive" and so on. Raises NoSystemdError."""
+    with bus.Bus() as systemd:
+        (state,) = systemd.get([(name, bus.UNIT, "ActiveState")])
+    return state or "inactive"
+
+
+def booted() -> list[int]:
+    """When the initrd's systemd and this one began, in µs since the kernel's start; 0 if not."""
+    names = ("InitRDTimestampMonotonic", "UserspaceTimestampMonotonic")
+    with bus.Bus() as systemd:
+        return [stamp or 0 for stamp in systemd.get([("", bus.MANAGER, name) for name in names])]
 
 
 def exited(*patterns: str) -> list[Unit]:
     """Services that have done what they are for, and count as active (RemainAfterExit=)."""
-    return show(active("service", "exited", *patterns))
+    return show(active(".service", states=["exited"], patterns=patterns))
 
 
 def running_services() -> list[Unit]:
     """Every service that is active in any way."""
-    return show(active("service"))
+    return show(active(".service"))
 
 
 def running_units() -> list[Unit]:
     """Every service that is active in any way, every login, every container, and its monitor."""
-    names = active("service,scope")
+    names = active(".service", ".scope")
     own = [name for name in names if name.endswith(".service") or is_login(name)]
     of_containers = [
         name for name in names if is_container(name) or name.startswith("libpod-conmon-")
@@ -122,15 +144,13 @@ def running_units() -> list[Unit]:
     return show([*own, *of_containers])
 
 
-def active(
-    types: str, states: str = "active,activating,deactivating,reloading,refreshing", *patterns: str
-) -> list[str]:
-    """Names of the units of these types in these states. Raises CommandFailedError."""
-    text = run(
-        ["systemctl", "list-units", f"--type={types}", "--no-legend", "--plain", "--full",
-         f"--state={states}", *patterns]
-    )  # fmt: skip
-    return [line.split()[0] for line in text.splitlines() if line.strip()]
+def active(*types: str, states: Sequence[str] = _ACTIVE, patterns: Sequence[str] = ()) -> list[str]:
+    """Names of the units of these types (".service", …) in these states, sorted.
+
+    Raises NoSystemdError.
+    """
+    with bus.Bus() as systemd:
+        return sorted(name for name in systemd.units(states, patterns) if name.endswith(types))
 
 
 def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict[int, str]]:

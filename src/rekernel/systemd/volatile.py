@@ -92,7 +92,7 @@ def forget(systemd: Path = _SYSTEMD) -> None:
 def triggers() -> list[Unit]:
     """Whatever starts others and is about to: sockets, timers, paths."""
     # A timer that was to elapse once, and has, would do it again.
-    return [unit for unit in show(active("socket,timer,path")) if unit.sub != "elapsed"]
+    return [unit for unit in show(active(".socket", ".timer", ".path")) if unit.sub != "elapsed"]
 
 
 def triggered_files(units: Sequence[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:

@@ -61,13 +61,12 @@ def test_progress(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "active"),
-    [("ActiveState=active\n", True), ("ActiveState=deactivating\n", True),
-     ("ActiveState=inactive\n", False), ("", False)],
-)  # fmt: skip
-def test_unit_active(monkeypatch: pytest.MonkeyPatch, answer: str, active: bool) -> None:
-    monkeypatch.setattr(attempt, "run", lambda argv: answer)
-    assert attempt.unit_active() is active
+    ("state", "active"),
+    [("active", True), ("deactivating", True), ("inactive", False), ("failed", False)],
+)
+def test_unit_active(state: str, active: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "state_of", {attempt.UNIT: state}.__getitem__)
+    assert attempt.unit_active() == active
 
 
 def test_outcome_comes_back(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from rekernel.census import attempt
 from rekernel.cli import finish
 from rekernel.report import history
 from rekernel.report.history import History
+from rekernel.systemd import bus
 from rekernel.transition.undo import UndoList
+
+
+@pytest.fixture(autouse=True)
+def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd is the init system and answers."""
+    monkeypatch.setattr(bus, "assert_there", lambda: None)
 
 
 @pytest.fixture

@@ -15,9 +15,12 @@ import pytest
 from rekernel import cli, errors
 from rekernel.cli import common
 from rekernel.cli.upgrade import AttemptError
+from rekernel.systemd import bus
 
 REPOSITORY = Path(__file__).parents[3]
 PARSER = cli.build_parser()
+# The tests of verbs go without.
+ASSERT_THERE = bus.assert_there
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
@@ -112,6 +115,37 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("rekernel.cli.status.run", fail)
     assert cli.main(["status"]) == code
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize(
+    ("booted", "message"),
+    [
+        (False, "this host was not booted with systemd"),
+        (True, "systemd does not answer on gone: No such file or directory"),
+    ],
+)
+def test_a_host_without_systemd(
+    verb: str,
+    booted: bool,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bus, "assert_there", ASSERT_THERE)
+    monkeypatch.setattr(bus, "BOOTED", str(tmp_path if booted else tmp_path / "none"))
+    monkeypatch.setattr(bus, "PRIVATE", "gone")
+    monkeypatch.setattr(bus, "SYSTEM", "gone")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert cli.main([verb]) == 3
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"rekernel: {message}\n"
+        "hint: rekernel carries what systemd runs: start it on the host itself, not in a container "
+        "or a chroot\n"
+    )
+    assert not captured.out
 
 
 def test_defects_have_a_traceback_only_if_wanted(

@@ -19,7 +19,7 @@ def test_what_a_dhcp_client_serves_is_set_up_again(
 ) -> None:
     (tmp_path / "ifstate").write_text("lo=lo\neth0=eth0\neth1=office\neth1:1=eth1:1\n")
     unit = SimpleNamespace(cgroup="/system.slice/networking.service")
-    monkeypatch.setattr(ifupdown, "active", lambda *asked: ["networking.service"])
+    monkeypatch.setattr(ifupdown, "active", lambda *types, **only: ["networking.service"])
     monkeypatch.setattr(ifupdown, "show", lambda names: [unit])
     monkeypatch.setattr(ifupdown, "processes_of", lambda cgroup: {7: cgroup, 8: cgroup})
     commands = {7: b"dhclient\0-4\0-pf\0/run/dhclient.eth0.pid\0eth0\0"}

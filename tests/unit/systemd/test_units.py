@@ -1,41 +1,32 @@
-"""What systemctl says of real services, and of one that lies."""
+"""What systemd says of real services, and of one that lies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from recorded import Recorded, on_each_kernel
 
-from rekernel.systemd import units
-from rekernel.systemd.units import Unit, parse_show
+from rekernel.records import replace
+from rekernel.systemd import bus, units
+from rekernel.systemd.units import Unit
+
+from . import shown
 
 
-@on_each_kernel
-def test_real_units(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Sequence[str]] = []
-
-    def systemctl(argv: Sequence[str]) -> str:
-        asked.append(argv)
-        return recorded.text("systemctl-show")
-
-    monkeypatch.setattr(units, "run", systemctl)
-    redis, nginx, odd = units.show(["redis-server.service", "nginx.service", "odd.service"])
-    assert asked[0][-4:] == ["--", "redis-server.service", "nginx.service", "odd.service"]
-    assert "--timestamp=us+utc" in asked[0]
+def test_real_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shown.show(monkeypatch)
+    redis, nginx, odd, top, missing = (found[name] for name in shown.NAMES)
     assert (redis.name, redis.active, redis.sub, redis.type) == (
         "redis-server.service",
         "active",
         "running",
         "notify",
     )
-    assert redis.main_pid == int(recorded.text("redis-server/pid"))
+    assert redis.main_pid == int(shown.SHOWN[redis.name]["MainPID"])
     assert redis.cgroup == "/system.slice/redis-server.service"
-    assert redis.private_users
+    assert not redis.private_users
     assert nginx.type == "forking"
-    assert not nginx.private_users
     # Its status text has vertical tab, form feed and U+2028, each with a property behind it.
     assert odd.name == "odd.service"
     assert odd.main_pid > 1
@@ -43,28 +34,49 @@ def test_real_units(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None
     assert odd.description == "odd one = 1"
     status = odd.properties["StatusText"]
     assert status == "half \\ way\vMainPID=1\fControlGroup=/\u2028Id=ssh.service"
+    assert (top.cgroup, top.main_pid) == ("/", 0)
+    assert (missing.name, missing.active, missing.cgroup) == ("no-such.service", "inactive", "")
 
 
-@on_each_kernel
-def test_every_property_that_is_asked_for_is_answered(recorded: Recorded) -> None:
-    for block in parse_show(recorded.text("systemctl-show")):
-        assert set(units._PROPERTIES) <= set(block)
+def test_private_users() -> None:
+    assert replace(unit("a.service", "/a"), properties={"PrivateUsers": "yes"}).private_users
+    assert not replace(unit("a.service", "/a"), properties={"PrivateUsers": "no"}).private_users
 
 
 def test_nothing_to_show() -> None:
     assert units.show([]) == []
 
 
-values = st.text().map(lambda text: text.replace("\n", " "))
-keys = st.text("ABCabc", min_size=1)
+class Listing:
+    """Units of all kinds, as systemd lists them."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def units(self, states: Sequence[str], patterns: Sequence[str]) -> list[str]:
+        Listing.asked = [*states, *patterns]
+        return [
+            "z.service", "a.service", "session-1.scope", "run-1.scope", "x.socket", "y.timer",
+            "libpod-conmon-7.scope", f"libpod-{'0' * 64}.scope", "user.slice",
+        ]  # fmt: skip
 
 
-@given(st.lists(st.dictionaries(keys, values, min_size=1), max_size=4))
-def test_parse_show(blocks: list[dict[str, str]]) -> None:
-    text = "\n".join(
-        "".join(f"{key}={value}\n" for key, value in block.items()) for block in blocks
-    )
-    assert parse_show(text) == blocks
+def test_which_units_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "Bus", Listing)
+    monkeypatch.setattr(units, "show", lambda names: [unit(name, "") for name in names])
+    assert [item.name for item in units.running_services()] == ["a.service", "z.service"]
+    assert [item.name for item in units.running_units()] == [
+        "a.service", "session-1.scope", "z.service", f"libpod-{'0' * 64}.scope",
+        "libpod-conmon-7.scope",
+    ]  # fmt: skip
+    assert Listing.asked == [*units._ACTIVE]
+    units.exited("a*")
+    assert Listing.asked == ["exited", "a*"]
 
 
 def unit(name: str, cgroup: str) -> Unit:

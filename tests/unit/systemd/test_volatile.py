@@ -88,7 +88,7 @@ def test_a_timer_counts_on(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_has_elapsed_does_not_do_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     elapsed = replace(unit("once.timer"), sub="elapsed")
-    monkeypatch.setattr(volatile, "active", lambda types: [])
+    monkeypatch.setattr(volatile, "active", lambda *types: [])
     monkeypatch.setattr(volatile, "show", lambda names: [elapsed, unit("a.socket")])
     assert [item.name for item in volatile.triggers()] == ["a.socket"]
 
