@@ -45,13 +45,13 @@ _rekernel() {
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
-    --region | --max-blackout)
+    --region | --store | --max-blackout)
         return
         ;;
     esac
     case $verb in
     '') options='setup check plan upgrade abort status history report --help --version --verbose' ;;
-    setup) options='--help --json --region --undo --dry-run --yes' ;;
+    setup) options='--help --json --region --store --undo --dry-run --yes' ;;
     check) options='--all --help --json --memory' ;;
     plan) options='--help --json --carry --restart --memory' ;;
     upgrade) options='--help --json --carry --restart --memory --yes --dry-run --max-blackout' ;;

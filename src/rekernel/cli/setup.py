@@ -15,7 +15,7 @@ from rekernel.memory import region
 from rekernel.setup import dropins, files, operation, plan
 from rekernel.setup.files import Record
 from rekernel.setup.host import Host
-from rekernel.setup.plan import Plan
+from rekernel.setup.plan import Plan, Wish
 from rekernel.systemd.units import Unit, running_services
 
 SCHEMA = 1
@@ -47,6 +47,11 @@ def add_parser(subparsers: VerbParsers) -> None:
         "--region", type=_size, metavar="SIZE", help="of the carry region: 2G, 1536M (default: "
         "half of the memory above 4 GiB)",
     )  # fmt: skip
+    parser.add_argument(
+        "--store", type=_size, metavar="SIZE", help="of the part of it that an upgrade hands over "
+        "in: shared memory must fit in, else it goes by way of the disk (default, and at least: a "
+        "sixteenth)",
+    )  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="take back what setup changed")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, only")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -56,8 +61,8 @@ def run(args: argparse.Namespace, host: Host | None = None) -> int:
     """Returns the exit code; raises RekernelError."""
     host = host if host is not None else Host()
     require_root()
-    if args.undo and args.region is not None:
-        raise UsageError("--undo takes no --region")
+    if args.undo and (args.region is not None or args.store is not None):
+        raise UsageError("--undo takes no --region and no --store")
     with contextlib.nullcontext() if args.dry_run else exclusive(host.path("/run/rekernel/lock")):
         record = files.load_record(host)
         return _undo(args, host, record) if args.undo else _setup(args, host, record)
@@ -78,7 +83,7 @@ def _units(host: Host) -> list[Unit]:
 
 def _setup(args: argparse.Namespace, host: Host, record: Record | None) -> int:
     wishes = policy.load(config=host.path(str(policy.CONFIG)))
-    todo = plan.make(host, record, args.region, _units(host), wishes)
+    todo = plan.make(host, record, Wish(args.region, args.store), _units(host), wishes)
     if todo.empty:
         _show(args, todo, "unchanged")
         return _NOTHING
@@ -102,6 +107,7 @@ def _json(todo: Plan, state: str) -> dict[str, Any]:
         "action": "setup",
         "state": state,
         "region": {"start": todo.region.start, "end": todo.region.end, "size": todo.region.size},
+        "store_size": todo.store_bytes,
         "kernel_parameters": todo.words,
         "boot_loader": todo.loader.name,
         "add_by_hand": todo.words if by_hand and todo.reboot else [],
@@ -122,7 +128,8 @@ def _json(todo: Plan, state: str) -> dict[str, Any]:
 def _print_plan(todo: Plan) -> None:
     mib = todo.region.size // region.MIB
     total = todo.memory.total // region.MIB
-    print(f"Carry region: {mib} MiB at {todo.region.start:#x}, of {total} MiB")
+    store = todo.store_bytes // region.MIB
+    print(f"Carry region: {mib} MiB at {todo.region.start:#x}, of {total} MiB; store: {store} MiB")
     print("Setup will:")
     for item in todo.files:
         print(f"  write   {item.path}  ({item.why})")

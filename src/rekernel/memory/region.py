@@ -1,8 +1,9 @@
 """The carry region between upgrades: which part is the store, which is RAM, what is drained.
 
-The region is a soft-reserved range named on the kernel command line. Its first part is the
-handover store and stays a mapping; everything else is movable RAM, except for what still holds
-carried pages after an upgrade. :func:`settle` brings it there from wherever it stands.
+The region is a soft-reserved range named on the kernel command line, which may say how large the
+store shall be. Its first part is the handover store and stays a mapping; everything else is movable
+RAM, except for what still holds carried pages after an upgrade. :func:`settle` brings it there from
+wherever it stands.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ MIB = 1 << 20
 _NUMBER = r"((?:0x[0-9a-f]+|\d+)[kmgt]?)"
 _MARK = re.compile(rf"^memmap={_NUMBER}%{_NUMBER}-12\+0xefffffff$", re.IGNORECASE)
 _PARAMETER = "dax_hmem.region_idle=1"
+# Read by us alone: the kernel takes it for one of a module that it does not know.
+_STORE = re.compile(rf"^rekernel\.store={_NUMBER}$", re.IGNORECASE)
 
 
 @record
@@ -33,14 +36,18 @@ class Layout:
     ram: Range
 
 
-def parameters(region: Range) -> list[str]:
-    """Kernel command line words that reserve a region."""
+def parameters(region: Range, store: int = 0) -> list[str]:
+    """Kernel command line words that reserve a region.
+
+    ``store``: bytes of the handover store, 0 for the usual.
+    """
     size = f"{region.size // MIB}M"
     start = f"{region.start:#x}"
     return [
         f"memmap={size}!{start}",
         f"memmap={size}%{start}-12+0xefffffff",
         _PARAMETER,
+        *([f"rekernel.store={store // MIB}M"] if store else []),
     ]
 
 
@@ -61,22 +68,41 @@ def from_cmdline(cmdline: str) -> Range | None:
     return None
 
 
-def store_size(region: Range, block: int) -> int:
-    """Bytes set aside for the handover: a sixteenth, at least 128 MiB, whole memory blocks."""
-    wanted = max(region.size // 16, 128 * MIB)
+def is_store_word(word: str) -> bool:
+    """Whether a word of the kernel command line sets the size of the store."""
+    return _STORE.match(word) is not None
+
+
+def store_from_cmdline(cmdline: str) -> int:
+    """Bytes of the store that a kernel command line asks for, 0 for the usual."""
+    matches = [_STORE.match(word) for word in cmdline.split()]
+    return next((parse_bytes(match[1]) for match in matches if match), 0)
+
+
+def store_size(region: Range, block: int, asked: int = 0) -> int:
+    """Bytes set aside for the handover: as asked for, or a sixteenth, at least 128 MiB.
+
+    In whole memory blocks, and never all of the region.
+    """
+    wanted = max(region.size // 16, 128 * MIB, asked)
+    if asked:
+        wanted = min(wanted, region.size - block)
     return -(-wanted // block) * block
 
 
-def layout(region: Range, block: int) -> Layout:
-    """How the region is divided."""
-    split = region.start + store_size(region, block)
+def layout(region: Range, block: int, store: int = 0) -> Layout:
+    """How the region is divided. ``store``: bytes that are asked for, 0 for the usual."""
+    split = region.start + store_size(region, block, store)
     return Layout(region, Range(region.start, split), Range(split, region.end))
 
 
 def current() -> Layout | None:
     """The layout of this machine's region, None if the running kernel was booted without one."""
-    region = from_cmdline(Path("/proc/cmdline").read_text())
-    return layout(region, dax.block_size()) if region is not None else None
+    words = Path("/proc/cmdline").read_text()
+    region = from_cmdline(words)
+    if region is None:
+        return None
+    return layout(region, dax.block_size(), store_from_cmdline(words))
 
 
 @record

@@ -145,10 +145,10 @@ class ByHand:
 
 
 def _foreign(words: Sequence[str]) -> list[str]:
-    """The words that do not reserve a carry region."""
+    """The words that neither reserve a carry region nor divide it."""
     reserved = region.from_cmdline(" ".join(words))
     ours = set(region.parameters(reserved)) if reserved is not None else set()
-    return [word for word in words if word not in ours]
+    return [word for word in words if word not in ours and not region.is_store_word(word)]
 
 
 def _entries(host: Host) -> list[str]:

@@ -93,6 +93,8 @@ class Record:
     files: list[Written] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)
     enabled: list[str] = field(default_factory=list)
+    # Bytes of the handover store, 0 for the usual.
+    store: int = 0
 
     def file(self, path: str) -> Written | None:
         """What is on record for this file."""
@@ -136,6 +138,8 @@ def parse_record(data: bytes) -> Record:
             ],
             directories=[str(item) for item in raw["directories"]],
             enabled=[str(item) for item in raw["enabled"]],
+            # Records of before have none.
+            store=int(raw.get("store", 0)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RekernelError(

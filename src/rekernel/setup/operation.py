@@ -27,7 +27,8 @@ def _reload(host: Host) -> None:
 def _next_record(host: Host, plan: Plan, old: Record | None) -> Record:
     """The record with everything that the plan will change, and how it was."""
     new = copy.deepcopy(old) if old is not None else Record(plan.region, plan.loader.name)
-    new.region, new.boot_loader, new.state = plan.region, plan.loader.name, "applying"
+    new.region, new.store = plan.region, plan.store
+    new.boot_loader, new.state = plan.loader.name, "applying"
     paths = [RECORD, *(change.path for change in plan.files)]
     for path in paths:
         for item in files.missing_parents(host, path):
@@ -139,7 +140,7 @@ def undo(host: Host, record: Record, tell: Callable[[str, str], None]) -> None:
 
 
 def _words(record: Record) -> str:
-    return " ".join(region.parameters(record.region))
+    return " ".join(region.parameters(record.region, record.store))
 
 
 def _take_back(

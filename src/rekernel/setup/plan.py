@@ -41,6 +41,8 @@ class Plan:
     """What setup would do, and what is left to the administrator."""
 
     region: Range
+    # Bytes of the handover store that are asked for, 0 for the usual.
+    store: int
     memory: Memory
     loader: BootLoader
     files: tuple[FileChange, ...]
@@ -55,7 +57,12 @@ class Plan:
     @property
     def words(self) -> list[str]:
         """Of the kernel command line."""
-        return region.parameters(self.region)
+        return region.parameters(self.region, self.store)
+
+    @property
+    def store_bytes(self) -> int:
+        """How large the handover store becomes."""
+        return region.store_size(self.region, self.memory.block, self.store)
 
     @property
     def empty(self) -> bool:
@@ -113,15 +120,38 @@ def _disabled(host: Host) -> list[str]:
     return found
 
 
-def make(
-    host: Host, record: Record | None, size: int | None, units: Sequence[Unit], policy: Policy
-) -> Plan:
-    """The plan. ``size``: bytes, None for the recorded region or a default one.
+@record
+class Wish:
+    """Bytes of the region and of its store; None: as on record, or the usual."""
 
-    Raises BlockedError if this machine cannot be set up.
-    """
+    region: int | None = None
+    store: int | None = None
+
+
+def _store(memory: Memory, known: Record | None, where: Range, size: int | None) -> int:
+    """Bytes of the store to ask for, 0 for the usual."""
+    if size is None:
+        size = known.store if known is not None else 0
+    step = memory.alignment
+    wanted = -(-size // step) * step
+    if wanted <= region.store_size(where, step):
+        return 0
+    if wanted + step > where.size:
+        raise BlockedError(
+            f"a store of {wanted // region.MIB} MiB leaves no room for pages in a region of "
+            f"{where.size // region.MIB} MiB",
+            f"a larger region: --region {(where.size + wanted) // region.MIB}M",
+        )
+    return wanted
+
+
+def make(
+    host: Host, record: Record | None, wish: Wish, units: Sequence[Unit], policy: Policy
+) -> Plan:
+    """The plan. Raises BlockedError if this machine cannot be set up."""
     memory = read_memory(host)
-    where = _region(memory, record, size)
+    where = _region(memory, record, wish.region)
+    store = _store(memory, record, where, wish.store)
     loader = bootloader.detect(host)
     if record is not None and record.boot_loader != loader.name:
         raise BlockedError(
@@ -129,7 +159,7 @@ def make(
             "run `rekernel setup --undo` first",
         )
     _refuse_foreign_region(host)
-    words = region.parameters(where)
+    words = region.parameters(where, store)
     wanted: list[FileChange] = []
     if loader.file is not None:
         current = files.read(host.path(loader.file))
@@ -157,6 +187,7 @@ def make(
     booted = host.text("/proc/cmdline").split()
     return Plan(
         region=where,
+        store=store,
         memory=memory,
         loader=loader,
         files=tuple(changes),
@@ -165,6 +196,7 @@ def make(
             name for name in needed if dropins.path_of(name) in {c.path for c in changes}
         ),
         update_loader=stale and bool(loader.command),
-        reboot=not set(words) <= set(booted),
-        recorded=done and record is not None and record.region == where,
+        reboot=not set(words) <= set(booted)
+        or any(region.is_store_word(word) and word not in words for word in booted),
+        recorded=done and record is not None and (record.region, record.store) == (where, store),
     )

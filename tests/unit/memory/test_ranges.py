@@ -108,3 +108,16 @@ def test_layout(blocks: int, start: int, block: int) -> None:
     assert where.store.size % block == where.ram.size % block == 0
     assert where.store.size >= max(128 * MIB, whole.size // 16)
     assert where.store.size < max(128 * MIB, whole.size // 16) + block
+
+
+def test_a_store_of_another_size() -> None:
+    whole = Range(4 << 30, 6 << 30)
+    words = " ".join(["ro", *region.parameters(whole, 640 * MIB)])
+    assert region.from_cmdline(words) == whole
+    assert region.store_from_cmdline(words) == 640 * MIB
+    assert region.layout(whole, 128 * MIB, 640 * MIB).store.size == 640 * MIB
+    # What is asked for by hand may be no whole block, less than there must be, or all.
+    assert region.layout(whole, 128 * MIB, 600 * MIB).store.size == 640 * MIB
+    assert region.layout(whole, 128 * MIB, MIB).store.size == 128 * MIB
+    assert region.layout(whole, 128 * MIB, 9 << 30).ram.size == 128 * MIB
+    assert region.store_from_cmdline("rekernel.store= xrekernel.store=1G rekernel.store=1GB") == 0

@@ -120,8 +120,9 @@ def test_bad_size(machine: Machine, size: str) -> None:
 
 
 def test_undo_of_a_size(machine: Machine) -> None:
-    with pytest.raises(UsageError, match="--undo takes no --region"):
-        run(machine, "--undo", "--region", "1G")
+    for option in ("--region", "--store"):
+        with pytest.raises(UsageError, match="--undo takes no --region and no --store"):
+            run(machine, "--undo", option, "1G")
 
 
 def test_region_too_small(machine: Machine) -> None:

@@ -35,14 +35,20 @@ def make(
     machine: Machine,
     size: int | None = None,
     units: list[Unit] = UNITS,
+    store: int | None = None,
     wishes: Policy = Policy(),  # noqa: B008 - frozen
 ) -> plan.Plan:
     record = files.load_record(machine.host)
-    return plan.make(machine.host, record, size, units, wishes)
+    return plan.make(machine.host, record, plan.Wish(size, store), units, wishes)
 
 
-def setup(machine: Machine, size: int | None = None, units: list[Unit] = UNITS) -> plan.Plan:
-    todo = make(machine, size, units)
+def setup(
+    machine: Machine,
+    size: int | None = None,
+    units: list[Unit] = UNITS,
+    store: int | None = None,
+) -> plan.Plan:
+    todo = make(machine, size, units, store)
     operation.apply(machine.host, todo, files.load_record(machine.host))
     return todo
 
@@ -319,3 +325,46 @@ def test_record_is_read_as_written(machine: Machine) -> None:
     )
     assert files.parse_record(record.dump()) == record
     assert json.loads(record.dump())["schema"] == 1
+
+
+def test_a_larger_store(machine: Machine) -> None:
+    setup(machine)
+    before = machine.tree()
+    todo = setup(machine, store=300 << 20)
+    # Whole blocks.
+    assert todo.words == [*WORDS, "rekernel.store=384M"]
+    assert todo.store_bytes == 384 << 20
+    assert todo.reboot
+    record = files.load_record(machine.host)
+    assert record is not None
+    assert (record.region.size, record.store) == (GIB, 384 << 20)
+    # It stays as it is, and is the region's still when that grows.
+    machine.write("/proc/cmdline", " ".join(["ro", *todo.words]))
+    again = make(machine)
+    assert again.empty
+    assert not again.reboot
+    assert make(machine, GIB + (256 << 20)).words[-1] == "rekernel.store=384M"
+    # The usual one needs no word.
+    usual = setup(machine, store=1 << 20)
+    assert usual.words == WORDS
+    assert usual.reboot
+    assert machine.tree().keys() == before.keys()
+
+
+def test_a_store_that_leaves_no_room(machine: Machine) -> None:
+    with pytest.raises(
+        BlockedError, match="leaves no room for pages in a region of 1024"
+    ) as caught:
+        make(machine, store=GIB)
+    assert "--region 2048M" in caught.value.hint
+
+
+def test_a_record_of_before_has_no_store(machine: Machine) -> None:
+    setup(machine)
+    path = machine.root / RECORD.lstrip("/")
+    raw = json.loads(path.read_text())
+    del raw["store"]
+    path.write_text(json.dumps(raw))
+    record = files.load_record(machine.host)
+    assert record is not None
+    assert record.store == 0
