@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekernel.census import attempt
+from rekernel import room
+from rekernel.census import attempt, usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
+from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
@@ -17,6 +19,7 @@ from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
 from rekernel.policy import Policy
 from rekernel.records import record
+from rekernel.room import Room
 from rekernel.systemd.units import running_units
 
 # Kernel threads of a fresh kernel end well below this.
@@ -35,12 +38,25 @@ class Plan:
     units: tuple[UnitVerdict, ...]
     resident_bytes: int
     warnings: tuple[str, ...]
+    # Of what is carried; containers of podman too, which are in no figure above.
+    usages: tuple[Usage, ...]
+    room: Room
     pages: Survey | None = None
-    # Of resident_bytes: what a dump writes to files, without a region and in any case.
-    anonymous_bytes: int = 0
-    shared_bytes: int = 0
-    # What podman's containers have in memory; not in the figures above.
-    container_bytes: int = 0
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """Of resident_bytes: what is private."""
+        return sum(item.anonymous for item in self.usages if not item.container)
+
+    @property
+    def container_bytes(self) -> int:
+        """What podman's containers have in memory."""
+        return sum(item.resident for item in self.usages if item.container)
+
+    @property
+    def container_directory(self) -> Path | None:
+        """Where the images of podman's containers go."""
+        return next((item.directory for item in self.containers(Verdict.CARRIED)), None)
 
     @property
     def growth_bytes(self) -> int:
@@ -66,34 +82,6 @@ class Plan:
     def containers(self, verdict: Verdict) -> list[Container]:
         """Containers with this verdict."""
         return [item.container for item in self.having(verdict) if item.container]
-
-
-@record
-class Resident:
-    """Proportional set sizes of processes in bytes: all, and by kind (proc(5), smaps_rollup).
-
-    With what is swapped out: it comes back before the freeze.
-    """
-
-    total: int
-    anonymous: int
-    shared: int
-
-
-def resident(pids: Sequence[int]) -> Resident:
-    """What these processes have in memory or swap; one that is gone counts nothing."""
-    found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0, "SwapPss:": 0}
-    for pid in pids:
-        try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        for line in text.splitlines():
-            name, *value = line.split()
-            if name in found:
-                found[name] += int(value[0]) * 1024
-    total, anonymous, shared, swapped = found.values()
-    return Resident(total + swapped, anonymous + swapped, shared)
 
 
 def warnings_for(units: Sequence[UnitVerdict]) -> list[str]:
@@ -158,30 +146,44 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     for name in nowhere:
         if name in policy.asked:
             raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
-    carried = [item for item in units if item.verdict is Verdict.CARRIED and not item.container]
-    pids = [pid for item in carried for pid in item.processes]
-    memory_of = resident(pids)
+    carried = [item for item in units if item.verdict is Verdict.CARRIED]
+    usages = usage.of_units(carried)
+    pids = [pid for item in carried if not item.container for pid in item.processes]
+    pages = survey(pids, region.ram_ranges(where)) if where else None
     return Plan(
         kernel=kernel,
         running=running,
         backend="region" if where else "image",
         where=where,
         units=tuple(units),
-        resident_bytes=memory_of.total,
+        resident_bytes=sum(item.resident for item in usages if not item.container),
         warnings=(
             *(f"policy names {name}, which does not run" for name in nowhere),
             *attached.given_up(mount.source for mount in table),
             *warnings_for(units),
         ),
-        pages=survey(pids, region.ram_ranges(where)) if where else None,
-        anonymous_bytes=memory_of.anonymous,
-        shared_bytes=memory_of.shared,
-        container_bytes=resident(
-            [
-                pid
-                for item in units
-                if item.verdict is Verdict.CARRIED and item.container
-                for pid in item.processes
-            ]
-        ).total,
+        usages=usages,
+        room=room_for(units, usages, where, pages, table),
+        pages=pages,
+    )
+
+
+def room_for(
+    units: Sequence[UnitVerdict],
+    usages: Sequence[Usage],
+    where: region.Layout | None,
+    pages: Survey | None,
+    table: Sequence[mounts.MountInfo],
+) -> Room:
+    """Where all goes that an upgrade writes down, as of now. Raises OSError."""
+    carried = [item for item in units if item.verdict is Verdict.CARRIED]
+    own = [item.unit for item in carried if not item.container]
+    containers = [item.container.directory for item in carried if item.container]
+    return room.reckon(
+        usages,
+        room.tmpfs_sizes(room.contents(table, own)),
+        # What can be moved into the region is moved before the freeze.
+        pages.left_bytes if pages else 0,
+        room.observe(where, containers[0] if containers else None),
+        region=where is not None,
     )

@@ -30,13 +30,13 @@ def write(path: str, data: bytes) -> None:
     _write(os.open(path, os.O_WRONLY | os.O_CLOEXEC), data)
 
 
-def create(path: str, data: bytes) -> None:
+def create(path: str, data: bytes | memoryview) -> None:
     """Make a file that only we may read, or fill the one that is there. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     _write(os.open(path, flags, 0o600), data)
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, data: bytes | memoryview) -> None:
     try:
         left = memoryview(data)
         while left:

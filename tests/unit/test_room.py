@@ -1,79 +1,182 @@
-"""What does not fit is known before anything is frozen."""
+"""Where everything goes is decided, and what does not fit is known, before anything is frozen."""
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 
+from rekernel import room
+from rekernel.census import attempt
+from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
 from rekernel.host import mounts
 from rekernel.host.mounts import TmpfsPlan
-from rekernel.kernel.installed import Kernel
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
-from rekernel.plan import Plan
-from rekernel.transition import room
-from rekernel.transition.room import Needs
+from rekernel.records import replace
+from rekernel.room import Disk, Free, Place
 
 MIB = 1 << 20
-STORE_END = (4 << 30) + 128 * MIB
-WHERE = Layout(Range(4 << 30, 6 << 30), Range(4 << 30, STORE_END), Range(STORE_END, 6 << 30))
+GIB = 1 << 30
+STORE_END = 4 * GIB + 128 * MIB
+WHERE = Layout(Range(4 * GIB, 6 * GIB), Range(4 * GIB, STORE_END), Range(STORE_END, 6 * GIB))
+DISK = Disk("/var/lib/rekernel/images", 7, 10 * GIB)
+FREE = Free(store=128 * MIB, memory=2 * GIB, images=DISK)
 
 
-def plan(where: Layout | None, *, anonymous: int = 0, shared: int = 0) -> Plan:
-    return Plan(
-        kernel=Kernel("7.3.4", Path("/boot/vmlinuz-7.3.4"), Path("/x")),
-        running="6.12.1",
-        backend="region" if where else "image",
-        where=where,
-        units=(),
-        resident_bytes=anonymous + shared,
-        warnings=(),
-        anonymous_bytes=anonymous,
-        shared_bytes=shared,
+def usage(
+    unit: str = "db.service", *, shared: int = 0, locked: int = 0, anonymous: int = 0
+) -> Usage:
+    return Usage(unit, False, 1, anonymous + shared, anonymous, shared, locked)
+
+
+def container(resident: int) -> Usage:
+    return Usage("c.scope", True, 1, resident, resident, 0, 0)
+
+
+def reckon(*usages: Usage, free: Free = FREE, strays: int = 0, **tmpfs: int) -> room.Room:
+    sizes = {f"/{name}": size for name, size in tmpfs.items()}
+    return room.reckon(usages, sizes, strays, free, region=free.store > 0)
+
+
+def places(found: room.Room) -> dict[str, str]:
+    return {item.name: str(item.place) for item in found.items}
+
+
+def test_what_fits_goes_into_the_store() -> None:
+    found = reckon(usage(shared=40 * MIB, locked=4 * MIB), run=10 * MIB, tmp=3 * MIB)
+    assert places(found) == {"db.service": "store", "/run": "store", "/tmp": "store"}
+    assert found.lack is None
+    assert found.by_way_of_disk is None
+    found.assert_enough()
+    # Its image is more than what is shared: half a MiB for each process.
+    assert found.bytes_in(Place.STORE) == (44 + 13) * MIB + MIB // 2
+    # The archives of the tmpfs come one after the other.
+    assert found.scratch == 54 * MIB + MIB // 2
+
+
+def test_more_shared_memory_than_the_store_holds() -> None:
+    """A PostgreSQL of ordinary size: it was refused, as /run and the store are too small."""
+    found = reckon(usage(shared=600 * MIB), usage("web.service", shared=MIB), run=2 * MIB)
+    assert places(found) == {"db.service": "disk", "web.service": "store", "/run": "store"}
+    assert found.is_on_disk("db.service")
+    assert not found.is_on_disk("web.service")
+    assert found.lack is None
+    slow = found.by_way_of_disk
+    assert slow is not None
+    assert slow.reason == "by way of the disk: db.service (600 MiB)"
+    assert "`rekernel setup --store 640M` and a reboot" in slow.remedy
+
+
+def test_the_largest_that_fit_stay_in_memory() -> None:
+    big, middle, small = (usage(f"{n}.service", shared=n * MIB) for n in (90, 60, 20))
+    assert places(reckon(small, middle, big)) == {
+        "20.service": "disk",
+        "60.service": "disk",
+        "90.service": "store",
+    }
+
+
+def test_a_tmpfs_goes_to_the_disk_as_well() -> None:
+    found = reckon(usage(), run=MIB, shm=600 * MIB)
+    assert places(found) == {"db.service": "store", "/run": "store", "/shm": "disk"}
+
+
+def test_little_memory() -> None:
+    short = replace(FREE, store=GIB, memory=300 * MIB)
+    found = reckon(usage(shared=400 * MIB), free=short)
+    assert places(found) == {"db.service": "disk"}
+    assert found.by_way_of_disk is not None
+    assert found.by_way_of_disk.remedy == "there is no memory for it"
+
+
+def test_a_full_disk_blocks() -> None:
+    full = replace(FREE, images=replace(DISK, free=100 * MIB))
+    found = reckon(usage(shared=600 * MIB), free=full)
+    with pytest.raises(BlockedError, match="/var/lib/rekernel/images has 100 MiB free") as caught:
+        found.assert_enough()
+    assert "the upgrade needs 600 MiB there for db.service" in caught.value.message
+    assert "the handover store has room for 10" in caught.value.message
+    assert caught.value.exit_code == 3
+    assert (
+        "make room on that file system, or `rekernel setup --store 640M` and" in caught.value.hint
     )
+    # What needs no disk does not care.
+    assert reckon(usage(shared=MIB), free=full).lack is None
 
 
-@pytest.fixture
-def tmpfs(monkeypatch: pytest.MonkeyPatch) -> list[TmpfsPlan]:
+def test_strays_take_of_the_store() -> None:
+    assert reckon(usage(shared=90 * MIB)).by_way_of_disk is None
+    assert reckon(usage(shared=90 * MIB), strays=20 * MIB).is_on_disk("db.service")
+    with pytest.raises(BlockedError, match="65 MiB of the services' memory lie outside") as caught:
+        reckon(usage(), strays=65 * MIB).assert_enough()
+    assert "64 MiB of that can be copied" in caught.value.message
+    assert "--memory=image" in caught.value.hint
+
+
+def test_room_for_strays() -> None:
+    for store, expected in ((128 << 20, 0), (512 << 20, 40 << 20), (128 << 20, 120 << 20)):
+        start = room.stray_offset(store, expected)
+        assert start % mmap.PAGESIZE == 0
+        kept = store - start
+        assert min(expected, room.stray_capacity(store)) <= kept <= room.stray_capacity(store)
+    assert 128 * MIB - room.stray_offset(128 * MIB, 0) == 16 * MIB
+    assert 512 * MIB - room.stray_offset(512 * MIB, 40 * MIB) == 80 * MIB
+
+
+def test_without_a_region_all_goes_to_the_disk() -> None:
+    image = Free(store=0, memory=GIB, images=replace(DISK, free=GIB))
+    found = reckon(usage(anonymous=700 * MIB, shared=MIB), free=image, run=5 * MIB)
+    assert places(found) == {"db.service": "disk", "/run": "disk"}
+    assert found.by_way_of_disk is None
+    assert found.lack is None
+    # On its way to the store, which is a file there.
+    assert found.scratch == 5 * MIB
+    tight = replace(image, images=replace(DISK, free=800 * MIB))
+    lack = reckon(usage(anonymous=700 * MIB), free=tight).lack
+    assert lack is not None
+    assert "has 800 MiB free, the upgrade needs 956 MiB there" in lack.reason
+    assert lack.remedy == "make room on that file system"
+
+
+def test_containers_are_on_the_disk() -> None:
+    elsewhere = replace(FREE, containers=Disk("/srv/containers", 8, 100 * MIB))
+    assert reckon(container(99 * MIB), free=elsewhere).lack is None
+    lack = reckon(container(200 * MIB), free=elsewhere).lack
+    assert lack is not None
+    assert "/srv/containers has 100 MiB free" in lack.reason
+    assert "200 MiB there for containers" in lack.reason
+    # On one file system both must fit.
+    both = replace(FREE, images=replace(DISK, free=700 * MIB))
+    both = replace(both, containers=replace(both.images, directory="/srv"))
+    assert reckon(container(200 * MIB), free=both).lack is None
+    assert reckon(container(200 * MIB), usage(shared=600 * MIB), free=both).lack is not None
+
+
+def test_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "IMAGES", tmp_path / "not" / "there")
+    found = room.observe(WHERE, tmp_path)
+    assert found.store == 128 * MIB
+    assert found.memory > 0
+    assert found.images.device == tmp_path.stat().st_dev
+    assert found.containers is not None
+    assert found.containers.free == found.images.free > 0
+    assert room.observe(None).store == 0
+
+
+def test_sizes_of_tmpfs(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"/run": 3 * MIB, "/dev/shm": 10 * MIB}
     monkeypatch.setattr(mounts, "tmpfs_bytes", lambda item: sizes[item.target])
-    return [TmpfsPlan("/run", ()), TmpfsPlan("/dev/shm", ())]
-
-
-def test_pages_stay_in_the_region(tmpfs: list[TmpfsPlan]) -> None:
-    found = room.needs(plan(WHERE, anonymous=900 * MIB, shared=50 * MIB), tmpfs)
-    # 13 of the 50 MiB may be mapped files of the tmpfs.
-    assert found == Needs(images=37 * MIB, tmpfs=13 * MIB, largest_tmpfs=10 * MIB)
-    assert found.store == 50 * MIB
-
-
-def test_all_pages_go_into_images(tmpfs: list[TmpfsPlan]) -> None:
-    assert room.needs(plan(None, anonymous=900 * MIB, shared=MIB), tmpfs).images == 900 * MIB
-    assert room.needs(plan(None), []) == Needs(0, 0, 0)
-
-
-def test_the_store(tmpfs: list[TmpfsPlan]) -> None:
-    needed = room.needs(plan(WHERE, shared=80 * MIB), tmpfs)
-    room.assert_in_store(needed, 80 * MIB)
-    with pytest.raises(BlockedError, match="67 MiB of shared memory, 13 MiB in tmpfs") as caught:
-        room.assert_in_store(needed, 79 * MIB)
-    assert caught.value.exit_code == 3
-    assert "setup" in caught.value.hint
-
-
-def test_the_disk(tmp_path: Path) -> None:
-    room.assert_on_disk(tmp_path, 0)
-    with pytest.raises(BlockedError, match=f"{tmp_path} has .* MiB free, the upgrade needs"):
-        room.assert_on_disk(tmp_path, 1 << 60)
+    assert room.tmpfs_sizes([TmpfsPlan("/run", ()), TmpfsPlan("/dev/shm", ())]) == sizes
 
 
 def test_the_room_of_a_store_file_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store"
-    room.make_store_file(path, Needs(0, 5 * MIB, 5 * MIB))
+    room.make_store_file(path, room.store_file_bytes({"/run": 5 * MIB}))
     status = path.stat()
     assert status.st_size >= 5 * MIB + 128 * MIB
     assert status.st_blocks * 512 >= status.st_size
@@ -83,4 +186,4 @@ def test_the_room_of_a_store_file_is_taken(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(BlockedError, match="No space left"):
-        room.make_store_file(path, Needs(0, 0, 0))
+        room.make_store_file(path, 256 * MIB)

@@ -101,7 +101,7 @@ def ended(pid: int, timeout: float) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
-def feed(argv: Sequence[str], text: bytes, *, log: str | None = None) -> int:
+def feed(argv: Sequence[str], text: bytes | memoryview, *, log: str | None = None) -> int:
     """Start a program with this on its standard input; returns its PID."""
     # A memfd, not a pipe: nobody has to keep writing while it reads.
     fd = os.memfd_create("rekernel-input", os.MFD_CLOEXEC)

@@ -19,11 +19,11 @@ from rekernel.agent.console import say
 from rekernel.agent.links import Links
 from rekernel.agent.terminals import REACH, Numbers
 from rekernel.agent.unkept import set_again
-from rekernel.handover.manifest import Inherited, Tree
+from rekernel.handover.manifest import RESTORE_WORK, Inherited, Tree
 from rekernel.records import field, record
 from rekernel.stuck import where_they_wait
 
-WORK = Path("/run/rekernel/restore")
+WORK = Path(RESTORE_WORK)
 _HOOK_SOCKET = "/run/rekernel/hook.sock"
 _CGROUPS = Path("/sys/fs/cgroup")
 # Seconds after which a restore no longer keeps others from beginning: it may never end.
@@ -140,10 +140,10 @@ def _open_file(path: str, flags: int) -> int:
         os.close(both)
 
 
-def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
+def _start(tree: Tree, links: Links) -> Restore:
     work = work_directory(tree)
     argv = [
-        part.format(images=image_root / tree.images, work=work) if "{" in part else part
+        part.format(images=WORK / tree.images, work=work) if "{" in part else part
         for part in tree.argv
     ]
     keep: list[int] = []
@@ -172,15 +172,15 @@ def _start(tree: Tree, image_root: Path, links: Links) -> Restore:
     return Restore(tree, pid, os.pidfd_open(pid))
 
 
-def _start_or_fail(tree: Tree, image_root: Path, links: Links) -> Restore:
+def _start_or_fail(tree: Tree, links: Links) -> Restore:
     """One that cannot even be started must not take the others along."""
     try:
-        return _start(tree, image_root, links)
+        return _start(tree, links)
     except Exception as error:
         return Restore(tree, 0, -1, failure=f"criu was not started: {error}", done=True)
 
 
-def restore_all(trees: Sequence[Tree], image_root: Path, links: Links, timeout: float) -> Restores:
+def restore_all(trees: Sequence[Tree], links: Links, timeout: float) -> Restores:
     """Start a criu for each tree when it is its turn; returns when each is held or has failed."""
     Path(_HOOK_SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -189,7 +189,7 @@ def restore_all(trees: Sequence[Tree], image_root: Path, links: Links, timeout: 
     restores = Restores()
     queue = _Queue(trees)
     try:
-        _restore_in_turns(queue, restores, listener, image_root, links, timeout)
+        _restore_in_turns(queue, restores, listener, links, timeout)
     finally:
         queue.numbers.close()
     listener.close()
@@ -209,7 +209,6 @@ def _restore_in_turns(
     queue: _Queue,
     restores: Restores,
     listener: socket.socket,
-    image_root: Path,
     links: Links,
     timeout: float,
 ) -> None:
@@ -219,7 +218,7 @@ def _restore_in_turns(
     while True:
         following = queue.next(restores)
         for tree in following:
-            item = _start_or_fail(tree, image_root, links)
+            item = _start_or_fail(tree, links)
             restores.trees.append(item)
             if not item.failure:
                 selector.register(item.pidfd, selectors.EVENT_READ, item)

@@ -33,9 +33,11 @@ from rekernel.agent.console import Timeline, Tolerated, missing, say
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import (
     CONNTRACK_BLOB,
+    IMAGES_DIRECTORY,
     MANIFEST_BLOB,
     Manifest,
     ManifestError,
+    Mount,
     Network,
     Phase,
     load,
@@ -262,21 +264,16 @@ def _check_origin(config: AgentConfig, manifest: Manifest) -> None:
 def _unpack(reader: StoreReader, manifest: Manifest) -> None:
     """tmpfs contents, in the order of the mounts, and criu's images."""
     tars = {
-        item.target: processes.feed(
-            ["tar", "-x", "--numeric-owner", "-C", item.target],
-            reader.read(item.contents),
-            log=str(RUN / "tar.log"),
-        )
+        item.target: _start_tar(item, reader)
         for item in manifest.mounts
-        if item.contents in reader
+        if item.contents in reader or item.contents.startswith("/")
     }
-    if manifest.memory.backend == "region":
-        for tree in manifest.trees:
-            restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
-            (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
-        for entry in reader:
-            if entry.name.startswith("images/"):
-                smallfiles.create(f"{restore.WORK}/{entry.name}", reader.read(entry.name))
+    for tree in manifest.trees:
+        (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
+    for entry in reader:
+        if entry.name.startswith(f"{IMAGES_DIRECTORY}/"):
+            with reader.view(entry.name) as image:
+                smallfiles.create(f"{restore.WORK}/{entry.name}", image)
     for target, pid in tars.items():
         with Tolerated(f"the contents of {target}"):
             processes.wait(pid, "tar", manifest.patience_s)
@@ -295,6 +292,15 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
         restore.work_directory(tree).mkdir(parents=True, exist_ok=True)
 
 
+def _start_tar(item: Mount, reader: StoreReader) -> int:
+    argv = ["tar", "-x", "--numeric-owner", "-C", item.target]
+    log = str(RUN / "tar.log")
+    if item.contents in reader:
+        with reader.view(item.contents) as archive:
+            return processes.feed(argv, archive, log=log)
+    return processes.start([*argv, "-f", item.contents], log=log)
+
+
 def _apply_settings(manifest: Manifest) -> None:
     socket.sethostname(manifest.hostname)
     for name, value in manifest.sysctls.items():
@@ -311,12 +317,10 @@ def _apply_settings(manifest: Manifest) -> None:
 def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:
     with memory.without_limit_of_reservations(), watched.leading_to(manifest.watched):
         if manifest.memory.backend == "region":
-            images = restore.WORK
-            restores = restore.restore_all(manifest.trees, images, between, manifest.patience_s)
+            restores = restore.restore_all(manifest.trees, between, manifest.patience_s)
         else:
-            images = Path(manifest.report["image_directory"])
             with memory.without_huge_pages():
-                restores = restore.restore_all(manifest.trees, images, between, manifest.patience_s)
+                restores = restore.restore_all(manifest.trees, between, manifest.patience_s)
     between.close()
     links.connect_datagrams(manifest.datagrams)
     return restores

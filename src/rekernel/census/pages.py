@@ -12,20 +12,31 @@ from rekernel.records import record
 from rekernel.run import run
 
 _PAGE = 4096
+_CHUNK = 2 << 20
 
 
 @record
 class Survey:
-    """Bytes of private anonymous memory inside and outside of the carry region."""
+    """Bytes of private anonymous memory inside and outside of the carry region.
+
+    ``gatherable_bytes``: in ranges of 2 MiB that can be moved into it.
+    """
 
     in_region_bytes: int
     stray_bytes: int
+    gatherable_bytes: int = 0
+
+    @property
+    def left_bytes(self) -> int:
+        """What is outside still when all is moved that can be."""
+        return max(0, self.stray_bytes - self.gatherable_bytes)
 
 
 def parse(text: str) -> Survey:
     """The answer of ``rekernel-pagemap stat``."""
     raw = json.loads(text.splitlines()[-1])
-    return Survey(raw["pages"] * _PAGE, raw["stray_pages"] * _PAGE)
+    chunks = sum(len(space.get("stray_chunks", ())) for space in raw["spaces"])
+    return Survey(raw["pages"] * _PAGE, raw["stray_pages"] * _PAGE, chunks * _CHUNK)
 
 
 def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:
@@ -36,6 +47,8 @@ def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:
     if not pids:
         return Survey(0, 0)
     try:
-        return parse(run([RECORDER, "stat", "--region", region_option(regions), *map(str, pids)]))
+        where = region_option(regions)
+        words = [RECORDER, "stat", "--stray-chunks", "--region", where]
+        return parse(run([*words, *map(str, pids)]))
     except (RekernelError, ValueError, LookupError):
         return None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.census.pages import survey
+from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
 from rekernel.errors import BlockedError, RekernelError
@@ -23,8 +24,9 @@ from rekernel.host import swap as swap_areas
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
-from rekernel.plan import LOWEST_SAFE_PID, resident
+from rekernel.plan import LOWEST_SAFE_PID, room_for
 from rekernel.records import record
+from rekernel.room import Place
 from rekernel.run import run
 
 GIB = 1 << 30
@@ -62,6 +64,8 @@ class Context:
     root: Path = Path("/")
     backend: str = "auto"
     units: tuple[UnitVerdict, ...] = ()
+    # Of those that are carried.
+    usages: tuple[Usage, ...] = ()
 
     def read(self, path: str) -> str:
         """A file's text without the last newline; "" if there is none."""
@@ -247,7 +251,7 @@ def drain_room(context: Context) -> Answer:
     if context.backend == "image":
         return _ok("not needed with --memory=image")
     total = sum(parse_zones(context.read("proc/zoneinfo")).values()) * _PAGE
-    in_memory = resident(context.carried_pids).total
+    in_memory = sum(item.resident for item in context.usages if not item.container)
     # Counted for each process: what forked ones share comes back as a copy for each.
     private = survey(context.carried_pids, ())
     copies = private.in_region_bytes + private.stray_bytes if private else in_memory
@@ -259,6 +263,20 @@ def drain_room(context: Context) -> Answer:
             "stop or restart (--restart) something large",
         )
     return _ok(words)
+
+
+def images_room(context: Context) -> Answer:
+    """What the blackout writes down fits into the handover store, memory and the disk."""
+    where = region.current() if context.backend != "image" else None
+    pages = survey(context.carried_pids, region.ram_ranges(where)) if where else None
+    found = room_for(context.units, context.usages, where, pages, mounts.observe())
+    if found.lack is not None:
+        return _fail(found.lack.reason, found.lack.remedy)
+    if where is None:
+        return _ok(f"{found.bytes_in(Place.DISK) // _MIB} MiB go to {found.free.images.directory}")
+    slow = found.by_way_of_disk
+    stored = f"{found.bytes_in(Place.STORE) // _MIB} of {found.capacity // _MIB} MiB of the store"
+    return (Status.OK, f"{stored}; {slow.reason}", slow.remedy) if slow else _ok(stored)
 
 
 def userfaultfd(context: Context) -> Answer:
@@ -379,6 +397,7 @@ PROBES: tuple[tuple[str, Probe], ...] = (
     ("carry region", region_layout),
     ("region devices", region_devices),
     ("movable zone", movable_zone),
+    ("room for images", images_room),
     ("room to drain", drain_room),
     ("userfaultfd", userfaultfd),
     ("criu", canary),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from rekernel.checkpoint import executables, handles, mountpoints, timers, unixentries, watches
@@ -66,12 +66,15 @@ def amend(
     return changed, sockets
 
 
-def amend_images(images: Path, wanted: Wanted) -> Amended:
-    """All trees below a directory. Raises ImageError, RekernelError, OSError."""
+def amend_images(trees: Iterable[Path], wanted: Wanted) -> Amended:
+    """The images of all trees, each a directory. Raises ImageError, RekernelError, OSError."""
     unconnected: set[int] = set()
     with_descriptors: set[int] = set()
     watched: dict[str, str] = {}
-    for path in images.glob("*/files.img"):
+    for directory in trees:
+        path = directory / "files.img"
+        if not path.exists():
+            continue
         data = bytearray(path.read_bytes())
         own_mounts = list(path.parent.glob("mountpoints-*.img"))
         for table in own_mounts:

@@ -72,7 +72,9 @@ def dump_argv(
         *_COMMON,
     ]  # fmt: skip
     if tree.lazy:
-        argv += ["--track-mem", "--prev-images-dir", os.path.relpath(parent, images)]
+        # As criu sees it from there, whatever links lead there.
+        directory = os.path.realpath(images)
+        argv += ["--track-mem", "--prev-images-dir", os.path.relpath(parent, directory)]
     if tree.led_elsewhere:
         argv.append("--shell-job")
     if tree.private_mounts:

@@ -153,8 +153,7 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     _record(history, report)
     for name in ("restore", "upgrade"):
         shutil.rmtree(RUN / name, ignore_errors=True)
-    if agent.get("memory", {}).get("backend") == "image":
-        shutil.rmtree(agent["report"]["image_directory"], ignore_errors=True)
+    _remove_images(agent)
 
 
 def _record(history: History, report: dict[str, Any], run: Path | None = None) -> None:

@@ -22,8 +22,12 @@ from rekernel.errors import BlockedError, BusyError
 from rekernel.plan import Plan
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds, plural
-from rekernel.report.prediction import Prediction, boot_seconds, predict
+from rekernel.report.prediction import Copied, Prediction, boot_seconds, predict
+from rekernel.room import Place, Room
 from rekernel.systemd.units import booted
+
+# Bytes that take long enough to copy.
+_WORTH_A_LINE = 32 << 20
 
 
 def add_parser(subparsers: VerbParsers) -> None:
@@ -39,11 +43,14 @@ def add_parser(subparsers: VerbParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 3 if a unit blocks. Raises RekernelError, as the upgrade would."""
+    """Returns 0, or 3 if a unit blocks or there is no room. Raises RekernelError, as the upgrade
+    would.
+    """
     require_root()
     plan, prediction = decide(args)
     show(plan, prediction, in_json=args.json)
-    return BlockedError.exit_code if plan.having(Verdict.BLOCKS) else 0
+    blocked = plan.having(Verdict.BLOCKS) or plan.room.lack
+    return BlockedError.exit_code if blocked else 0
 
 
 def decide(args: argparse.Namespace) -> tuple[Plan, Prediction]:
@@ -59,6 +66,9 @@ def prediction_for(plan: Plan) -> Prediction:
         trees=len(plan.having(Verdict.CARRIED)),
         resident_bytes=plan.resident_bytes,
         container_bytes=plan.container_bytes,
+        copied=Copied(
+            plan.room.bytes_in(Place.STORE) + plan.room.strays, plan.room.bytes_in(Place.DISK)
+        ),
         past=History().reports(),
         boot_seconds=boot_seconds(booted()),
     )
@@ -90,6 +100,7 @@ def document(plan: Plan, prediction: Prediction) -> dict[str, Any]:
             "stray_bytes": plan.pages.stray_bytes if plan.pages else None,
             "growth_bytes": plan.growth_bytes,
         },
+        "room": room_document(plan),
         "prediction": {
             "blackout_s": prediction.seconds,
             "basis": prediction.basis,
@@ -97,6 +108,67 @@ def document(plan: Plan, prediction: Prediction) -> dict[str, Any]:
         },
         "warnings": list(plan.warnings),
     }
+
+
+def room_document(plan: Plan) -> dict[str, Any]:
+    """What is written down in the blackout, and where there is room for it."""
+    room = plan.room
+    free = room.free
+    sizes = {item.name: item for item in room.items if not item.is_tmpfs}
+    return {
+        "units": [
+            {
+                "unit": item.unit,
+                "processes": item.processes,
+                "resident_bytes": item.resident,
+                "shared_bytes": item.shared,
+                "locked_bytes": item.locked,
+                "image_bytes": sizes[item.unit].size,
+                "place": str(sizes[item.unit].place),
+            }
+            for item in plan.usages
+            if not item.container
+        ],
+        "tmpfs": [
+            {"target": item.name, "bytes": item.size, "place": str(item.place)}
+            for item in room.items
+            if item.is_tmpfs
+        ],
+        "store": {
+            "size": free.store,
+            "capacity": room.capacity,
+            "needed": room.bytes_in(Place.STORE),
+            "stray_bytes": room.strays,
+        },
+        "memory": {"available": free.memory, "needed": room.scratch},
+        "disk": {
+            "directory": free.images.directory,
+            "free": free.images.free,
+            "needed": room.bytes_in(Place.DISK),
+        },
+        "lack": {"reason": room.lack.reason, "remedy": room.lack.remedy} if room.lack else None,
+    }
+
+
+def _images(room: Room) -> list[str]:
+    """What is copied in the blackout, if it is worth a line."""
+    store, disk = room.bytes_in(Place.STORE), room.bytes_in(Place.DISK)
+    if not room.free.store or store + disk < _WORTH_A_LINE:
+        return []
+    parts = []
+    if store >= _WORTH_A_LINE:
+        large = [
+            f"{item.name} ({human_bytes(item.size)})"
+            for item in room.items
+            if item.place is Place.STORE and item.size >= _WORTH_A_LINE
+        ]
+        names = f": {', '.join(large)}" if large else ""
+        parts.append(f"{human_bytes(store)} by way of the handover store{names}")
+    slow = room.by_way_of_disk
+    if slow is not None:
+        parts.append(f"{slow.reason} → {slow.remedy}")
+    heads = ("copied    ", "          ")
+    return [head + part for head, part in zip(heads, parts, strict=False)]
 
 
 def _memory(plan: Plan) -> str:
@@ -124,6 +196,7 @@ def render(plan: Plan, prediction: Prediction, paint: Paint) -> str:
         f"carried   {plural(len(carried), 'unit')}, "
         f"{plural(sum(len(item.processes) for item in carried), 'process')}",
         f"memory    {_memory(plan)}",
+        *_images(plan.room),
         f"blackout  about {paint.bold(human_seconds(prediction.seconds))} "
         f"{paint.dim(f'({prediction.explanation})')}",
     ]
@@ -137,6 +210,9 @@ def render(plan: Plan, prediction: Prediction, paint: Paint) -> str:
     lines += [
         paint.bad(f"blocked by {item.unit.name}: {item.reason}; {item.remedy}") for item in blocking
     ]
+    if plan.room.lack is not None:
+        lack = plan.room.lack
+        lines.append(paint.bad(f"blocked: {lack.reason}; {lack.remedy}"))
     return "\n".join(lines)
 
 
@@ -151,6 +227,7 @@ def refuse_or_pass(args: argparse.Namespace, plan: Plan, prediction: Prediction)
     if blocking:
         names = ", ".join(f"{item.unit.name} ({item.reason})" for item in blocking)
         raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
+    plan.room.assert_enough()
     limit = args.max_blackout
     if limit is None:
         limit = policy.load(args.carry, args.restart).max_blackout

@@ -21,6 +21,9 @@ MANIFEST_BLOB = "manifest.json"
 CONNTRACK_BLOB = "conntrack"
 # Prefix of the blobs with AppArmor's policies.
 APPARMOR_BLOBS = "apparmor/"
+# Prefix of the blobs with criu's images, and where the agent unpacks them, below the other.
+IMAGES_DIRECTORY = "images"
+RESTORE_WORK = "/run/rekernel/restore"
 # Where criu's images look for watched files that have no path for it.
 WATCHED = "/run/rekernel/watched"
 
@@ -65,7 +68,8 @@ class Mount:
     source: str
     flags: int
     data: str = ""
-    # Store blob with a tar of its contents, "" for none; not there if it had none in the end.
+    # Store blob, or file on the disk, with a tar of its contents, "" for none; not there if it had
+    # none in the end.
     contents: str = ""
     # Only for the restore: gone again before init starts.
     transient: bool = False
@@ -229,7 +233,7 @@ class Tree:
     name: str
     unit: str
     root_pid: int
-    # Prefix of its image blobs in the store.
+    # Prefix of its image blobs in the store, or a directory on the disk.
     images: str
     # criu command line; {images} and {work} stand for directories, --inherit-fd is appended.
     argv: tuple[str, ...]

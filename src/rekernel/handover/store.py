@@ -13,11 +13,14 @@ production, a plain file for the image back-end.
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TypeAlias
 
 from rekernel.records import record
 
@@ -43,12 +46,8 @@ class StoreFullError(Exception):
         self.capacity = capacity
 
 
-class Area(Protocol):
-    """What a store lies in: ``mmap.mmap`` fits."""
-
-    def __getitem__(self, index: slice) -> bytes: ...
-    def __setitem__(self, index: slice, value: bytes) -> None: ...
-    def __len__(self) -> int: ...
+# What a store lies in.
+Area: TypeAlias = "mmap.mmap | bytearray"
 
 
 @record
@@ -88,6 +87,24 @@ class StoreWriter:
             raise StoreFullError(name, end, self.capacity)
         self._area[self._next : end] = data
         entry = Entry(name, self._next, len(data), zlib.crc32(data))
+        self._entries.append(entry)
+        self._next = _round_up(end)
+        return entry
+
+    def add_file(self, name: str, fd: int, length: int) -> Entry:
+        """Append what a file holds, without another copy of it. Raises StoreFullError, OSError."""
+        end = self._next + length
+        if end > self.capacity:
+            raise StoreFullError(name, end, self.capacity)
+        with memoryview(self._area) as area, area[self._next : end] as target:
+            at = 0
+            while at < length:
+                with target[at:] as rest:
+                    count = os.preadv(fd, [rest], at)
+                if not count:
+                    raise OSError(errno.EIO, "became shorter", name)
+                at += count
+            entry = Entry(name, self._next, length, zlib.crc32(target))
         self._entries.append(entry)
         self._next = _round_up(end)
         return entry
@@ -147,10 +164,19 @@ class StoreReader:
             raise StoreError(f"{name} lies outside of the handover store")
         return entry
 
-    def read(self, name: str) -> bytes:
-        """The blob, checked. Raises StoreError if it is missing or damaged."""
+    def view(self, name: str) -> memoryview:
+        """The blob where it lies, checked. Raises StoreError if it is missing or damaged.
+
+        To be released before the area is closed.
+        """
         entry = self.entry(name)
-        data = self._area[entry.offset : entry.offset + entry.length]
+        data = memoryview(self._area)[entry.offset : entry.offset + entry.length]
         if zlib.crc32(data) != entry.crc32:
+            data.release()
             raise StoreError(f"{name} in the handover store is damaged (checksum)")
         return data
+
+    def read(self, name: str) -> bytes:
+        """The blob, checked. Raises StoreError if it is missing or damaged."""
+        with self.view(name) as data:
+            return bytes(data)

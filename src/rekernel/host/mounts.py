@@ -291,3 +291,8 @@ def archive_tmpfs(tmpfs: TmpfsPlan, target: Path) -> None:
         # 1: a file changed or went meanwhile; only what is not carried still runs and does that.
         good=(0, 1),
     )  # fmt: skip
+
+
+def resize_run(size: int) -> None:
+    """Set how many bytes /run may hold: a limit, nothing is taken. Raises CommandFailedError."""
+    run(["mount", "-o", f"remount,size={size}", "/run"])

@@ -149,15 +149,17 @@ def _memory(
     strays = int(old.get("stray_pages", 0))
     images = int(old.get("image_bytes", 0))
     tmpfs = int(old.get("tmpfs_bytes", 0))
+    disk = int(old.get("disk_bytes", 0))
     return {
         "backend": agent.get("memory", {}).get("backend", old.get("backend", "")),
         "pages_in_place": int(old.get("pages_in_place", 0)),
         "stray_pages": strays,
         "image_bytes": images,
         "tmpfs_bytes": tmpfs,
+        "disk_bytes": disk,
         "resident_bytes": int(old.get("resident_bytes", 0)),
         "container_bytes": int(old.get("container_bytes", 0)),
-        "bytes_copied": strays * _PAGE + images + tmpfs,
+        "bytes_copied": strays * _PAGE + images + tmpfs + disk,
         "drain": dict(drain) if drain else None,
         "losses": [asdict(item) for item in lost],
     }

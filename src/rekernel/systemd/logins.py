@@ -98,6 +98,18 @@ def leave(units: Collection[Unit], systemd: Path = _SYSTEMD) -> Left:
     )
 
 
+def own_mounts(units: Collection[Unit]) -> dict[str, tuple[str, ...]]:
+    """What is mounted for these carried units: where, and what of it stays behind. Raises OSError.
+
+    systemd gives each service credentials, and everybody who logs in a directory.
+    """
+    of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
+    credentials: dict[str, tuple[str, ...]] = {
+        f"/run/credentials/{unit.name}": () for unit in units
+    }
+    return {**leave(of_logins).directories, **credentials}
+
+
 def user_of(manager: str) -> str:
     """Name of the user whose manager a unit is, or the UID if it has none."""
     uid = manager_of(manager)

@@ -11,10 +11,9 @@ from rekernel.containers.checkpoint import WANTED
 from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT
 from rekernel.handover.manifest import Network
-from rekernel.plan import Plan, resident
+from rekernel.plan import Plan
 from rekernel.records import replace
 from rekernel.run import run
-from rekernel.transition import room
 from rekernel.transition.dumps import DumpJob
 from rekernel.transition.staging import SCRATCH
 from rekernel.transition.undo import UndoList
@@ -45,12 +44,9 @@ class Containers:
         return sorted(pid for item in self._units for pid in item.processes)
 
     def prepare(self, undo: UndoList) -> None:
-        """What can be done while they run. Raises BlockedError if there is no room for them."""
+        """What can be done while they run. Raises OSError."""
         if not self._carried:
             return
-        memory = resident(self.pids)
-        directory = self._carried[0].directory
-        room.assert_on_disk(directory, memory.anonymous + memory.shared)
         self._environment = checkpoint.configure(SCRATCH / "crun")
         left = [str(path) for item in self._carried for path in checkpoint.leftovers(item)]
         undo.push("remove", str(LEFT), *left)

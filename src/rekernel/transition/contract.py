@@ -13,6 +13,7 @@ from rekernel.records import record
 from rekernel.transition import cut, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.host_facts import HostFacts
+from rekernel.transition.places import Places
 
 
 @record
@@ -38,6 +39,7 @@ class Attempt:
     id: str
     plan: Plan
     host: HostFacts
+    places: Places
     containers: Containers
     phases: tuple[Phase, ...]
 
@@ -51,7 +53,8 @@ def manifest(
 ) -> Manifest:
     """All of it. ``report``: what only the report needs. Raises OSError."""
     host = attempt.host
-    prefix = "images/" if memory.backend == "region" else ""
+    places = attempt.places
+    targets = [item.target for item in host.contents]
     return Manifest(
         schema=SCHEMA,
         id=attempt.id,
@@ -61,7 +64,7 @@ def manifest(
         clock=clock,
         frozen_ns=made.frozen_ns,
         memory=memory,
-        mounts=host.mounts,
+        mounts=(*places.with_archives(host.mounts, targets), *places.to_unpack()),
         loops=host.loops,
         directories=host.directories,
         prefetch=host.prefetch,
@@ -70,7 +73,10 @@ def manifest(
         network=attempt.containers.network(host.network),
         hostname=host.hostname,
         sysctls=host.sysctls,
-        trees=tuple(trees.for_manifest(tree, f"{prefix}{tree.name}") for tree in made.trees),
+        trees=tuple(
+            trees.for_manifest(tree, places.for_agent(tree.verdict.unit.name, tree.name))
+            for tree in made.trees
+        ),
         cgroups=tuple(
             group
             for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)

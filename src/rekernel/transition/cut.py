@@ -15,7 +15,14 @@ from typing import Any
 
 from rekernel import smallfiles, syscalls
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Manifest, Memory, dump
+from rekernel.handover.manifest import (
+    IMAGES_DIRECTORY,
+    MANIFEST_BLOB,
+    Extent,
+    Manifest,
+    Memory,
+    dump,
+)
 from rekernel.handover.store import StoreFullError, StoreWriter
 from rekernel.host import mounts, network
 from rekernel.memory import dax, moves
@@ -34,6 +41,8 @@ _RECORDED_PER_S = 1 << 30
 # What the agent may take at least, in seconds, and bytes it restores in one if it is very slow.
 _PATIENCE_S = 120
 _SLOWEST = 16 << 20
+# Bytes of a file from which on it is read right into the store, and not as small ones are.
+_LARGE = 1 << 20
 
 
 def freeze(cgroups: Sequence[str], check: Callable[[], object], timeout: float = 20.0) -> None:
@@ -153,21 +162,6 @@ class Recorder:
         )
 
 
-def stray_capacity(store_bytes: int) -> int:
-    """How many bytes of strays a store of this size can take; the rest is for all else."""
-    return store_bytes // 2
-
-
-def stray_offset(store_bytes: int, expected: int) -> int:
-    """Where in a store the copied strays begin; images and all else have what is before.
-
-    ``expected`` bytes were counted while the machine ran; twice that is kept, and never more than
-    :func:`stray_capacity`.
-    """
-    wanted = min(max(2 * expected, 16 << 20), stray_capacity(store_bytes))
-    return (store_bytes - wanted) // mmap.PAGESIZE * mmap.PAGESIZE
-
-
 @contextmanager
 def open_store(where: Layout | None, store_file: Path | None) -> Iterator[mmap.mmap]:
     """The handover store as writable memory."""
@@ -196,26 +190,41 @@ def add_images(writer: StoreWriter, images: Path) -> int:
         directory = os.open(images / tree, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for name in sorted(os.listdir(directory)):
-                data = smallfiles.read(name, directory)
-                total += len(data)
-                _add(writer, f"images/{tree}/{name}", data)
+                blob = f"{IMAGES_DIRECTORY}/{tree}/{name}"
+                size = os.stat(name, dir_fd=directory).st_size
+                if size >= _LARGE:
+                    _add_file(writer, blob, name, size, directory)
+                else:
+                    _add(writer, blob, smallfiles.read(name, directory))
+                total += size
         finally:
             os.close(directory)
     return total
 
 
-def add_tmpfs(writer: StoreWriter, plans: Sequence[mounts.TmpfsPlan]) -> int:
-    """Put the contents of the tmpfs mounts that have any into the store; returns their bytes."""
+def add_tmpfs(
+    writer: StoreWriter,
+    plans: Sequence[mounts.TmpfsPlan],
+    elsewhere: Callable[[str, int], Path | None],
+) -> int:
+    """Put the contents of the tmpfs mounts that have any into the store; returns their bytes.
+
+    ``elsewhere``: the file on the disk, by mount point and number, of those that go there instead.
+    """
     total = 0
     for index, plan in enumerate(plans):
         # Of each login one, and mostly nothing in it. Others may have got another owner.
         if plan.target.startswith("/run/user/") and mounts.is_bare(plan):
             continue
+        on_disk = elsewhere(plan.target, index)
+        if on_disk is not None:
+            mounts.archive_tmpfs(plan, on_disk)
+            continue
         path = SCRATCH / f"tmpfs-{index}.tar"
         mounts.archive_tmpfs(plan, path)
-        data = path.read_bytes()
-        total += len(data)
-        _add(writer, f"tmpfs{plan.target}", data)
+        size = path.stat().st_size
+        total += size
+        _add_file(writer, f"tmpfs{plan.target}", str(path), size)
         path.unlink()
     return total
 
@@ -236,8 +245,25 @@ def add_record(writer: StoreWriter, area: mmap.mmap, record: PageRecord, strays_
 
 
 def _add(writer: StoreWriter, name: str, data: bytes) -> None:
-    try:
+    with _fitting():
         writer.add(name, data)
+
+
+def _add_file(
+    writer: StoreWriter, blob: str, name: str, size: int, directory: int | None = None
+) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        with _fitting():
+            writer.add_file(blob, fd, size)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
     except StoreFullError as error:
         raise RekernelError(
             str(error), "a larger region has a larger store: rekernel setup"
@@ -273,7 +299,8 @@ def memory_facts(where: Layout | None, record: PageRecord | None, stray_offset: 
 def patience(report: Mapping[str, Any]) -> int:
     """Seconds after which a restore is stuck, by what the manifest's report says of its size."""
     if report["backend"] == "region":
-        size = report["image_bytes"] + report["tmpfs_bytes"] + report["stray_pages"] * 4096
+        written = report["image_bytes"] + report["disk_bytes"] + report["tmpfs_bytes"]
+        size = written + report["stray_pages"] * 4096
     else:
         size = report["resident_bytes"]
     return _PATIENCE_S + int(size) // _SLOWEST

@@ -56,9 +56,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     done = settled.observe(the_network.tunnels)
     done_units = [item.unit for item in done]
     table = mounts.observe()
-    # systemd gives each service its own.
-    credentials = {f"/run/credentials/{unit.name}": () for unit in units}
-    todo, contents = mounts.plan(table, {**left.directories, **credentials})
+    todo, contents = mounts.plan(table, logins.own_mounts(units))
     order = [mount.target for mount in table]
     todo += [*disks.plan(table), *binds.plan(table)]
     todo.sort(key=lambda item: order.index(item.target))

@@ -22,7 +22,7 @@ from pathlib import Path
 from rekernel import syscalls
 from rekernel.checkpoint import handles, repair
 from rekernel.containers import checkpoint
-from rekernel.host import apparmor, network, swap
+from rekernel.host import apparmor, mounts, network, swap
 from rekernel.records import record, replace
 from rekernel.run import run
 from rekernel.transition.problem import Problem
@@ -241,6 +241,9 @@ _KINDS: dict[str, _Kind] = {
     "unload-kernel": _Kind(lambda _: syscalls.kexec_unload(), lambda _: "kexec --unload"),
     "write": _Kind(_write, _write_by_hand),
     "remove": _Kind(_remove, lambda path: shlex.join(["rm", "-r", path])),
+    "size-of-run": _Kind(
+        lambda size: mounts.resize_run(int(size)), lambda size: f"mount -o remount,size={size} /run"
+    ),
     "swap-on": _Kind(_swap_on, _swap_on_by_hand),
     "profile": _Kind(
         lambda path: apparmor.replace(Path(path).read_bytes()),

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from rekernel import syscalls
-from rekernel.census import attempt, snapshot
+from rekernel import room, syscalls
+from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import Verdict
@@ -34,11 +34,12 @@ from rekernel.plan import Plan
 from rekernel.records import asdict
 from rekernel.run import end, finish, run, start
 from rekernel.systemd.units import processes_of
-from rekernel.transition import contract, cut, host_facts, room, staging, trees
+from rekernel.transition import contract, cut, host_facts, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpAgainError, DumpJob, Dumps
 from rekernel.transition.events import EventStream
+from rekernel.transition.places import Places
 from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList, thaw
 
@@ -82,6 +83,7 @@ class Upgrade:
         self._journal: subprocess.Popen[bytes] | None = None
         self._mounted: Sequence[MountInfo] = ()
         self._containers = Containers(plan)
+        self._places = Places(self._id, plan.where, self._undo)
         self._profiles: list[bytes] = []
         # Since when everything stands still, in nanoseconds of real time.
         self._frozen_ns = 0
@@ -144,7 +146,8 @@ class Upgrade:
             raise BlockedError(f"these units block the upgrade: {names}", blocking[0].remedy)
         if not plan.having(Verdict.CARRIED):
             raise BlockedError("nothing would be carried", "reboot, or see `rekernel check`")
-        images, store_file = self._make_room()
+        self._places.prepare()
+        store_file = self._places.store_file
         with self._events.phase("load kernel"):
             words = cmdline.for_next(Path("/proc/cmdline").read_text())
             arrays = staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
@@ -174,7 +177,10 @@ class Upgrade:
         leaving.pretend(PARENT, pids)
         swapped = any(area.used_bytes for area in areas)
         strays = self._gather(pids, swapped=swapped)
-        self._assert_room(host, images, store_file, strays)
+        free = room.observe(plan.where, plan.container_directory)
+        sizes = room.tmpfs_sizes(host.contents)
+        in_region = plan.where is not None
+        self._places.settle(room.reckon(plan.usages, sizes, strays, free, region=in_region))
         self._check()
         with self._events.phase("stop what restarts"):
             # Before the services that run them.
@@ -209,9 +215,9 @@ class Upgrade:
         self._mounted = host.table
         self._let_stand_in(carried)
         with cut.open_store(plan.where, store_file) as area:
-            strays_at = cut.stray_offset(len(area), strays) if plan.where else 0
+            strays_at = room.stray_offset(len(area), strays) if plan.where else 0
             try:
-                made = self._cut(dumps, carried, images, len(area), strays_at)
+                made = self._cut(dumps, carried, len(area), strays_at)
             except DumpAgainError as error:
                 # Seen once in dozens of upgrades; everything runs for a moment, then once more.
                 stood_s = (time.time_ns() - self._frozen_ns) / 1e9
@@ -223,13 +229,13 @@ class Upgrade:
                         # Tried again with all the rest; still there then, the record has it.
                         raise
                     self._let_stand_in(carried)
-                made = self._cut(dumps, carried, images, len(area), strays_at)
+                made = self._cut(dumps, carried, len(area), strays_at)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
                 image_bytes = 0
                 if made.record is not None:
-                    image_bytes = cut.add_images(writer, images)
-                tmpfs_bytes = cut.add_tmpfs(writer, host.contents)
+                    image_bytes = cut.add_images(writer, self._places.in_memory)
+                tmpfs_bytes = cut.add_tmpfs(writer, host.contents, self._places.archive)
                 cut.add_blobs(writer, {**made.links.queues, CONNTRACK_BLOB: made.tracked})
                 cut.add_blobs(
                     writer,
@@ -253,8 +259,8 @@ class Upgrade:
             as_found = {item.unit.name: item for item in now}
             report = {
                 "backend": plan.backend,
-                "image_directory": str(images),
                 "image_bytes": image_bytes,
+                "disk_bytes": self._places.disk_bytes(),
                 "tmpfs_bytes": tmpfs_bytes,
                 "pages_in_place": record.pages if record else 0,
                 "stray_pages": record.stray_pages if record else 0,
@@ -272,7 +278,7 @@ class Upgrade:
             memory = cut.memory_facts(plan.where, record, strays_at)
             clock = Clock(time.time_ns(), syscalls.rdtsc(), hertz)
             made_of = contract.Attempt(
-                self._id, plan, host, self._containers, tuple(self._events.phases)
+                self._id, plan, host, self._places, self._containers, tuple(self._events.phases)
             )
             manifest = contract.manifest(made_of, made, memory, report, clock)
             cut.seal(writer, manifest)
@@ -308,7 +314,6 @@ class Upgrade:
         self,
         dumps: Dumps,
         carried: list[trees.CarriedTree],
-        images: Path,
         store_bytes: int,
         strays_at: int,
     ) -> Cut:
@@ -326,7 +331,7 @@ class Upgrade:
         staging.allow_reservations(self._undo)
         with self._events.phase("dump"), ThreadPoolExecutor(1) as beside:
             tracked = beside.submit(lambda: conntrack.requests(conntrack.observe()))
-            record, amended = self._dump(dumps, carried, links, images, store_bytes, strays_at)
+            record, amended = self._dump(dumps, carried, links, store_bytes, strays_at)
             dumped = trees.as_dumped(carried, amended)
             return Cut(dumped, links, amended.watched, record, tracked.result(), self._frozen_ns)
 
@@ -388,7 +393,7 @@ class Upgrade:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _gather(self, pids: list[int], *, swapped: bool) -> int:
-        """Move strays into the region; returns the bytes that are left. Raises BlockedError.
+        """Move strays into the region; returns the bytes that are left.
 
         ``swapped``: there may be more of them than were planned, read in from swap.
         """
@@ -401,52 +406,13 @@ class Upgrade:
             region = ram_ranges(plan.where)
             gather(pids, region)
             found = survey(pids, region)
-        left = found.stray_bytes if found is not None else plan.pages.stray_bytes
-        capacity = cut.stray_capacity(plan.where.store.size)
-        # Known now, so not found out in the blackout.
-        if left > capacity:
-            raise BlockedError(
-                f"{left >> 20} MiB of the services' memory lie outside of the carry region, "
-                f"{capacity >> 20} MiB of that can be copied",
-                "restart the largest of them, so that it is allocated in the region, or use "
-                "--memory=image",
-            )
-        return left
-
-    def _make_room(self) -> tuple[Path, Path | None]:
-        """Where the images go, and the store's file if there is no region."""
-        staging.make_scratch()
-        if self._plan.where is not None:
-            images = staging.SCRATCH / "images"
-            _empty(images)
-            return images, None
-        images = attempt.IMAGES / self._id
-        self._undo.push("remove", str(images))
-        # What processes have in memory is in there, and keys.
-        images.mkdir(mode=0o700, parents=True)
-        return images, images / "store"
-
-    def _assert_room(
-        self, host: host_facts.HostFacts, images: Path, store_file: Path | None, strays: int
-    ) -> None:
-        """Raises BlockedError while nothing is frozen yet."""
-        needed = room.needs(self._plan, host.contents)
-        where = self._plan.where
-        if store_file is not None:
-            room.make_store_file(store_file, needed)
-            room.assert_on_disk(images, needed.images)
-            room.assert_on_disk(staging.SCRATCH, needed.largest_tmpfs)
-        elif where is not None:
-            scratch = needed.images + strays + needed.largest_tmpfs
-            room.assert_on_disk(staging.SCRATCH, scratch)
-            room.assert_in_store(needed, cut.stray_offset(where.store.size, strays))
+        return found.stray_bytes if found is not None else plan.pages.stray_bytes
 
     def _dump(
         self,
         dumps: Dumps,
         carried: list[trees.CarriedTree],
         links: Taken,
-        images: Path,
         store_bytes: int,
         strays_at: int,
     ) -> tuple[cut.PageRecord | None, Amended]:
@@ -458,8 +424,15 @@ class Upgrade:
                 name=tree.name,
                 unit=tree.verdict.unit.name,
                 root_pid=tree.options.root_pid,
-                argv=tuple(dump_argv(tree.options, images / tree.name, work / tree.name, PARENT)),
-                images=images / tree.name,
+                argv=tuple(
+                    dump_argv(
+                        tree.options,
+                        self._places.images(tree.verdict.unit.name, tree.name),
+                        work / tree.name,
+                        PARENT,
+                    )
+                ),
+                images=self._places.images(tree.verdict.unit.name, tree.name),
                 work=work / tree.name,
                 cgroups=trees.cgroups_of(tree, carried),
             )
@@ -478,22 +451,15 @@ class Upgrade:
         dumps.wait(self._check)
         dumps.freeze(everyone)
         self._containers.seal()
+        images = [job.images for job in jobs]
         if not in_place:
             return None, amend_images(images, wanted)
         # Only now: a page that is written while criu is inside of its process may be copied.
         recorder = self._recorder(pids, store_bytes, strays_at)
         try:
-            leaving.complete([job.images for job in jobs])
+            leaving.complete(images)
             record = recorder.finish(self._plan.resident_bytes, self._check)
             return record, amend_images(images, wanted)
         except BaseException:
             recorder.stop()
             raise
-
-
-def _empty(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for inner in directory.iterdir():
-        for path in inner.iterdir():
-            path.unlink()
-        inner.rmdir()

@@ -92,7 +92,7 @@ def tree(
 
 
 def test_all_are_held_until_the_commit(stage: Path) -> None:
-    found = restore.restore_all([tree("a", hook()), tree("b", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([tree("a", hook()), tree("b", hook())], NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["a", "b"]
     assert found.failed == []
     logs = [restore.work_directory(item.tree) / "output.log" for item in found.trees]
@@ -110,13 +110,13 @@ def test_the_cause_is_what_criu_said_first(stage: Path, said: Said) -> None:
     )
     bad = tree("bad", ["sh", "-c", "exit 1"])
     (restore.work_directory(bad) / "restore.log").write_text(log)
-    (failed,) = restore.restore_all([bad], stage, NO_LINKS, 120).failed
+    (failed,) = restore.restore_all([bad], NO_LINKS, 120).failed
     assert failed.failure == "Can't open file var/lib/x: No such file"
 
 
 def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Popen[bytes]) -> None:
     bad = tree("bad", ["sh", "-c", "echo why; exit 7"], task.pid)
-    found = restore.restore_all([bad, tree("good", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([bad, tree("good", hook())], NO_LINKS, 120)
     assert [(item.tree.name, item.failure) for item in found.failed] == [
         ("bad", "criu ended with 7")
     ]
@@ -134,9 +134,7 @@ def test_one_that_fails_fails_alone(stage: Path, said: Said, task: subprocess.Po
 
 def test_one_that_dies_while_it_is_held(stage: Path, said: Said) -> None:
     slow = ["sh", "-c", f"sleep 0.5; exec {sys.executable} -c '{_HOOK}' wait 0"]
-    found = restore.restore_all(
-        [tree("bad", hook(9, "die")), tree("good", slow)], stage, NO_LINKS, 120
-    )
+    found = restore.restore_all([tree("bad", hook(9, "die")), tree("good", slow)], NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["good"]
     assert [item.failure for item in found.failed] == ["criu ended with 9"]
     restore.commit(found)
@@ -154,7 +152,7 @@ def test_one_that_dies_just_before_the_commit(stage: Path, said: Said) -> None:
         replace(tree(name, hook()), unit="pair.service", root_pid=number)
         for name, number in (("bad", 7), ("with", 8))
     ]
-    found = restore.restore_all([*pair, tree("good", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([*pair, tree("good", hook())], NO_LINKS, 120)
     by_name = {item.tree.name: item for item in found.trees}
     bad = by_name["bad"]
     os.kill(bad.pid, signal.SIGKILL)
@@ -176,7 +174,7 @@ def test_one_that_fails_at_the_commit(stage: Path, said: Said) -> None:
         replace(tree(name, hook(status)), unit="pair.service", root_pid=number)
         for name, number, status in (("bad", 7, 4), ("with", 8, 0))
     ]
-    found = restore.restore_all([*pair, tree("good", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([*pair, tree("good", hook())], NO_LINKS, 120)
     restore.commit(found)
     assert {item.tree.name: item.failure for item in found.failed} == {
         "bad": "criu ended with 4 after the commit",
@@ -192,7 +190,7 @@ def test_one_that_never_lets_go(stage: Path, said: Said, monkeypatch: pytest.Mon
     # Its shell is who is waited for.
     words = _HOOK.replace("os.getpid()", "os.getppid()")
     stays = ("sh", "-c", f"{sys.executable} -c '{words}' wait 0; exec sleep 60")
-    found = restore.restore_all([tree("bad", stays), tree("good", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([tree("bad", stays), tree("good", hook())], NO_LINKS, 120)
     began = time.monotonic()
     restore.commit(found)
     assert time.monotonic() - began < 30
@@ -213,9 +211,7 @@ exec {sys.executable} -c '{_HOOK}' wait 0
                           "stream.sendall", 1)  # fmt: skip
     bad = replace(tree("bad", (sys.executable, "-c", words, "wait", "0")), unit="pair.service")
     later = replace(tree("later", hook()), unit="pair.service", after=("good",))
-    found = restore.restore_all(
-        [bad, tree("good", ["sh", "-c", lines]), later], stage, NO_LINKS, 120
-    )
+    found = restore.restore_all([bad, tree("good", ["sh", "-c", lines]), later], NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["good"]
     assert {item.tree.name: item.failure for item in found.failed} == {
         "bad": "criu ended with -9",
@@ -229,7 +225,7 @@ def test_who_has_no_control_group_is_not_restored(stage: Path, said: Said) -> No
     """Nobody could end what comes of it."""
     made = tree("a", hook())
     (stage / "cgroup/system.slice/a.service/cgroup.procs").unlink()
-    (failed,) = restore.restore_all([made], stage, NO_LINKS, 120).failed
+    (failed,) = restore.restore_all([made], NO_LINKS, 120).failed
     assert failed.failure == "criu was not started: its control group cannot be entered"
 
 
@@ -244,7 +240,7 @@ def test_a_hook_that_says_nothing(stage: Path, said: Said) -> None:
         tree("bad", (sys.executable, "-c", silent)),
         tree("good", ["sh", "-c", f"{wait} {sys.executable} -c '{_HOOK}' wait 0"]),
     ]
-    found = restore.restore_all(trees, stage, NO_LINKS, 5)
+    found = restore.restore_all(trees, NO_LINKS, 5)
     assert [item.failure for item in found.failed] == ["not restored within 5 s"]
     assert [item.tree.name for item in found.held] == ["good"]
     restore.commit(found)
@@ -273,7 +269,7 @@ def test_what_cannot_be_ended_is_told(stage: Path, said: Said, task: subprocess.
         monkeypatch.setattr(remains, name, str(stage / name))
     bad = tree("bad", ["sh", "-c", "exit 7"])
     (stage / "cgroup/system.slice/bad.service/cgroup.procs").write_text(f"{task.pid}\n")
-    found = restore.restore_all([bad, tree("good", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([bad, tree("good", hook())], NO_LINKS, 120)
     restore.commit(found)
     (stage / "cgroup/system.slice/bad.service/cgroup.procs").write_text(f"{task.pid}\n")
     assert restore.wait_for_the_end(found) == {"bad.service": [task.pid]}
@@ -282,13 +278,13 @@ def test_what_cannot_be_ended_is_told(stage: Path, said: Said, task: subprocess.
 
 
 def test_nothing_to_wait_for(stage: Path) -> None:
-    found = restore.restore_all([tree("good", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([tree("good", hook())], NO_LINKS, 120)
     restore.commit(found)
     assert restore.wait_for_the_end(found) == {}
 
 
 def test_one_that_takes_too_long(stage: Path, said: Said) -> None:
-    found = restore.restore_all([tree("late", ["sleep", "60"])], stage, NO_LINKS, timeout=0.2)
+    found = restore.restore_all([tree("late", ["sleep", "60"])], NO_LINKS, timeout=0.2)
     assert [item.failure for item in found.failed] == ["not restored within 0 s"]
     assert found.trees[0].done
     with contextlib.suppress(ProcessLookupError):
@@ -297,9 +293,7 @@ def test_one_that_takes_too_long(stage: Path, said: Said) -> None:
 
 
 def test_connections_of_strangers_change_nothing(stage: Path) -> None:
-    found = restore.restore_all(
-        [tree("a", [sys.executable, "-c", _STRANGER])], stage, NO_LINKS, 120
-    )
+    found = restore.restore_all([tree("a", [sys.executable, "-c", _STRANGER])], NO_LINKS, 120)
     assert [item.failure for item in found.failed] == ["criu ended with 0"]
 
 
@@ -317,9 +311,9 @@ def test_directories_and_descriptors(stage: Path) -> None:
     argv = [sys.executable, str(stage / "script"), "{images}", "{work}"]
     (stage / "script").write_text(script)
     made = tree("a", argv, inherited=[inherited])
-    restore.restore_all([made], stage / "store", NO_LINKS, 120)
+    restore.restore_all([made], NO_LINKS, 120)
     words = (stage / "work/a.said").read_text().split()
-    assert words[:3] == [str(stage / "store/images/a"), str(stage / "work/a"), "--inherit-fd"]
+    assert words[:3] == [str(stage / "work/images/a"), str(stage / "work/a"), "--inherit-fd"]
     assert words[3].startswith("fd[")
     assert words[3].endswith("]:file[1e:4]")
     assert (stage / "file").read_text() == "before\ninherited\n"
@@ -330,7 +324,7 @@ def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     unkept = Unkept(io_priorities={str(sleeper.pid): 2 << 13 | 7, str(2**22 + 1): 2 << 13})
     made = replace(tree("a", hook()), unkept=unkept)
-    found = restore.restore_all([made], stage, NO_LINKS, 120)
+    found = restore.restore_all([made], NO_LINKS, 120)
     assert syscalls.ioprio_get(sleeper.pid) == 2 << 13 | 7
     assert any("is without its I/O priority" in line for line in said.lines)
     restore.commit(found)
@@ -339,7 +333,7 @@ def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
 
 
 def test_each_starts_in_its_own_control_group(stage: Path) -> None:
-    restore.restore_all([tree("a", ["false"])], stage, NO_LINKS, 120)
+    restore.restore_all([tree("a", ["false"])], NO_LINKS, 120)
     # The agent went in to start it, and out again.
     inside = stage / "cgroup/system.slice/a.service/cgroup.procs"
     assert inside.read_text() == str(os.getpid())
@@ -352,7 +346,7 @@ def test_who_belongs_below_is_moved_there(stage: Path) -> None:
     below.parent.mkdir()
     below.touch()
     made.cgroups["4711"] = "/system.slice/a.service/below"
-    restore.commit(restore.restore_all([made], stage, NO_LINKS, 120))
+    restore.commit(restore.restore_all([made], NO_LINKS, 120))
     assert below.read_text() == "4711"
     # Who belongs where criu was is there already.
     assert (below.parents[1] / "cgroup.procs").read_text() == str(os.getpid())
@@ -377,7 +371,7 @@ def test_a_connection_to_the_journal(stage: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_unit_is_restored_as_a_whole(stage: Path, said: Said) -> None:
     bad = replace(tree("bad", ["sh", "-c", "exit 7"]), unit="pair.service")
     good = replace(tree("good", hook()), unit="pair.service", root_pid=8)
-    found = restore.restore_all([bad, good, tree("other", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([bad, good, tree("other", hook())], NO_LINKS, 120)
     assert {item.tree.name: item.failure for item in found.failed} == {
         "bad": "criu ended with 7",
         "good": "it goes with process tree 7",
@@ -415,7 +409,7 @@ def missing_once(made: Tree, number: int) -> Tree:
 
 def test_a_terminal_that_was_missed(stage: Path) -> None:
     trees = [missing_once(tree("b", hook()), 9), missing_once(tree("a", hook()), 4)]
-    found = restore.restore_all([*trees, tree("c", hook())], stage, NO_LINKS, 120)
+    found = restore.restore_all([*trees, tree("c", hook())], NO_LINKS, 120)
     assert found.failed == []
     assert [item.tree.name for item in found.held] == ["c", "a", "b"]
     # One after the other, the lowest number first.
@@ -433,7 +427,7 @@ def test_terminals_in_order(stage: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         for name, number in (("b", 9), ("a", 4), ("c", 11), ("none", None))
         for made in [tree(name, hook())]
     ]
-    found = restore.restore_all(trees, stage, NO_LINKS, 120)
+    found = restore.restore_all(trees, NO_LINKS, 120)
     assert found.failed == []
     order = (stage / "work/order").read_text().split()
     assert [name for name in order if name != "none"] == ["a", "b", "c"]
@@ -449,7 +443,7 @@ def test_no_more_at_once_than_can_run(stage: Path, monkeypatch: pytest.MonkeyPat
         for number in range(1, size):
             made.cgroups[str((1 << 30) + number)] = made.cgroups[str(1 << 30)]
         trees.append(replace(made, argv=("sh", "-c", log, name, *made.argv)))
-    found = restore.restore_all(trees, stage, NO_LINKS, 120)
+    found = restore.restore_all(trees, NO_LINKS, 120)
     # Each began when the one before it was held.
     assert [item.tree.name for item in found.held] == ["large", "middle", "small"]
     assert (stage / "work/order").read_text().split() == ["large", "middle", "small"]
@@ -462,7 +456,7 @@ def test_one_that_hangs_keeps_nobody_back(
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(restore, "_SLOW_S", 0.2)
     trees = [tree("hangs", ["sleep", "60"]), tree("good", hook()), tree("fine", hook())]
-    found = restore.restore_all(trees, stage, NO_LINKS, timeout=4)
+    found = restore.restore_all(trees, NO_LINKS, timeout=4)
     assert [item.tree.name for item in found.held] == ["good", "fine"]
     assert [item.failure for item in found.failed] == ["not restored within 4 s"]
     restore.commit(found)
@@ -496,7 +490,7 @@ def test_terminals_far_from_each_other(stage: Path) -> None:
             )
             for made in [tree(name, hook())]
         ],
-        stage, NO_LINKS, 120,
+        NO_LINKS, 120,
     )  # fmt: skip
     assert found.failed == []
     restore.commit(found)
@@ -508,7 +502,7 @@ def test_turns_that_never_came(stage: Path, monkeypatch: pytest.MonkeyPatch, sai
         replace(tree(name, ["sleep", "60"]), terminals=(number,) if number else ())
         for name, number in (("b", 2), ("a", 1))
     ]
-    found = restore.restore_all(trees, stage, NO_LINKS, timeout=0.2)
+    found = restore.restore_all(trees, NO_LINKS, timeout=0.2)
     assert {item.tree.name: item.failure for item in found.failed} == {
         "a": "not restored within 0 s",
         "b": "it was not its turn yet",
@@ -521,7 +515,7 @@ def test_one_that_does_not_start_keeps_nobody_back(
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     bad = replace(tree("bad", ["no-such-program"]), terminals=(1,))
     good = replace(tree("good", hook()), terminals=(2,))
-    found = restore.restore_all([bad, good], stage, NO_LINKS, 120)
+    found = restore.restore_all([bad, good], NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["good"]
     assert [item.tree.name for item in found.failed] == ["bad"]
     restore.commit(found)
@@ -531,7 +525,7 @@ def test_a_second_attempt_leaves_others_of_the_unit_alone(stage: Path) -> None:
     other = tree("other", hook())
     missed = missing_once(tree("missed", hook()), 4)
     missed = replace(missed, cgroups=dict.fromkeys(missed.cgroups, "/system.slice/other.service"))
-    found = restore.restore_all([other, missed], stage, NO_LINKS, 120)
+    found = restore.restore_all([other, missed], NO_LINKS, 120)
     assert {item.tree.name for item in found.held} == {"other", "missed"}
     assert (stage / "cgroup/system.slice/other.service/cgroup.kill").read_text() == ""
     restore.commit(found)
@@ -539,7 +533,7 @@ def test_a_second_attempt_leaves_others_of_the_unit_alone(stage: Path) -> None:
 
 def test_a_terminal_that_is_missed_twice(stage: Path, said: Said) -> None:
     made = missing_once(tree("a", ["sh", "-c", "exit 1"]), 4)
-    (failed,) = restore.restore_all([made], stage, NO_LINKS, 120).failed
+    (failed,) = restore.restore_all([made], NO_LINKS, 120).failed
     assert "specified index 4" in failed.failure
 
 
@@ -547,7 +541,7 @@ def test_one_after_the_other(stage: Path, said: Said) -> None:
     lender, other = tree("lender", hook()), tree("other", ["sh", "-c", "exit 7"])
     borrower = replace(tree("borrower", hook()), after=("lender",))
     lost = replace(tree("lost", hook()), after=("lender", "other"))
-    found = restore.restore_all([borrower, lost, lender, other], stage, NO_LINKS, 120)
+    found = restore.restore_all([borrower, lost, lender, other], NO_LINKS, 120)
     assert [item.tree.name for item in found.held] == ["lender", "borrower"]
     assert {item.tree.name: item.failure for item in found.failed} == {
         "other": "criu ended with 7",
@@ -567,7 +561,7 @@ def test_the_first_process_is_signalled_once_it_runs(
         replace(failed, signal=signal.SIGKILL, root_pid=os.getpid()),
         replace(gone, signal=signal.SIGKILL, root_pid=1 << 30),
     ]
-    found = restore.restore_all(trees, stage, NO_LINKS, 120)
+    found = restore.restore_all(trees, NO_LINKS, 120)
     assert task.poll() is None
     restore.commit(found)
     assert task.wait(60) == -signal.SIGTERM

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rekernel import syscalls
+from rekernel import room, syscalls
 from rekernel.census import probes
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Context, Finding, Status
+from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import canary
 from rekernel.checkpoint.canary import CanaryError, CanaryResult
@@ -19,8 +20,9 @@ from rekernel.host.loops import Loops
 from rekernel.kernel import fitness
 from rekernel.memory import region
 from rekernel.memory.dax import Range
-from rekernel.memory.region import MIB, Layout, parameters
-from rekernel.plan import Resident
+from rekernel.memory.region import MIB, Layout, layout, parameters
+from rekernel.records import replace
+from rekernel.room import Disk, Free
 from rekernel.systemd.units import Unit
 
 ZONEINFO = (Path(__file__).parent / "data" / "zoneinfo-6.12.txt").read_text()
@@ -113,16 +115,43 @@ def test_movable_zone(tmp_path: Path) -> None:
 def test_room_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = host(tmp_path, {"proc/zoneinfo": ZONEINFO})
     monkeypatch.setattr(probes, "survey", lambda pids, region: None)
-    monkeypatch.setattr(probes, "resident", lambda pids: Resident(300 * MIB, 0, 0))
-    assert probes.drain_room(context)[0] is Status.OK
-    monkeypatch.setattr(probes, "resident", lambda pids: Resident(2000 * MIB, 0, 0))
-    status, reason, _ = probes.drain_room(context)
+    small = replace(context, usages=(usage_of(300 * MIB),))
+    assert probes.drain_room(small)[0] is Status.OK
+    status, reason, _ = probes.drain_room(replace(context, usages=(usage_of(2000 * MIB),)))
     assert status is Status.WARN
     assert "carried pages then exist twice" in reason
     # Little memory, but shared by many.
-    monkeypatch.setattr(probes, "resident", lambda pids: Resident(300 * MIB, 0, 0))
     monkeypatch.setattr(probes, "survey", lambda pids, region: Survey(0, 6000 * MIB))
-    assert probes.drain_room(context)[0] is Status.WARN
+    assert probes.drain_room(small)[0] is Status.WARN
+
+
+def usage_of(resident: int, shared: int = 0) -> Usage:
+    return Usage("db.service", False, 1, resident, 0, shared, 0)
+
+
+def test_room_for_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said that all is well, and the upgrade was refused."""
+    where = layout(REGION, 128 * MIB)
+    disk = Disk("/var/lib/rekernel/images", 7, 1000 * MIB)
+    free = Free(where.store.size, 3000 * MIB, disk)
+    monkeypatch.setattr(region, "current", lambda: where)
+    monkeypatch.setattr(region, "ram_ranges", lambda where: [where.ram])
+    monkeypatch.setattr(probes, "survey", lambda pids, region: Survey(0, 0))
+    monkeypatch.setattr(room, "tmpfs_sizes", lambda plans: {})
+    monkeypatch.setattr(
+        room, "observe", lambda where, containers: free if where else replace(free, store=0)
+    )
+    for shared, status in ((0, Status.OK), (600, Status.OK), (1600, Status.FAIL)):
+        context = replace(host(tmp_path, {}), usages=(usage_of(shared * MIB, shared * MIB),))
+        found = probes.images_room(context)
+        assert found[0] is status
+        if shared == 600:
+            assert "by way of the disk: db.service (600 MiB)" in found[1]
+            assert found[2] == "to keep it in memory: `rekernel setup --store 640M` and a reboot"
+        if status is Status.FAIL:
+            assert "has 1000 MiB free, the upgrade needs 1600 MiB there" in found[1]
+    images = replace(host(tmp_path, {}, "image"), usages=(usage_of(9 * MIB, 9 * MIB),))
+    assert probes.images_room(images)[:2] == (Status.OK, "9 MiB go to /var/lib/rekernel/images")
 
 
 def test_kexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

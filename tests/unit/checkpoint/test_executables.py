@@ -51,7 +51,7 @@ def test_all_trees(tmp_path: Path) -> None:
     tree.mkdir()
     (tree / "files.img").write_bytes(image(regular(5, PATH_ONLY), regular(6, 0)))
     (tree / "mm-1.img").write_bytes(image(memory(6)))
-    amend_images(tmp_path, Wanted())
+    amend_images(tmp_path.iterdir(), Wanted())
     # Open for its path, but nobody runs it.
     assert (tree / "files.img").read_bytes() == image(regular(5, PATH_ONLY), regular(6, 0))
 

@@ -57,7 +57,7 @@ def test_all_trees(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "files.img").write_bytes(image(timer(1, (0, 0), PERIOD)))
-    amend_images(tmp_path, Wanted())
+    amend_images(tmp_path.iterdir(), Wanted())
     assert (tmp_path / "one/files.img").read_bytes() == image(timer(1, (0, 1), PERIOD))
 
 

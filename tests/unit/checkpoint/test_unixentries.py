@@ -45,15 +45,15 @@ def test_all_trees(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "files.img").write_bytes(image(socket_entry(5, 300)))
     (tmp_path / "b" / "files.img").write_bytes(image(socket_entry(6, 300)))
-    assert amend_images(tmp_path, Wanted()).unconnected == set()
+    assert amend_images(tmp_path.iterdir(), Wanted()).unconnected == set()
     # What there was before it was mended is what counts.
-    assert amend_images(tmp_path, Wanted({6})).unconnected == set()
+    assert amend_images(tmp_path.iterdir(), Wanted({6})).unconnected == set()
     # What stands for the far end has no peer, wherever that is.
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "files.img").write_bytes(image(socket_entry(5, 0, flags=1)))
     assert peers(bytearray((tmp_path / "a" / "files.img").read_bytes())) == [300]
     assert peers(bytearray((tmp_path / "b" / "files.img").read_bytes())) == [0]
-    assert amend_images(tmp_path, Wanted()).unconnected == {6}
+    assert amend_images(tmp_path.iterdir(), Wanted()).unconnected == {6}
 
 
 def test_what_is_no_image() -> None:
@@ -67,7 +67,7 @@ def test_descriptors_on_their_way(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     # As socket_entry() has it, each is number 3 for other images.
     (tmp_path / "a" / "files.img").write_bytes(image(OTHER, socket_entry(5, 300)))
-    assert amend_images(tmp_path, Wanted()).with_descriptors == set()
+    assert amend_images(tmp_path.iterdir(), Wanted()).with_descriptors == set()
 
     def packet(payload: bytes, **more: bytes) -> bytes:
         entry = message(f1=3, f2=len(payload), **more)
@@ -75,6 +75,6 @@ def test_descriptors_on_their_way(tmp_path: Path) -> None:
 
     queue = tmp_path / "a" / "sk-queues.img"
     queue.write_bytes(bytes(image()) + packet(b"plain") + packet(b"x" * 300))
-    assert amend_images(tmp_path, Wanted()).with_descriptors == set()
+    assert amend_images(tmp_path.iterdir(), Wanted()).with_descriptors == set()
     queue.write_bytes(bytes(image()) + packet(b"plain") + packet(b"x", f4=message(f1=1, f2=9)))
-    assert amend_images(tmp_path, Wanted()).with_descriptors == {5}
+    assert amend_images(tmp_path.iterdir(), Wanted()).with_descriptors == {5}

@@ -103,7 +103,7 @@ def test_all_trees(inotify: int, link: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "files.img").write_bytes(image(entry(inotify)))
     (tmp_path / "b" / "mountpoints-9.img").write_bytes(image())
-    assert amend_images(tmp_path, Wanted()).watched == {"0": str(link)}
+    assert amend_images(sorted(tmp_path.iterdir()), Wanted()).watched == {"0": str(link)}
     assert WATCHED.encode() in (tmp_path / "a" / "files.img").read_bytes()
     assert (tmp_path / "b" / "files.img").read_bytes() == image(entry(inotify))
 

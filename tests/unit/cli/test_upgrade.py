@@ -20,6 +20,7 @@ from rekernel import cli
 from rekernel.census import attempt, brownout
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Finding, Status
+from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.cli import check, in_unit, upgrade
 from rekernel.cli import plan as plan_verb
@@ -36,6 +37,7 @@ from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.report.layout import PLAIN
 from rekernel.report.prediction import Prediction
+from rekernel.room import Disk, Free, reckon
 from rekernel.systemd.units import Unit
 from rekernel.transition.events import Event, EventStream
 from rekernel.transition.problem import Problem
@@ -49,7 +51,11 @@ def unit(name: str, verdict: Verdict, reason: str = "", remedy: str = "") -> Uni
     return UnitVerdict(facts, verdict, reason, remedy, {5000: facts.cgroup, 5001: facts.cgroup})
 
 
-def make_plan(*units: UnitVerdict, anonymous: int = 291 << 20) -> Plan:
+def make_plan(
+    *units: UnitVerdict, anonymous: int = 291 << 20, shared: int = 0, disk: int = 1 << 40
+) -> Plan:
+    used = Usage("redis.service", False, 2, 300 << 20, anonymous, shared, 0)
+    free = Free(128 << 20, 3 << 30, Disk("/var/lib/rekernel/images", 7, disk))
     return Plan(
         kernel=Kernel("7.3.4", Path("/boot/vmlinuz-7.3.4"), Path("/x")),
         running="6.12.1",
@@ -58,8 +64,9 @@ def make_plan(*units: UnitVerdict, anonymous: int = 291 << 20) -> Plan:
         units=units or (unit("redis.service", Verdict.CARRIED),),
         resident_bytes=300 << 20,
         warnings=("a login ends",),
+        usages=(used,),
+        room=reckon((used,), {"/run": 3 << 20}, 2 << 20, free, region=True),
         pages=Survey(290 << 20, 2 << 20),
-        anonymous_bytes=anonymous,
     )
 
 
@@ -94,6 +101,45 @@ def test_forked_processes_grow() -> None:
     text = plan_verb.render(forked, Prediction(4.0, "history", 3), PLAIN)
     assert "warning: forked processes take 192 MiB more afterwards" in text
     assert replace(forked, pages=None).growth_bytes == 0
+
+
+def test_plan_tells_what_is_copied() -> None:
+    text = plan_verb.render(make_plan(), Prediction(4.0, "history", 3), PLAIN)
+    assert "copied" not in text.partition("memory")[2].partition("\n")[2]
+    text = plan_verb.render(make_plan(shared=60 << 20), Prediction(4.0, "history", 3), PLAIN)
+    assert "copied    64.0 MiB by way of the handover store: redis.service (61.0 MiB)" in text
+    text = plan_verb.render(make_plan(shared=600 << 20), Prediction(4.0, "history", 3), PLAIN)
+    assert "copied    by way of the disk: redis.service (601 MiB)" in text
+    assert "→ to keep it in memory: `rekernel setup --store 640M` and a reboot" in text
+    room = plan_verb.document(make_plan(shared=600 << 20), Prediction(4.0, "history", 3))["room"]
+    assert room["units"] == [
+        {
+            "unit": "redis.service",
+            "processes": 2,
+            "resident_bytes": 300 << 20,
+            "shared_bytes": 600 << 20,
+            "locked_bytes": 0,
+            "image_bytes": 601 << 20,
+            "place": "disk",
+        }
+    ]
+    assert room["tmpfs"] == [{"target": "/run", "bytes": 3 << 20, "place": "store"}]
+    assert room["disk"]["needed"] == 601 << 20
+    assert room["lack"] is None
+
+
+def test_no_room_is_told_beforehand(
+    planned: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was planned, and refused only by the upgrade itself."""
+    full = make_plan(shared=600 << 20, disk=100 << 20)
+    monkeypatch.setattr(plan_verb, "decide", lambda args: (full, Prediction(4.0, "model")))
+    assert cli.main(["plan"]) == 3
+    assert "blocked: /var/lib/rekernel/images has 100 MiB free" in capsys.readouterr().out
+    code, text = refused(["--yes"], capsys)
+    assert code == 3
+    assert "the upgrade needs 601 MiB there for redis.service" in text
+    assert "hint: make room on that file system, or `rekernel setup --store 640M`" in text
 
 
 def test_dry_run_is_the_plan(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:

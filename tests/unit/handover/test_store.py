@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,21 +23,17 @@ from rekernel.handover.store import (
 SUPERBLOCK = 32
 
 
-class Ram:
+class Ram(bytearray):
     """An area as strict as a mapping: of a fixed size."""
 
-    def __init__(self, content: bytes) -> None:
-        self.raw = bytearray(content)
+    @property
+    def raw(self) -> bytearray:
+        """Itself, to be damaged."""
+        return self
 
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def __getitem__(self, index: slice) -> bytes:
-        return bytes(self.raw[index])
-
-    def __setitem__(self, index: slice, value: bytes) -> None:
-        assert len(self.raw[index]) == len(value)
-        self.raw[index] = value
+    def __setitem__(self, index: Any, value: Any) -> None:
+        assert not isinstance(index, slice) or len(self[index]) == len(value)
+        super().__setitem__(index, value)
 
 
 blobs = st.dictionaries(st.text(), st.binary(max_size=2 * BLOCK), max_size=6)
@@ -100,7 +100,7 @@ class Crashing(Ram):
         super().__init__(content)
         self.writes = writes
 
-    def __setitem__(self, index: slice, value: bytes) -> None:
+    def __setitem__(self, index: Any, value: Any) -> None:
         if not self.writes:
             raise InterruptedError
         self.writes -= 1
@@ -206,3 +206,27 @@ def test_a_blob_that_is_not_there() -> None:
 def test_too_small_for_any_store() -> None:
     with pytest.raises(StoreError, match="the handover store is cut off"):
         StoreReader(Ram(bytes(31)))
+
+
+def test_a_file_is_read_right_into_it(tmp_path: Path) -> None:
+    content = os.urandom(3 * BLOCK + 5)
+    path = tmp_path / "pages-1.img"
+    path.write_bytes(content)
+    area = Ram(bytes(9 * BLOCK))
+    writer = StoreWriter(area)
+    with path.open("rb") as file:
+        writer.add("first", b"x")
+        writer.add_file("pages", file.fileno(), len(content))
+        writer.add("last", b"y")
+        with pytest.raises(StoreFullError):
+            writer.add_file("again", file.fileno(), 4 * BLOCK)
+        os.truncate(path, BLOCK)
+        with pytest.raises(OSError, match="became shorter"):
+            writer.add_file("short", file.fileno(), 2 * BLOCK)
+    writer.commit()
+    assert read_all(area) == {"first": b"x", "pages": content, "last": b"y"}
+    with StoreReader(area).view("pages") as view:
+        assert bytes(view) == content
+    area.raw[2 * BLOCK] ^= 1
+    with pytest.raises(StoreError, match="pages in the handover store is damaged"):
+        StoreReader(area).view("pages")

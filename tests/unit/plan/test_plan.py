@@ -15,6 +15,8 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.host.loops import Loops
 from rekernel.kernel.installed import Kernel
+from rekernel.memory.dax import Range
+from rekernel.memory.region import layout
 from rekernel.policy import Policy, load
 from rekernel.systemd.units import Unit
 
@@ -127,9 +129,26 @@ def test_region_wanted_and_not_there(machine: dict[str, Any]) -> None:
 
 
 def test_images_wanted_in_spite_of_a_region(machine: dict[str, Any]) -> None:
-    machine["region"] = object()
+    machine["region"] = layout(Range(4 << 30, 6 << 30), 128 << 20)
     assert plan.make(None, Policy()).backend == "region"
     assert plan.make(None, Policy(), "image").backend == "image"
+
+
+def test_what_is_carried_has_room(machine: dict[str, Any]) -> None:
+    machine["units"] = [unit("db.service", Verdict.CARRIED, os.getpid())]
+    machine["region"] = layout(Range(4 << 30, 6 << 30), 128 << 20)
+    with mmap.mmap(-1, 120 << 20) as shared:
+        shared.write(b"x" * len(shared))
+        made = plan.make(None, Policy())
+    (used,) = made.usages
+    assert (used.unit, used.processes) == ("db.service", 1)
+    assert used.shared >= 120 << 20
+    assert made.resident_bytes == used.resident > used.shared
+    assert made.anonymous_bytes == used.anonymous > 1 << 20
+    assert (made.container_bytes, made.container_directory) == (0, None)
+    # The store of 128 MiB has other things in it, too.
+    assert made.room.is_on_disk("db.service")
+    assert not plan.make(None, Policy()).room.is_on_disk("db.service")
 
 
 def test_the_upgrade_does_not_plan_itself(machine: dict[str, Any]) -> None:
@@ -145,19 +164,6 @@ def test_warnings() -> None:
     assert "process 400" in found[0]
     assert found[1].startswith("b.scope ends: ")
     assert "nothing would be carried" in plan.warnings_for([])[0]
-
-
-def test_resident_bytes_of_nothing() -> None:
-    assert plan.resident([1 << 30]) == plan.Resident(0, 0, 0)
-
-
-def test_resident_bytes_by_kind() -> None:
-    with mmap.mmap(-1, 8 << 20) as shared:
-        shared.write(b"x" * len(shared))
-        found = plan.resident([os.getpid()])
-    assert found.shared >= 8 << 20
-    assert found.anonymous > 1 << 20
-    assert found.total >= found.anonymous + found.shared
 
 
 def config(tmp_path: Path, text: str) -> Path:

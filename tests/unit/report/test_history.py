@@ -13,7 +13,7 @@ import pytest
 from rekernel.errors import NothingToDoError, RekernelError, RolledBackError, UsageError
 from rekernel.report import builder, layout
 from rekernel.report.history import History
-from rekernel.report.prediction import boot_seconds, predict
+from rekernel.report.prediction import Copied, boot_seconds, predict
 
 
 def report(identifier: str, **more: Any) -> dict[str, Any]:
@@ -152,6 +152,45 @@ def test_prediction_counts_what_containers_write() -> None:
     without = predict(backend="region", trees=2, resident_bytes=0)
     more = predict(backend="region", trees=2, resident_bytes=0, container_bytes=second)
     assert more.seconds == without.seconds + 1
+
+
+def copying(store: int, disk: int, seconds: float) -> Any:
+    """A past upgrade that took 10 s, some of them to copy so much."""
+    memory = {"bytes_copied": store + disk, "disk_bytes": disk}
+    phases = [{"name": "dump", "seconds": seconds}, {"name": "kexec and kernel boot", "seconds": 5}]
+    return past(10.0) | {"memory": memory, "phases": phases}
+
+
+def test_prediction_counts_what_is_copied() -> None:
+    """What is left in place costs nothing, but shared memory does; it was left out."""
+    second = 500 << 20
+    none = predict(backend="region", trees=2, resident_bytes=0)
+    store = predict(backend="region", trees=2, resident_bytes=0, copied=Copied(2 * second))
+    disk = predict(backend="region", trees=2, resident_bytes=0, copied=Copied(0, 150 << 20))
+    assert store.seconds == none.seconds + 2
+    assert disk.seconds == none.seconds + 1
+
+
+def test_prediction_has_its_speed_from_the_past() -> None:
+    # 100 MiB in each second, as 0.2 s would have been the two trees' anyway.
+    history = [copying(400 << 20, 0, 4.2)]
+
+    def seconds(copied: Copied) -> float:
+        return predict(
+            backend="region", trees=2, resident_bytes=0, copied=copied, past=history
+        ).seconds
+
+    assert seconds(Copied(400 << 20)) == 10.0
+    assert seconds(Copied()) == 6.0
+    assert seconds(Copied(1400 << 20)) == 20.0
+    # Of the disk nothing is known by that.
+    assert seconds(Copied(0, 150 << 20)) == 7.0
+    history.append(copying(1 << 20, 400 << 20, 5.2))
+    assert seconds(Copied(0, 400 << 20)) == pytest.approx(10.5, abs=0.02)
+    # Too little to tell anything by.
+    history = [copying(1 << 20, 0, 4.2)]
+    assert seconds(Copied(1 << 20)) == 10.0
+    assert seconds(Copied(500 << 20)) == pytest.approx(11.0, abs=0.01)
 
 
 def test_prediction_without_a_past_says_that_it_is_a_guess() -> None:

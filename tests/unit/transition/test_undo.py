@@ -163,6 +163,7 @@ BY_HAND = [
     ("unload-kernel", "", "kexec --unload"),
     ("write", "/proc/sys/a=b=c d", "echo 'b=c d' > /proc/sys/a"),
     ("remove", "/var/lib/x", "rm -r /var/lib/x"),
+    ("size-of-run", "1048576", "mount -o remount,size=1048576 /run"),
     ("swap-on", '["/dev/sda2", 7]', "swapon --priority 7 /dev/sda2"),
     ("swap-on", '["/dev/sda2", -2]', "swapon /dev/sda2"),
     ("profile", "/run/x", "systemctl reload apparmor"),

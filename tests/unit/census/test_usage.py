@@ -1,0 +1,113 @@
+"""What a dump writes into files is found with the processes that have it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rekernel.census import usage
+from rekernel.census.usage import Usage
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.systemd.units import Unit
+
+MIB = 1 << 20
+# Five MiB of shared memory, three in a memfd that is not mapped, two in a file that has no name any
+# more, and one that has: 10 in all are in no file system.
+PROGRAM = """
+import ctypes, mmap, os, sys, tempfile
+shared = mmap.mmap(-1, 5 << 20); shared[:] = b"s" * len(shared)
+memfd = os.memfd_create("m"); os.write(memfd, b"m" * (3 << 20))
+deleted = tempfile.TemporaryFile(); deleted.write(b"d" * (2 << 20)); deleted.flush()
+os.fsync(deleted.fileno())
+named = open(sys.argv[1], "w+b"); named.write(b"n" * (1 << 20)); named.flush()
+also = mmap.mmap(named.fileno(), 1 << 20)
+private = mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+private[:] = b"p" * (4 << 20)
+at = ctypes.addressof(ctypes.c_char.from_buffer(private))
+ctypes.CDLL(None).mlock(ctypes.c_void_p(at), ctypes.c_size_t(4 << 20))
+if os.fork() == 0:
+    sys.stdin.read(); os._exit(0)
+print("ready", flush=True); sys.stdin.read()
+"""
+
+MAPS = """\
+55d0c9a00000-55d0c9a21000 rw-p 00000000 00:00 0                          [heap]
+07f2c000000-07f2c100000 rw-s 00000000 00:01 103                        /dev/zero (deleted)
+7f2d00000000-7f2d00100000 rw-s 00000000 00:01 14                         /SYSV00000000 (deleted)
+7f2d10000000-7f2d10001000 rw-s 00000000 00:01 1051                       /memfd:x y (deleted)
+7f2d10001000-7f2d10002000 rw-s 00001000 00:01 1051                       /memfd:x y (deleted)
+7f2d20000000-7f2d20001000 r-xp 00000000 fe:00 998      /usr/lib/libold.so (deleted)
+7f2d30000000-7f2d30001000 rw-s 00000000 00:1a 7                          /dev/shm/named
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[list[int]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "named")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        pid = process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        yield [pid, *map(int, children)]
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_mapped_without_a_name() -> None:
+    assert usage.mapped(MAPS) == [
+        "7f2c000000-7f2c100000",
+        "7f2d00000000-7f2d00100000",
+        "7f2d10001000-7f2d10002000",
+        "7f2d20000000-7f2d20001000",
+    ]
+
+
+def test_each_is_counted_once(service: list[int]) -> None:
+    assert usage.unnamed(service) == 10 * MIB
+    assert usage.unnamed([]) == 0
+
+
+def test_of_a_unit(service: list[int]) -> None:
+    facts = Unit("x.service", "active", "running", "simple", service[0], "/nowhere", "", {})
+    verdict = UnitVerdict(facts, Verdict.CARRIED, "", "", dict.fromkeys(service, "/nowhere"))
+    (found,) = usage.of_units([verdict])
+    assert (found.unit, found.processes, found.container) == ("x.service", 2, False)
+    assert found.shared == 10 * MIB
+    # Shared by both after the fork, but only the first one has locked it.
+    assert found.locked == 2 * MIB
+    assert found.anonymous > 4 * MIB
+    assert found.resident > found.anonymous + 5 * MIB
+
+
+def test_what_is_written_down() -> None:
+    found = Usage("x.service", False, 4, 100 * MIB, 60 * MIB, 30 * MIB, 8 * MIB)
+    assert found.images == 40 * MIB
+    assert found.all_images == 92 * MIB
+
+
+def test_one_that_is_gone() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert usage.resident([gone.pid]) == usage.Resident(0, 0, 0, 0)
+    assert usage.resident([os.getpid()]).total > mmap.PAGESIZE
+    assert usage.unnamed([gone.pid]) == 0
+
+
+def test_resident_bytes_by_kind() -> None:
+    with mmap.mmap(-1, 8 << 20) as shared:
+        shared.write(b"x" * len(shared))
+        found = usage.resident([os.getpid()])
+    assert found.shared >= 8 << 20
+    assert found.anonymous > 1 << 20
+    assert found.total >= found.anonymous + found.shared
