@@ -56,11 +56,15 @@ vm: setup deb
 vm-slow: setup deb
 	$(BIN)/python -m rekernel_lab.testfiles $(JOBS:%=--jobs=%) -m slow
 
+# The guest of the VM tests is made meanwhile; whoever needs it waits for it.
+PREPARE := PYTHONPATH=tests setpriv --pdeathsig TERM $(BIN)/python -m vm.prepare \
+	>.cache/vm-prepare.log 2>&1 </dev/null &
+
 test: setup
-	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm
+	@$(PREPARE) MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm
 
 test-all: setup
-	@MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm vm-slow
+	@$(PREPARE) MAKE="$(MAKE)" packaging/run-tests lint native-check unit vm vm-slow
 
 demo: setup deb
 	@$(BIN)/rekernel-lab run lab/scenarios/demo
