@@ -32,6 +32,9 @@ LONGEST_FIRST = ("failures", "pages", "logins", "services", "between", "containe
 _GUEST_MIB = 9 << 10
 _MOST = 4
 
+# How often to say what is under way (seconds).
+_TELL_S = 300.0
+
 # How many of the slowest tests are named at the end.
 _SLOWEST = 25
 
@@ -99,7 +102,7 @@ def run(paths: Sequence[Path], options: Sequence[str], jobs: int) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     waiting, under_way = in_order(paths), list[Run]()
     summary, outputs = list[str](), list[str]()
-    failed = False
+    failed, told = False, time.monotonic()
     while waiting or under_way:
         while waiting and len(under_way) < jobs:
             under_way.append(_start(waiting.pop(0), options, logs))
@@ -110,6 +113,10 @@ def run(paths: Sequence[Path], options: Sequence[str], jobs: int) -> int:
             for one in under_way:
                 one.process.wait()
             raise
+        if time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            names = (f"{one.path.stem} ({told - one.began:.0f} s)" for one in under_way)
+            print("-- under way:", ", ".join(names), flush=True)
         for ended in [one for one in under_way if one.process.poll() is not None]:
             under_way.remove(ended)
             code = ended.process.returncode

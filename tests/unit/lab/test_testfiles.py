@@ -46,6 +46,7 @@ def test_one_that_fails_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(testfiles, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(testfiles, "_TELL_S", 0.0)
     good, bad, none = (tmp_path / f"test_{name}.py" for name in ("good", "bad", "none"))
     good.write_text("def test_it() -> None:\n    pass\n")
     bad.write_text("def test_it() -> None:\n    raise RuntimeError('said why')\n")
@@ -55,6 +56,7 @@ def test_one_that_fails_is_told(
     assert testfiles.run([good, bad, none, broken], [], jobs=2) == 1
     output = capfd.readouterr().out
     assert "RuntimeError: said why" in output
+    assert "-- under way: test_bad (0 s), test_broken (0 s)" in output
     files = [line.split()[:2] for line in output.partition("-- files\n")[2].splitlines()]
     assert sorted(files) == [
         ["test_bad", "FAILED"], ["test_broken", "FAILED"], ["test_good", "passed"],
