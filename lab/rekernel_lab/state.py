@@ -179,7 +179,7 @@ def load(name: str) -> State:
     try:
         raw["machine"] = Machine(**raw["machine"])
         raw["image"] = Path(raw["image"])
-        raw["saved"] = Path(raw["saved"]) if raw["saved"] else None
+        raw["saved"] = Path(raw["saved"]) if raw.get("saved") else None
         raw["keeper"] = Process(**raw["keeper"])
         raw["qemu"] = Process(**raw["qemu"])
         return State(**raw)
