@@ -35,6 +35,12 @@ class NotUndoneError(RekernelError):
     """Something of an attempt before is still as that had made it."""
 
 
+class CancelledError(RekernelError):
+    """Asked to stop by SIGTERM or SIGINT."""
+
+    exit_code = 5
+
+
 class RolledBackError(RekernelError):
     """The attempt ended early; all undone, everything runs on under the old kernel."""
 

@@ -56,6 +56,8 @@ class UnitVerdict:
     roots: tuple[int, ...] = ()
     # If it is one.
     container: Container | None = None
+    # What policy or its unit file wishes for it: "carry", "block", "restart".
+    wish: str | None = None
 
 
 def plumbing_reason(name: str, of: str = "units") -> str | None:
@@ -257,7 +259,7 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
             verdict, why = Verdict.ENDS, f"{why}; it is transient: it is killed, not started again"
         if verdict is not Verdict.CARRIED and wish in ("carry", "block"):
             verdict = Verdict.BLOCKS
-        found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots, container))
+        found.append(UnitVerdict(unit, verdict, why, remedy, processes, roots, container, wish))
     lenders: dict[str, set[str]] = {}
     for (name, _), others in common.borrowed.items():
         lenders.setdefault(name, set()).update(other for other, _ in others)

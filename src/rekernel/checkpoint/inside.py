@@ -13,11 +13,19 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# include/uapi/linux/ptrace.h, arch/x86/include/uapi/asm/ptrace-abi.h, linux/wait.h
-_SINGLESTEP, _GETREGS, _SETREGS, _DETACH, _CONT = 9, 12, 13, 17, 7
-_SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
-_EVENT_STOP = 128
-_WALL = 0x40000000
+from rekernel.checkpoint.ptrace import (
+    CONT,
+    EVENT_STOP,
+    GETREGS,
+    INTERRUPT,
+    SETREGS,
+    SINGLESTEP,
+    WALL,
+    blocking,
+    ptrace,
+    seized,
+)
+
 # arch/x86/include/uapi/asm/ptrace.h, struct user_regs_struct
 _REGISTERS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
@@ -31,17 +39,8 @@ _NO_CALL = (1 << 64) - 1
 _USER_CS = 0x33
 _SYSCALL = b"\x0f\x05"
 _HIGHEST_ERROR = 4095
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_ptrace_call = _libc.ptrace
-_ptrace_call.restype = ctypes.c_long
-_ptrace_call.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-
-
-def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
-    if _ptrace_call(request, pid, address, data) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), f"process {pid}")
+# But for that of the step: forced though blocked, it would cost the process its handler.
+_ALL_BUT_TRAP = (1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1)
 
 
 class Inside:
@@ -61,8 +60,8 @@ class Inside:
         wanted |= dict(zip(_ARGUMENTS, arguments, strict=False))
         self._set_registers(wanted)
         try:
-            _ptrace(_SINGLESTEP, self._pid)
-            _wait(self._pid, _SINGLESTEP)
+            ptrace(SINGLESTEP, self._pid)
+            _wait(self._pid, SINGLESTEP)
             result = self._registers()["rax"]
         finally:
             # With the number of its own call, which the kernel may have to start again.
@@ -75,43 +74,24 @@ class Inside:
 
     def _registers(self) -> dict[str, int]:
         buffer = ctypes.create_string_buffer(_LAYOUT.size)
-        _ptrace(_GETREGS, self._pid, 0, ctypes.addressof(buffer))
+        ptrace(GETREGS, self._pid, 0, ctypes.addressof(buffer))
         return dict(zip(_REGISTERS, _LAYOUT.unpack(buffer.raw), strict=True))
 
     def _set_registers(self, values: dict[str, int]) -> None:
         packed = _LAYOUT.pack(*(values[name] for name in _REGISTERS))
         buffer = ctypes.create_string_buffer(packed, _LAYOUT.size)
-        _ptrace(_SETREGS, self._pid, 0, ctypes.addressof(buffer))
+        ptrace(SETREGS, self._pid, 0, ctypes.addressof(buffer))
 
 
 @contextmanager
 def inside(pid: int) -> Iterator[Inside]:
     """Stop a process that runs. Raises OSError if that cannot be, ProcessLookupError if it ends."""
-    _ptrace(_SEIZE, pid)
-    try:
-        _ptrace(_INTERRUPT, pid)
-        _wait(pid, _CONT, event=_EVENT_STOP)
+    with seized(pid):
+        ptrace(INTERRUPT, pid)
+        _wait(pid, CONT, event=EVENT_STOP)
         # A signal would come before the call.
-        with _no_signals(pid):
+        with blocking(pid, _ALL_BUT_TRAP):
             yield Inside(pid)
-    finally:
-        with suppress(ProcessLookupError):
-            _ptrace(_DETACH, pid)
-
-
-@contextmanager
-def _no_signals(pid: int) -> Iterator[None]:
-    mask = ctypes.c_uint64()
-    # But for that of the step: forced though blocked, it would cost the process its handler.
-    everything = ctypes.c_uint64((1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1))
-    size = ctypes.sizeof(mask)
-    _ptrace(_GETSIGMASK, pid, size, ctypes.addressof(mask))
-    _ptrace(_SETSIGMASK, pid, size, ctypes.addressof(everything))
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            _ptrace(_SETSIGMASK, pid, size, ctypes.addressof(mask))
 
 
 def _wait(pid: int, resume: int, event: int = 0) -> None:
@@ -120,14 +100,14 @@ def _wait(pid: int, resume: int, event: int = 0) -> None:
     ``resume``: how it goes on from any other stop; signals are delivered.
     """
     while True:
-        _, status = os.waitpid(pid, _WALL)
+        _, status = os.waitpid(pid, WALL)
         if not os.WIFSTOPPED(status):
             raise ProcessLookupError(f"process {pid} ended")
         number, why = os.WSTOPSIG(status), status >> 16
         # With an event the signal is the one of job control, if it stood still before.
         if why == event and (event or number == signal.SIGTRAP):
             return
-        _ptrace(resume, pid, 0, 0 if why else number)
+        ptrace(resume, pid, 0, 0 if why else number)
 
 
 def _find_instruction(pid: int) -> int:

@@ -12,14 +12,14 @@ from typing import Any
 from rekernel.census import attempt, snapshot
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import print_error, require_root
-from rekernel.errors import RekernelError, RolledBackError
+from rekernel.errors import CancelledError, RekernelError, RolledBackError
 from rekernel.lock import exclusive
 from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.transition.events import EventStream, JsonLines
 from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList
-from rekernel.transition.upgrade import CancelledError, Upgrade
+from rekernel.transition.upgrade import Upgrade
 
 
 def new_id() -> str:

@@ -200,13 +200,14 @@ def carried_over(
         )
         for item in old.get("units", [])
     ]
+    # To be carried, and restarted by a second attempt.
+    left_out = old.get("left_out", [])
     holes = losses.find(drain, units, unserved=unserved)
     _blame(units, holes)
     lost = [
         item
         for item in units
-        if item["verdict"] == "carried"
-        and not item["kept"]
+        if (item["unit"] in left_out or (item["verdict"] == "carried" and not item["kept"]))
         and item["unit"] not in {loss.unit for loss in holes}
     ]
     missing = agent.get("missing", [])

@@ -7,7 +7,7 @@ import selectors
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -20,8 +20,10 @@ from rekernel.transition.seizing import Seizing
 from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
-# Seconds without a byte more in the images and logs of those that are not held yet.
-PATIENCE_S = 20.0
+# Seconds in which no criu that has yet to be done was given a processor, or wanted one, or wrote.
+PATIENCE_S = 4.0
+# Seconds without a byte more in their images and logs, however busy they are.
+_SILENCE_S = 20.0
 # How often to look whether criu has stopped all that is in a control group.
 _SEIZING_S = 0.002
 
@@ -31,7 +33,14 @@ class DumpFailedError(RekernelError):
 
 
 class DumpAgainError(DumpFailedError):
-    """criu stands still, or met what is over as soon as all run on: the next may go well."""
+    """criu met what is over as soon as all run on, or stands still: the next may go well, without
+    those it stood still with.
+    """
+
+    def __init__(self, message: str, hint: str, late: Iterable[str] = ()) -> None:
+        """``late``: the units it stood still with."""
+        super().__init__(message, hint)
+        self.late = tuple(dict.fromkeys(late))
 
 
 # What criu says of such: a message with who sent it, to a user's manager say (sd_notify(3)), which
@@ -69,6 +78,36 @@ class _Hook:
     said: bytes = b""
 
 
+@record
+class _Signs:
+    """``held``: how many are; ``written``: bytes of the others; ``alive``: their nanoseconds."""
+
+    held: int
+    written: int
+    alive: int
+
+
+class _Progress:
+    """Whether criu gets on, looked at every now and then."""
+
+    def __init__(self, signs: _Signs) -> None:
+        self._last = signs
+        self._silent_since = time.monotonic()
+        self._due = self._silent_since + PATIENCE_S
+
+    def is_due(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() > self._due
+
+    def is_made(self, signs: _Signs) -> bool:
+        """Whether anything has changed since it was looked at last."""
+        now, last = time.monotonic(), self._last
+        if (signs.held, signs.written) != (last.held, last.written):
+            self._silent_since = now
+        self._last, self._due = signs, now + PATIENCE_S
+        return signs != last and now - self._silent_since < max(_SILENCE_S, PATIENCE_S)
+
+
 def last_error(log: Path) -> str:
     """The last error in a criu log, without its prefix; "" if there is none."""
     try:
@@ -99,6 +138,17 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
     return []
+
+
+def _scheduled(pid: int) -> int:
+    """Nanoseconds that a process had a processor or waited for one; 0 if that cannot be told.
+
+    Documentation/scheduler/sched-stats.rst
+    """
+    with suppress(OSError, ValueError):
+        ran, waited = Path(f"/proc/{pid}/schedstat").read_text().split()[:2]
+        return int(ran) + int(waited)
+    return 0
 
 
 def _together(jobs: Sequence[DumpJob]) -> list[list[DumpJob]]:
@@ -181,7 +231,7 @@ class Dumps:
         stands still.
         """
         self._start_more()
-        written, deadline = self._written(), time.monotonic() + PATIENCE_S
+        progress = _Progress(self._signs())
         spoiled: DumpAgainError | None = None
         assert self._listener is not None
         with selectors.DefaultSelector() as selector:
@@ -191,12 +241,10 @@ class Dumps:
             try:
                 while not all(item.held for item in self._running):
                     cancelled()
-                    if time.monotonic() > deadline:
-                        if written == (now := self._written()):
-                            if not self._unseized():
-                                raise self._stuck()
-                            spoiled = self._let_go()
-                        written, deadline = now, time.monotonic() + PATIENCE_S
+                    if progress.is_due() and not progress.is_made(self._signs()):
+                        if not self._unseized():
+                            raise self._stuck()
+                        spoiled = self._let_go()
                     self._thaw_what_is_seized()
                     for key, _ in selector.select(_SEIZING_S if self._unseized() else 0.1):
                         if isinstance(key.data, _Running):
@@ -242,6 +290,9 @@ class Dumps:
         cut is none any more then.
         """
         unseized = self._unseized()
+        late = [
+            item.job for item in self._running if not unseized.keys().isdisjoint(item.job.cgroups)
+        ]
         groups = ", ".join(unseized)
         # The others stand still until all is undone.
         for cgroup in unseized:
@@ -249,7 +300,9 @@ class Dumps:
         self._frozen = {}
         self._waiting = []
         return DumpAgainError(
-            f"criu had not stopped all of {groups} within {PATIENCE_S:.0f} s", "try again"
+            f"criu had not stopped all of {groups} within {PATIENCE_S:.0f} s",
+            f"or leave it out: --restart {late[0].unit}",
+            (job.unit for job in late),
         )
 
     def _unseized(self) -> dict[str, set[int]]:
@@ -291,16 +344,17 @@ class Dumps:
                     "they run on; see who killed it in the journal, then try again",
                 )
 
-    def _written(self) -> tuple[int, int]:
-        """How many are held, and bytes of images and logs of those that are not yet."""
-        total = 0
+    def _signs(self) -> _Signs:
+        """Of life, of those that are not held yet."""
+        written = alive = 0
         for item in self._running:
             if not item.held:
                 for directory in (item.job.images, item.job.work):
                     # A file may go while it is looked at.
                     with suppress(FileNotFoundError):
-                        total += sum(path.stat().st_size for path in directory.iterdir())
-        return sum(item.held for item in self._running), total
+                        written += sum(path.stat().st_size for path in directory.iterdir())
+                alive += sum(map(_scheduled, [item.process.pid, *_children(item.process.pid)]))
+        return _Signs(sum(item.held for item in self._running), written, alive)
 
     def _stuck(self) -> DumpAgainError:
         late = [item for item in self._running if not item.held]
@@ -319,6 +373,7 @@ class Dumps:
             f"{units} could not be dumped: nothing more from criu for {PATIENCE_S:.0f} s",
             f"where it waits: {late[0].job.work / 'stuck.log'}; "
             f"or leave it out: --restart {late[0].job.unit}",
+            (item.job.unit for item in late),
         )
 
     def _failure(self, item: _Running) -> DumpFailedError:

@@ -16,13 +16,19 @@ from rekernel import room, syscalls
 from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
-from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint import leaving
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.checkpoint import leaving, stopped
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.checkpoint.options import dump_argv
-from rekernel.errors import BlockedError, NotUndoneError, RekernelError, RolledBackError
+from rekernel.errors import (
+    BlockedError,
+    CancelledError,
+    NotUndoneError,
+    RekernelError,
+    RolledBackError,
+)
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
 from rekernel.host import apparmor, binds, conntrack, network_trial, raid, swap, sysctls
@@ -34,7 +40,7 @@ from rekernel.plan import Plan
 from rekernel.records import asdict
 from rekernel.run import end, finish, run, start
 from rekernel.systemd.units import processes_of
-from rekernel.transition import contract, cut, host_facts, staging, trees
+from rekernel.transition import contract, cut, host_facts, late, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpAgainError, DumpJob, Dumps
@@ -54,14 +60,7 @@ _JOURNAL_S = 10.0
 # How often the page map is made anew because pages were moved meanwhile.
 _RECORDS = 3
 
-
 _RUNS_ON = "everything runs on as before"
-
-
-class CancelledError(RekernelError):
-    """Asked to stop by SIGTERM or SIGINT."""
-
-    exit_code = 5
 
 
 class Upgrade:
@@ -192,13 +191,7 @@ class Upgrade:
         self._check()
         carried, ended = trees.remaining(carried)
         if ended:
-            # What was described for them must not come back.
-            with self._events.phase("describe host again"):
-                for item in ended:
-                    self._note(f"{item.unit.name}: {item.reason}")
-                    if item.verdict is Verdict.RESTARTED:
-                        self._stop(item.unit.name)
-                host = self._observe_host(carried)
+            carried, host, ended = self._without(ended, carried)
             pids = [pid for tree in carried for pid in tree.pids]
         # As late as it costs no blackout.
         try:
@@ -216,6 +209,7 @@ class Upgrade:
         self._let_stand_in(carried)
         with cut.open_store(plan.where, store_file) as area:
             strays_at = room.stray_offset(len(area), strays) if plan.where else 0
+            left_out: list[UnitVerdict] = []
             try:
                 made = self._cut(dumps, carried, len(area), strays_at)
             except DumpAgainError as error:
@@ -228,7 +222,12 @@ class Upgrade:
                     if self._undo.run(mark):
                         # Tried again with all the rest; still there then, the record has it.
                         raise
-                    self._let_stand_in(carried)
+                if left_out := late.to_restart(error, carried):
+                    late.forget(self._places, carried, left_out)
+                    carried, host, more = self._without(left_out, carried)
+                    ended = [*ended, *more]
+                    self._mounted = host.table
+                self._let_stand_in(carried)
                 made = self._cut(dumps, carried, len(area), strays_at)
             with self._events.phase("hand over"):
                 writer = StoreWriter(area, strays_at or None)
@@ -271,6 +270,7 @@ class Upgrade:
                 "sysctls": settings,
                 "triggers": host.triggers,
                 "notes": self._notes,
+                "left_out": [item.unit.name for item in left_out],
                 "units": [
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
                 ],
@@ -288,6 +288,14 @@ class Upgrade:
             if record is not None and not record.is_true():
                 raise RekernelError("the kernel has just moved pages", "try again in a moment")
         cut.jump()
+
+    def _without(
+        self, ended: Sequence[UnitVerdict], carried: Sequence[trees.CarriedTree]
+    ) -> tuple[list[trees.CarriedTree], host_facts.HostFacts, list[UnitVerdict]]:
+        with self._events.phase("describe host again"):
+            left, gone = late.without(ended, carried, self._note, self._stop)
+            # What was described for them must not come back.
+            return left, self._observe_host(left), gone
 
     def _observe_host(self, carried: Sequence[trees.CarriedTree]) -> host_facts.HostFacts:
         restarted = self._plan.own(Verdict.RESTARTED)
@@ -318,6 +326,8 @@ class Upgrade:
         strays_at: int,
     ) -> Cut:
         """Everything stands still and is written down. Raises DumpAgainError: try once more."""
+        pids = [pid for tree in carried for pid in tree.pids]
+        stopped.make_ready([*pids, *self._containers.pids])
         self._undo.push("flush-journal")
         with self._events.phase("freeze"):
             self._frozen_ns = time.time_ns()

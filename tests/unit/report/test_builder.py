@@ -76,6 +76,15 @@ def test_everything_carried_over(agent: dict[str, Any]) -> None:
     json.dumps(report)
 
 
+def test_one_that_a_second_attempt_left_out(agent: dict[str, Any]) -> None:
+    """It was to be carried, so this is no success."""
+    agent["report"]["left_out"] = ["virt<ual>.service"]
+    report = builder.carried_over(agent, after(agent), drain=DRAIN)
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    assert report["error"] == "not carried over: virt<ual>.service"
+    assert by_name(report, "virt<ual>.service")["verdict"] == "restarted"
+
+
 def test_a_tree_that_was_not_restored(agent: dict[str, Any]) -> None:
     agent["trees"][0]["failure"] = "criu ended with 1"
     fresh = UnitAfter(True, 5900, "/system.slice/nginx.service", (5900,))

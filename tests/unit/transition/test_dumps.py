@@ -115,6 +115,7 @@ def test_a_dump_that_stands_still(
     under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dumps, "PATIENCE_S", 0)
+    monkeypatch.setattr(dumps, "_scheduled", lambda pid: 0)
     late = failed(tmp_path, 0)
     late.process.wait()
     with subprocess.Popen(["sleep", "20"]) as process:
@@ -123,13 +124,14 @@ def test_a_dump_that_stands_still(
         with pytest.raises(dumps.DumpAgainError, match=r"a\.service .* for 0 s") as caught:
             under_way.wait(lambda: None)
         assert caught.value.hint.startswith(f"where it waits: {tmp_path}/stuck.log")
+        assert caught.value.late == ("a.service",)
         # Perhaps before its exec.
         assert f"{process.pid} " in (tmp_path / "stuck.log").read_text()
         # What it waits for is interrupted.
         assert process.wait(10) == -signal.SIGALRM
     under_way.close()
     # Once more, and this time it fails by itself.
-    monkeypatch.setattr(dumps, "PATIENCE_S", 20)
+    monkeypatch.setattr(dumps, "PATIENCE_S", 4)
     under_way.start([], [])
     under_way._running.append(failed(tmp_path, 3))
     with pytest.raises(dumps.DumpFailedError, match="criu ended with 3"):
@@ -153,12 +155,46 @@ def test_a_dump_that_goes_on(
     under_way.close()
 
 
+def test_a_dump_that_is_busy_is_not_given_up_soon(
+    under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written nothing for a while, as it reads what a large process maps."""
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0.3)
+    busy = failed(tmp_path, 0)
+    busy.process.wait()
+    program = (
+        "import sys, time\nend = time.time() + 1.5\nwhile time.time() < end: pass\nsys.exit(9)"
+    )
+    busy.process = subprocess.Popen([sys.executable, "-c", program])
+    under_way._running.append(busy)
+    with pytest.raises(dumps.DumpFailedError, match="criu ended with 9"):
+        under_way.wait(lambda: None)
+    under_way.close()
+
+
+def test_one_that_is_busy_for_ever_is(
+    under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(dumps, "_SILENCE_S", 0.7)
+    busy = failed(tmp_path, 0)
+    busy.process.wait()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        busy.process = process
+        under_way._running.append(busy)
+        with pytest.raises(dumps.DumpAgainError, match="nothing more from criu"):
+            under_way.wait(lambda: None)
+        process.kill()
+    under_way.close()
+
+
 def test_what_criu_waits_for_in_a_frozen_control_group_is_let_go(
     under_way: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only then is the dump given up: nobody is interrupted within a process."""
     thawed: list[str] = []
     monkeypatch.setattr(dumps, "PATIENCE_S", 0)
+    monkeypatch.setattr(dumps, "_scheduled", lambda pid: 0)
     monkeypatch.setattr(dumps, "thaw", thawed.append)
     late = failed(tmp_path, 0)
     late.process.wait()
@@ -170,8 +206,11 @@ def test_what_criu_waits_for_in_a_frozen_control_group_is_let_go(
         def held() -> None:
             late.held = bool(thawed)
 
-        with pytest.raises(dumps.DumpAgainError, match="had not stopped all of /a, /b"):
+        under_way._frozen["/c"] = {9}
+        late.job = replace(late.job, cgroups=("/a", "/b"))
+        with pytest.raises(dumps.DumpAgainError, match="had not stopped all of /a, /b") as caught:
             under_way.wait(held)
+        assert caught.value.late == ("a.service",)
         assert thawed == ["/a", "/b"]
         assert process.poll() is None
         process.kill()
@@ -330,6 +369,7 @@ def test_only_what_has_its_criu_is_let_go(
     """The others would run for no reason, against a locked network."""
     thawed: list[str] = []
     monkeypatch.setattr(dumps, "PATIENCE_S", 0)
+    monkeypatch.setattr(dumps, "_scheduled", lambda pid: 0)
     monkeypatch.setattr(dumps, "thaw", thawed.append)
     first, second = held_jobs(tmp_path, ("/a",), ("/b",))
     one_by_one.start([replace(first, argv=("sleep", "60")), second], [])
