@@ -147,9 +147,9 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         if name in policy.asked:
             raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
     carried = [item for item in units if item.verdict is Verdict.CARRIED]
-    usages = usage.of_units(carried)
     pids = [pid for item in carried if not item.container for pid in item.processes]
     pages = survey(pids, region.ram_ranges(where)) if where else None
+    usages = usage.of_units(carried, pages)
     return Plan(
         kernel=kernel,
         running=running,

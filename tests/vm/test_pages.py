@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from rekernel_lab.client import HostClient
+from rekernel_lab.session import IN_GUEST
 from vm.support import NEW, OLD, Guest, resumed
 
 # A service that cannot come back: what it has mapped is gone when it is restored.
@@ -38,6 +39,15 @@ WantedBy=multi-user.target
 """
 _BEFORE, _AFTER = "single@before.service", "single@after.service"
 _KILL = "[os.kill(item.pid, 9) for item in restores.held if item.tree.unit == '{unit}']"
+
+
+# More shared memory than /run or the handover store has room for.
+_SHARED = """\
+[Service]
+ExecStart=/usr/local/bin/shared 600 /var/lib/shared/answer
+StateDirectory=shared
+"""
+_SHARED_BYTES = 600 << 20
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,36 @@ def swap_out(guest: Guest) -> None:
     assert int(swapped) > 20 << 20
 
 
+def start_shared(guest: Guest) -> int:
+    """A service with much shared memory; returns its main process when all of it is filled."""
+    guest.text(f"cd {IN_GUEST} && tcc -Wall -o /usr/local/bin/shared shared.c")
+    guest.write("/etc/systemd/system/shared.service", _SHARED)
+    guest.text("systemctl daemon-reload && systemctl start shared.service")
+    shared_answers(guest)
+    return guest.main_pid("shared.service")
+
+
+def shared_answers(guest: Guest) -> None:
+    """Every byte of it is right."""
+    wait = "until grep -qs . /var/lib/shared/answer; do sleep 0.2; done; cat /var/lib/shared/answer"
+    assert guest.text(["timeout", "110", "sh", "-c", wait]) == "ok"
+
+
+def check_shared(guest: Guest, pid: int) -> None:
+    """It is the same process still. It ends then."""
+    assert guest.main_pid("shared.service") == pid
+    guest.text("rm /var/lib/shared/answer && systemctl kill --signal=USR1 shared.service")
+    shared_answers(guest)
+    guest.text("systemctl stop shared.service")
+
+
 def test_chain_in_one_boot(carried: Carried) -> None:
     guest = carried.guest
     pid = guest.main_pid("pages.service")
+    shared = start_shared(guest)
+    room = guest.json("rekernel plan --json")["room"]
+    (needs,) = [unit for unit in room["units"] if unit["unit"] == "shared.service"]
+    assert (needs["shared_bytes"], needs["place"]) == (_SHARED_BYTES, "disk")
     for number, prefix in enumerate((NEW, OLD, NEW), 1):
         if number == 2:
             # After the page map was recorded.
@@ -89,6 +126,11 @@ def test_chain_in_one_boot(carried: Carried) -> None:
             assert "record again" in [phase["name"] for phase in outcome.report["phases"]]
         check(carried, f"guest-check-{number}")
         report = outcome.report
+        if number == 1:
+            assert report["memory"]["disk_bytes"] > _SHARED_BYTES
+            check_shared(guest, shared)
+        else:
+            assert report["memory"]["disk_bytes"] == 0
         assert report["connections"]["lost"] == []
         assert report["memory"]["backend"] == "region"
         assert report["memory"]["drain"]["pages_lost"] == 0
@@ -162,6 +204,7 @@ def test_image_backend(carried: Carried) -> None:
     memory = outcome.report["memory"]
     assert memory["backend"] == "image"
     assert memory["pages_in_place"] == 0
+    assert memory["disk_bytes"] > 300 << 20
     # Nothing is left of it on the disk.
     assert guest.text("ls /var/lib/rekernel/images 2>/dev/null || true") == ""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rekernel.errors import RekernelError
 from rekernel.memory.dax import Range
 from rekernel.memory.recorder import RECORDER, region_option
-from rekernel.records import record
+from rekernel.records import field, record
 from rekernel.run import run
 
 _PAGE = 4096
@@ -19,12 +19,14 @@ _CHUNK = 2 << 20
 class Survey:
     """Bytes of private anonymous memory inside and outside of the carry region.
 
-    ``gatherable_bytes``: in ranges of 2 MiB that can be moved into it.
+    ``gatherable_bytes``: in ranges of 2 MiB that can be moved into it. ``by_process``: PID -> bytes
+    inside and outside.
     """
 
     in_region_bytes: int
     stray_bytes: int
     gatherable_bytes: int = 0
+    by_process: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def left_bytes(self) -> int:
@@ -36,7 +38,12 @@ def parse(text: str) -> Survey:
     """The answer of ``rekernel-pagemap stat``."""
     raw = json.loads(text.splitlines()[-1])
     chunks = sum(len(space.get("stray_chunks", ())) for space in raw["spaces"])
-    return Survey(raw["pages"] * _PAGE, raw["stray_pages"] * _PAGE, chunks * _CHUNK)
+    return Survey(
+        raw["pages"] * _PAGE,
+        raw["stray_pages"] * _PAGE,
+        chunks * _CHUNK,
+        {space["pid"]: (space["pages"] + space["stray_pages"]) * _PAGE for space in raw["spaces"]},
+    )
 
 
 def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:

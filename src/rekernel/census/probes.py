@@ -14,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.census.pages import survey
+from rekernel.census import usage
+from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.canary import try_canary
@@ -25,7 +26,7 @@ from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release
 from rekernel.memory import region
 from rekernel.plan import LOWEST_SAFE_PID, room_for
-from rekernel.records import record
+from rekernel.records import record, replace
 from rekernel.room import Place
 from rekernel.run import run
 
@@ -64,8 +65,9 @@ class Context:
     root: Path = Path("/")
     backend: str = "auto"
     units: tuple[UnitVerdict, ...] = ()
-    # Of those that are carried.
+    # Of those that are carried; without a region, pages are all outside of it.
     usages: tuple[Usage, ...] = ()
+    pages: Survey | None = None
 
     def read(self, path: str) -> str:
         """A file's text without the last newline; "" if there is none."""
@@ -253,7 +255,7 @@ def drain_room(context: Context) -> Answer:
     total = sum(parse_zones(context.read("proc/zoneinfo")).values()) * _PAGE
     in_memory = sum(item.resident for item in context.usages if not item.container)
     # Counted for each process: what forked ones share comes back as a copy for each.
-    private = survey(context.carried_pids, ())
+    private = context.pages
     copies = private.in_region_bytes + private.stray_bytes if private else in_memory
     needed = in_memory + max(in_memory, copies) + _SYSTEM_BYTES
     words = f"{in_memory // _MIB} MiB to carry, {total // _MIB} MiB of RAM"
@@ -268,7 +270,7 @@ def drain_room(context: Context) -> Answer:
 def images_room(context: Context) -> Answer:
     """What the blackout writes down fits into the handover store, memory and the disk."""
     where = region.current() if context.backend != "image" else None
-    pages = survey(context.carried_pids, region.ram_ranges(where)) if where else None
+    pages = context.pages if where else None
     found = room_for(context.units, context.usages, where, pages, mounts.observe())
     if found.lack is not None:
         return _fail(found.lack.reason, found.lack.remedy)
@@ -409,6 +411,14 @@ PROBES: tuple[tuple[str, Probe], ...] = (
     ("network", links),
     ("PIDs", pids),
 )
+
+
+def with_memory(context: Context) -> Context:
+    """The same, with what the units have in memory by now."""
+    where = region.current() if context.backend != "image" else None
+    pages = survey(context.carried_pids, region.ram_ranges(where) if where else ())
+    carried = [item for item in context.units if item.verdict is Verdict.CARRIED]
+    return replace(context, usages=usage.of_units(carried, pages), pages=pages)
 
 
 def probe_all(context: Context, probes: Sequence[tuple[str, Probe]] = PROBES) -> list[Finding]:

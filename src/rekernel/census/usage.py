@@ -1,8 +1,8 @@
 """What units have in memory, and how much of it a dump writes into files.
 
 Private pages stay where they are if there is a carry region. What criu writes down all the same is
-what is in use and has no name in a file system, shared memory above all, and what is locked into
-memory.
+what is in use and has no name in a file system, shared memory above all, and private pages that the
+pager does not serve: locked into memory, or of a file and changed.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel.census.pages import Survey
 from rekernel.census.verdicts import UnitVerdict
 from rekernel.records import record
 
-_MIB = 1 << 20
 _SECTOR = 512
 # /proc/PID/maps: a mapping of what has no name any more, with its place, device and inode. Shared
 # memory never has one, be it anonymous, of System V or a memfd.
 _UNNAMED = re.compile(r"^(\S+) \S+ \S+ (\S+) (\d+) +/.* \(deleted\)$", re.M)
-# criu's images of a process without shared or locked memory: descriptors, mappings, registers, and
-# the pages of its files that it has changed (measured: 0.2 to 0.5 MiB).
-_BASE = _MIB // 2
+# criu's images of a process without any pages: descriptors, mappings, registers.
+_BASE = 48 << 10
 
 
 @record
@@ -37,15 +36,18 @@ class Resident:
     total: int
     anonymous: int
     shared: int
-    # Of the anonymous ones.
-    locked: int = 0
+    # Private pages that do not stay in place, for each process that has them.
+    written: int = 0
 
 
-def resident(pids: Iterable[int]) -> Resident:
-    """What these processes have in memory or swap; one that is gone counts nothing."""
-    total = anonymous = shared = locked = 0
+def resident(pids: Iterable[int], in_place: Mapping[int, int] | None = None) -> Resident:
+    """What these processes have in memory or swap; one that is gone counts nothing.
+
+    ``in_place``: bytes of private pages of each that are left where they are.
+    """
+    total = anonymous = shared = written = 0
     for pid in pids:
-        found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0, "SwapPss:": 0, "Locked:": 0}
+        found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0, "SwapPss:": 0, "Anonymous:": 0}
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
@@ -59,8 +61,9 @@ def resident(pids: Iterable[int]) -> Resident:
         total += found["Pss:"] + swapped
         anonymous += private
         shared += found["Pss_Shmem:"]
-        locked += min(found["Locked:"], private)
-    return Resident(total, anonymous, shared, locked)
+        if in_place and pid in in_place:
+            written += max(0, found["Anonymous:"] - in_place[pid])
+    return Resident(total, anonymous, shared, written)
 
 
 @record
@@ -68,7 +71,7 @@ class Usage:
     """What a carried unit has in memory, in bytes.
 
     ``shared``: what has no name in a file system: shared memory (anonymous, of System V, memfds)
-    and deleted files. ``locked``: private pages that are locked into memory.
+    and deleted files. ``written``: private pages that do not stay in place.
     """
 
     unit: str
@@ -77,12 +80,12 @@ class Usage:
     resident: int
     anonymous: int
     shared: int
-    locked: int
+    written: int
 
     @property
     def images(self) -> int:
         """What criu writes down beside a carry region."""
-        return self.shared + self.locked + self.processes * _BASE
+        return self.shared + self.written + self.processes * _BASE
 
     @property
     def all_images(self) -> int:
@@ -90,14 +93,14 @@ class Usage:
         return self.shared + self.anonymous + self.processes * _BASE
 
 
-def of_units(units: Sequence[UnitVerdict]) -> tuple[Usage, ...]:
-    """Of each of these, in their order."""
-    return tuple(_of_unit(item) for item in units)
+def of_units(units: Sequence[UnitVerdict], pages: Survey | None) -> tuple[Usage, ...]:
+    """Of each of these, in their order. ``pages``: None without a region."""
+    return tuple(_of_unit(item, pages.by_process if pages else None) for item in units)
 
 
-def _of_unit(item: UnitVerdict) -> Usage:
+def _of_unit(item: UnitVerdict, in_place: Mapping[int, int] | None) -> Usage:
     pids = sorted(item.processes)
-    memory = resident(pids)
+    memory = resident(pids, in_place)
     shared = memory.shared
     # All of it is written down of a container, its own tmpfs as well.
     if not item.container:
@@ -106,10 +109,11 @@ def _of_unit(item: UnitVerdict) -> Usage:
         unit=item.unit.name,
         container=bool(item.container),
         processes=len(pids),
-        resident=memory.total,
+        # With what nobody maps by now: buffers of a database that another process has filled.
+        resident=memory.total + max(0, shared - memory.shared),
         anonymous=memory.anonymous,
         shared=shared,
-        locked=memory.locked,
+        written=memory.written,
     )
 
 

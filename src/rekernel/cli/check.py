@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rekernel import policy
-from rekernel.census import processes, usage
-from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all
+from rekernel.census import processes
+from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all, with_memory
 from rekernel.census.processes import Account, Fate, account, totals
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.cli.common import (
@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     found = processes.observe()
     parents = {process.pid: process.parent for process in found}
     units = judge(running_units(), policy.load(), parents)
-    usages = usage.of_units([item for item in units if item.verdict is Verdict.CARRIED])
-    findings = probe_all(Context(backend=args.memory, units=tuple(units), usages=usages), PROBES)
+    findings = probe_all(with_memory(Context(backend=args.memory, units=tuple(units))), PROBES)
     ready = is_ready(findings, units)
     # Looked at again: criu and its canary came and went meanwhile.
     accounts = account(processes.observe(), units) if args.all else []

@@ -122,7 +122,7 @@ def room_document(plan: Plan) -> dict[str, Any]:
                 "processes": item.processes,
                 "resident_bytes": item.resident,
                 "shared_bytes": item.shared,
-                "locked_bytes": item.locked,
+                "private_bytes": item.written,
                 "image_bytes": sizes[item.unit].size,
                 "place": str(sizes[item.unit].place),
             }

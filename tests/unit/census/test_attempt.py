@@ -10,6 +10,7 @@ import pytest
 
 from rekernel.census import attempt, brownout
 from rekernel.census.pages import parse
+from rekernel.records import replace
 from rekernel.transition.events import EventStream, JsonLines
 
 
@@ -106,3 +107,17 @@ def test_page_survey() -> None:
     )
     found = parse(text)
     assert (found.in_region_bytes, found.stray_bytes) == (1201 * 4096, 2965504)
+    assert found.by_process == {680: 1201 * 4096}
+    assert (found.gatherable_bytes, found.left_bytes) == (0, 2965504)
+
+
+def test_strays_that_can_be_moved_into_the_region() -> None:
+    text = (
+        '{"spaces":[{"pid":7,"pages":1,"stray_pages":1100,"stray_chunks":[4194304,6291456]}],'
+        '"pages":1,"stray_pages":1100}\n'
+    )
+    found = parse(text)
+    assert found.gatherable_bytes == 4 << 20
+    assert found.left_bytes == 1100 * 4096 - (4 << 20)
+    assert found.by_process == {7: 1101 * 4096}
+    assert replace(found, gatherable_bytes=1 << 30).left_bytes == 0

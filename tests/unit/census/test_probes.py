@@ -114,15 +114,14 @@ def test_movable_zone(tmp_path: Path) -> None:
 
 def test_room_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = host(tmp_path, {"proc/zoneinfo": ZONEINFO})
-    monkeypatch.setattr(probes, "survey", lambda pids, region: None)
     small = replace(context, usages=(usage_of(300 * MIB),))
     assert probes.drain_room(small)[0] is Status.OK
     status, reason, _ = probes.drain_room(replace(context, usages=(usage_of(2000 * MIB),)))
     assert status is Status.WARN
     assert "carried pages then exist twice" in reason
     # Little memory, but shared by many.
-    monkeypatch.setattr(probes, "survey", lambda pids, region: Survey(0, 6000 * MIB))
-    assert probes.drain_room(small)[0] is Status.WARN
+    forked = replace(small, pages=Survey(0, 6000 * MIB))
+    assert probes.drain_room(forked)[0] is Status.WARN
 
 
 def usage_of(resident: int, shared: int = 0) -> Usage:
@@ -136,7 +135,6 @@ def test_room_for_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     free = Free(where.store.size, 3000 * MIB, disk)
     monkeypatch.setattr(region, "current", lambda: where)
     monkeypatch.setattr(region, "ram_ranges", lambda where: [where.ram])
-    monkeypatch.setattr(probes, "survey", lambda pids, region: Survey(0, 0))
     monkeypatch.setattr(room, "tmpfs_sizes", lambda plans: {})
     monkeypatch.setattr(
         room, "observe", lambda where, containers: free if where else replace(free, store=0)

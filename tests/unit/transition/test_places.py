@@ -122,8 +122,8 @@ def test_the_limit_of_run_is_raised_and_taken_back(
     status = os.statvfs_result((4096, 4096, 100 * 256, 30 * 256, 30 * 256, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: status)
     found.settle(reckoned(60 * MIB))
-    # 100 MiB with 70 in use; images of 60.5 and some more.
-    assert sizes == [162 * MIB + MIB // 2]
+    # 100 MiB with 70 in use; images of 60 and some more.
+    assert sizes == [162 * MIB + (48 << 10)]
     assert steps.run() == ()
     assert sizes[1] == 100 * MIB
 
