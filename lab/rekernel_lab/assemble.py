@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rekernel_lab import accel, kernels, rootfs
 from rekernel_lab.aptsources import host_mirror
@@ -23,8 +24,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """An image, the kernels that were asked for (in that order), and what runs it."""
+    """An image, the kernels that were asked for (in that order), and what runs it.
 
+    `base` is the directory of the root file system that the image is made from.
+    """
+
+    base: Path
     image: Image
     releases: tuple[str, ...]
     accelerator: str
@@ -46,4 +51,4 @@ def assemble(
         image = rootfs.image(base, packages, further)
     with progress.step("Accelerator"):
         name = accel.pick(image.kernel(image.releases()[0]), options.accelerator)
-    return Assembly(image, tuple(kernel.release for kernel in wanted), name)
+    return Assembly(base, image, tuple(kernel.release for kernel in wanted), name)

@@ -195,30 +195,41 @@ def image(base_directory: Path, packages: Iterable[str], kernels: Iterable[Kerne
     with cache.building("images", name) as scratch:
         if scratch:
             tree = scratch / "root"
-            tree.mkdir()
-            run(["tar", "-C", tree, "--numeric-owner", "--xattrs", "--xattrs-include=*",
-                 "-xf", base_directory / "root.tar"])  # fmt: skip
+            unpack(base_directory, tree)
             if wanted:
-                _install(tree, wanted)
+                install(tree, wanted)
             _customise(tree, keys)
             _make_disk(tree, scratch)
             shutil.rmtree(tree)
     return Image(cache.root() / "images" / name)
 
 
-def _in_tree(tree: Path, command: Sequence[str], timeout: float = 900) -> None:
+def unpack(base_directory: Path, tree: Path) -> None:
+    """Unpack a base into the new directory `tree`."""
+    tree.mkdir()
+    run(["tar", "-C", tree, "--numeric-owner", "--xattrs", "--xattrs-include=*",
+         "-xf", base_directory / "root.tar"])  # fmt: skip
+
+
+def in_tree(
+    tree: Path, command: Sequence[str], timeout: float = 900, log: Path | None = None
+) -> None:
+    """Run `command` with `tree` as its root; its output is added to `log` (install.log if None).
+
+    Raises LabError if it fails.
+    """
     # Mounts live in a namespace that ends with the command: nothing can be left behind.
     script = 'mount -t proc proc "$0/proc"; mount -t sysfs sysfs "$0/sys"; exec chroot "$0" "$@"'
-    log = cache.root() / "images" / "install.log"
     run(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, tree,
          *command],
-        log_to=log,
+        log_to=log or cache.root() / "images" / "install.log",
         timeout=timeout,
     )  # fmt: skip
 
 
-def _install(tree: Path, packages: Sequence[str]) -> None:
+def install(tree: Path, packages: Sequence[str]) -> None:
+    """Install Debian packages in `tree`, without starting anything."""
     policy = tree / "usr/sbin/policy-rc.d"
     policy.write_text(guestfiles.POLICY_RC_D)
     policy.chmod(0o755)
@@ -226,7 +237,7 @@ def _install(tree: Path, packages: Sequence[str]) -> None:
     # Left out with the manual pages, but some packages put symbolic links there themselves.
     for section in range(1, 9):
         (tree / f"usr/share/man/man{section}").mkdir(parents=True, exist_ok=True)
-    _in_tree(tree, ["apt-get", "install", "--yes", "--no-install-recommends", *packages])
+    in_tree(tree, ["apt-get", "install", "--yes", "--no-install-recommends", *packages])
     policy.unlink()
 
 
@@ -247,9 +258,9 @@ def _customise(tree: Path, keys: Keys) -> None:
     (tree / "var/log/journal").mkdir(exist_ok=True)
     # An empty one would make every boot a first boot, with its presets and questions.
     (tree / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
-    _in_tree(tree, ["/usr/sbin/update-grub"])
-    _in_tree(tree, ["systemctl", "--quiet", "mask", *guestfiles.MASKED_UNITS])
-    _in_tree(tree, ["systemctl", "--quiet", "enable", "systemd-networkd.service", "ssh.service"])
+    in_tree(tree, ["/usr/sbin/update-grub"])
+    in_tree(tree, ["systemctl", "--quiet", "mask", *guestfiles.MASKED_UNITS])
+    in_tree(tree, ["systemctl", "--quiet", "enable", "systemd-networkd.service", "ssh.service"])
     shutil.rmtree(tree / "var/lib/apt/lists")
     (tree / "var/lib/apt/lists/partial").mkdir(parents=True)
     for archive in (tree / "var/cache/apt").rglob("*.deb"):
