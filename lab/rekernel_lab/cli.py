@@ -18,6 +18,7 @@ from rekernel_lab.errors import LabError
 from rekernel_lab.progress import Progress
 from rekernel_lab.qemu import Machine
 from rekernel_lab.runner import Runner
+from rekernel_lab.zdtm import command as zdtm
 
 _DEFAULT_NAME = "default"
 
@@ -154,6 +155,23 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> int:
     return bench.find(arguments.benchmark)(request)
 
 
+def _zdtm(arguments: argparse.Namespace, progress: Progress) -> int:
+    request = zdtm.Request(
+        progress,
+        _options(arguments),
+        arguments.deb,
+        arguments.json,
+        arguments.kernel_from,
+        tuple(_split(arguments.upgrades)),
+        tuple(_split(arguments.only)),
+        tuple(_split(arguments.without)),
+        arguments.limit,
+        arguments.memory,
+        arguments.again,
+    )
+    return zdtm.zdtm(request)
+
+
 def _clean(arguments: argparse.Namespace, progress: Progress) -> int:
     leftovers.clean(progress.line, everything=arguments.all)
     return 0
@@ -253,6 +271,16 @@ def parser() -> argparse.ArgumentParser:
         "--smoke", action="store_true", help="only see that it works: the smallest load, once"
     )
     verb.set_defaults(function=_bench)
+
+    verb = verbs.add_parser("zdtm", parents=[guest, package], help="CRIU's own tests, carried")
+    verb.add_argument("--only", default="", metavar="PATTERN,PATTERN", help="tests by name")
+    verb.add_argument("--without", default="", metavar="PATTERN,PATTERN", help="leave these out")
+    verb.add_argument("--limit", type=int, default=0, metavar="N", help="at most so many")
+    verb.add_argument("--again", action="store_true", help="with criu alone anew, too")
+    verb.add_argument("--from", default="6.12", dest="kernel_from", metavar="PREFIX")
+    verb.add_argument("--upgrades", default="7", metavar="PREFIX,PREFIX")
+    verb.add_argument("--memory", type=int, default=6144, metavar="MIB")
+    verb.set_defaults(function=_zdtm)
 
     verb = verbs.add_parser("clean", help="end all VMs and remove what they left")
     verb.add_argument("--all", action="store_true", help="empty the cache, too")

@@ -52,7 +52,7 @@ def test_the_name_of_a_state_tells_what_it_is_made_of(
     monkeypatch.setattr(prepared, "text", lambda words: "QEMU 10")
     deb = tmp_path / "a.deb"
     deb.write_text("1")
-    assembly = Assembly(Image(Path("/images/x")), ("6.12",), "tcg")
+    assembly = Assembly(Path("/base"), Image(Path("/images/x")), ("6.12",), "tcg")
     machine = Machine("tcg", 4096)
 
     def key(**changes: Any) -> str:
@@ -63,7 +63,7 @@ def test_the_name_of_a_state_tells_what_it_is_made_of(
     assert key() == first
     other = tmp_path / "b.deb"
     other.write_text("2")
-    image = Assembly(Image(Path("/images/y")), ("6.12",), "tcg")
+    image = Assembly(Path("/base"), Image(Path("/images/y")), ("6.12",), "tcg")
     assert first not in (
         key(deb=other), key(assembly=image), key(machine=Machine("tcg", 4097)), key(region_mib=1)
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`rekernel-lab zdtm`: CRIU's own test suite across an upgrade."""
