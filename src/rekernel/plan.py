@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
+from rekernel.confirmed import Confirmed, compare
 from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
-from rekernel.host import disks, drivers, loops, mounts, network
+from rekernel.host import disks, drivers, loops, mounts, network, support
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region
@@ -25,6 +27,8 @@ from rekernel.systemd.units import running_units
 # Kernel threads of a fresh kernel end well below this.
 LOWEST_SAFE_PID = 1000
 _LEAST_GROWTH = 16 << 20
+# How long what has become worse may take to be as it was.
+_PASSES_S = 2.0
 
 
 @record
@@ -118,34 +122,73 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
     table = mounts.observe()
     disks.root(table)
     attached = loops.observe(table)
-    problems = disks.unsupported(table, attached) + network.unsupported(network.observe())
-    if problems:
+    support.refuse(disks.unsupported(table, attached) + network.unsupported(network.observe()))
+    where = region.current() if memory != "image" else None
+    _assert_fit(kernel, running, table, where)
+    if memory == "region" and where is None:
         raise BlockedError(
-            f"cannot be set up again before the restore: {', '.join(problems)}",
-            "`rekernel check` says more: take it down or unmount it for the upgrade",
+            "no carry region is set up", "run `rekernel setup` and reboot once, or --memory=image"
         )
-    where = region.current()
-    lacks = fitness.shortcomings(
-        kernel, running, drivers.essential(table), region=bool(where) and memory != "image"
+    units = _judged(policy)
+    nowhere = policy.without_units(item.unit.name for item in units)
+    for name in nowhere:
+        if name in policy.asked:
+            raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
+    warnings = (
+        *(f"policy names {name}, which does not run" for name in nowhere),
+        *attached.given_up(mount.source for mount in table),
+        *warnings_for(units),
     )
+    return _with_memory(kernel, running, where, units, warnings, table)
+
+
+def renew(confirmed: Confirmed, policy: Policy) -> tuple[Plan, tuple[str, ...]]:
+    """The plan that was confirmed, with what its units are by now; and what is worth a note.
+
+    What the host is like otherwise is looked at when it is described. Raises BlockedError if more
+    would be lost than was confirmed: not for what passes, a service that reloads or a login that is
+    being ended, say.
+    """
+    kernel = Kernel(confirmed.release, Path(confirmed.image), Path(confirmed.modules))
+    where = region.current() if confirmed.backend == "region" else None
+    table = mounts.observe()
+    _assert_fit(kernel, confirmed.running, table, where)
+    deadline = time.monotonic() + _PASSES_S
+    while True:
+        found = compare(confirmed.units, _judged(policy), policy.asked)
+        if not (found.worse or found.new) or time.monotonic() > deadline:
+            break
+        time.sleep(_PASSES_S / 5)
+    found.refuse()
+    made = _with_memory(kernel, confirmed.running, where, found.units, (), table)
+    return made, found.notes
+
+
+def _assert_fit(
+    kernel: Kernel, running: str, table: Sequence[mounts.MountInfo], where: region.Layout | None
+) -> None:
+    lacks = fitness.shortcomings(kernel, running, drivers.essential(table), region=bool(where))
     if lacks:
         raise BlockedError(
             f"kernel {kernel.release} cannot take over: {', '.join(lacks)}",
             "`rekernel check` lists kernels that can; those for clouds have few drivers",
         )
-    if memory == "region" and where is None:
-        raise BlockedError(
-            "no carry region is set up", "run `rekernel setup` and reboot once, or --memory=image"
-        )
-    if memory == "image":
-        where = None
+
+
+def _judged(policy: Policy) -> list[UnitVerdict]:
     # Not the one that does it.
     services = [unit for unit in running_units() if unit.name != attempt.UNIT]
-    units = judge(services, policy, parents())
-    nowhere = policy.without_units(item.unit.name for item in units)
-    for name in nowhere:
-        if name in policy.asked:
-            raise UsageError(f"{name} does not run", "see `rekernel check` for what does")
+    return judge(services, policy, parents())
+
+
+def _with_memory(
+    kernel: Kernel,
+    running: str,
+    where: region.Layout | None,
+    units: Sequence[UnitVerdict],
+    warnings: tuple[str, ...],
+    table: Sequence[mounts.MountInfo],
+) -> Plan:
     carried = [item for item in units if item.verdict is Verdict.CARRIED]
     pids = [pid for item in carried if not item.container for pid in item.processes]
     pages = survey(pids, region.ram_ranges(where)) if where else None
@@ -157,11 +200,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         where=where,
         units=tuple(units),
         resident_bytes=sum(item.resident for item in usages if not item.container),
-        warnings=(
-            *(f"policy names {name}, which does not run" for name in nowhere),
-            *attached.given_up(mount.source for mount in table),
-            *warnings_for(units),
-        ),
+        warnings=warnings,
         usages=usages,
         room=room_for(units, usages, where, pages, table),
         pages=pages,

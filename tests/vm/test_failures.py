@@ -280,6 +280,17 @@ def test_kernel_image_vanishes(lab: Lab) -> None:
         lab.guest.text(f"cp /root/image {image}")
 
 
+def test_a_unit_that_can_be_carried_no_more(lab: Lab) -> None:
+    """Between the plan that was confirmed and its use."""
+    lab.guest.fault("plan", "join", unit="demo.service")
+    newest = lab.assert_fails(
+        code=3,
+        message=r"demo\.service was to be carried and would now be restarted "
+        r"\(process \d+ has a pipe in packet mode",
+    )
+    assert newest["outcome"] == "refused"
+
+
 @pytest.mark.parametrize("phase", ["describe host", "dump"])
 def test_no_space_in_run(lab: Lab, phase: str) -> None:
     lab.guest.fault(phase, "fill", directory="/run")

@@ -6,9 +6,11 @@ import argparse
 import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rekernel import confirmed
 from rekernel.census import attempt, snapshot
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import print_error, require_root
@@ -16,6 +18,7 @@ from rekernel.errors import CancelledError, RekernelError, RolledBackError
 from rekernel.lock import exclusive
 from rekernel.report import builder
 from rekernel.report.history import History
+from rekernel.report.prediction import Prediction
 from rekernel.transition.events import EventStream, JsonLines
 from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList
@@ -52,7 +55,10 @@ def run_in_unit(args: argparse.Namespace) -> int:
         history = History()
         try:
             with events.phase("plan"):
-                plan, prediction = plan_verb.decide(args)
+                told = confirmed.take(Path(args.in_unit))
+                facts["new_release"] = told.release
+                prediction = Prediction(told.blackout_s, told.basis, told.samples)
+                plan, notes = plan_verb.renew(args, told)
                 plan_verb.refuse_or_pass(args, plan, prediction)
 
             def remember(processes: snapshot.Snapshot) -> None:
@@ -60,6 +66,9 @@ def run_in_unit(args: argparse.Namespace) -> int:
                 history.keep(facts["id"], snapshot.BEFORE, content)
 
             upgrade = Upgrade(plan, events, remember)
+            for note in notes:
+                upgrade.notes.append(note)
+                events.emit("note", note)
             facts = {
                 "id": upgrade.id,
                 "old_release": plan.running,

@@ -18,6 +18,7 @@ from rekernel.cli.common import (
     print_json,
     require_root,
 )
+from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, BusyError
 from rekernel.plan import Plan
 from rekernel.report.history import History
@@ -72,6 +73,28 @@ def prediction_for(plan: Plan) -> Prediction:
         past=History().reports(),
         boot_seconds=boot_seconds(booted()),
     )
+
+
+def to_confirm(plan: Plan, prediction: Prediction) -> Confirmed:
+    """What somebody says yes to."""
+    return Confirmed(
+        release=plan.kernel.release,
+        image=str(plan.kernel.image),
+        modules=str(plan.kernel.modules),
+        running=plan.running,
+        backend=plan.backend,
+        units=tuple(
+            Expected(item.unit.name, str(item.verdict), item.reason) for item in plan.units
+        ),
+        blackout_s=float(prediction.seconds),
+        basis=prediction.basis,
+        samples=prediction.samples,
+    )
+
+
+def renew(args: argparse.Namespace, confirmed: Confirmed) -> tuple[Plan, tuple[str, ...]]:
+    """As plan.renew(), for these options."""
+    return planning.renew(confirmed, policy.load(args.carry, args.restart))
 
 
 def show(plan: Plan, prediction: Prediction, *, in_json: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rekernel import confirmed
 from rekernel.census import attempt
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import (
@@ -25,6 +26,7 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.cli.progress import display_for
+from rekernel.confirmed import Confirmed
 from rekernel.errors import (
     BusyError,
     RekernelError,
@@ -89,7 +91,7 @@ def add_parser(subparsers: VerbParsers) -> None:
         metavar="SECONDS",
         help="refuse if a longer blackout is predicted",
     )
-    parser.add_argument("--in-unit", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--in-unit", metavar="FILE", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         print(flush=True)
     if not args.yes:
         ask(plan)
-    return _follow(args, plan)
+    return _follow(args, plan_verb.to_confirm(plan, prediction))
 
 
 def ask(plan: Plan) -> None:
@@ -129,8 +131,8 @@ def self_argv() -> list[str]:
     return [sys.executable, "-I", "-m", "rekernel"]
 
 
-def unit_argv(args: argparse.Namespace, release: str) -> list[str]:
-    """systemd-run with everything that the unit needs."""
+def unit_argv(args: argparse.Namespace, release: str, told: Path) -> list[str]:
+    """systemd-run with everything that the unit needs; ``told``: where the plan lies for it."""
     argv = [
         "systemd-run", "--quiet", "--collect",
         f"--unit={attempt.UNIT.removesuffix('.service')}",
@@ -138,7 +140,7 @@ def unit_argv(args: argparse.Namespace, release: str) -> list[str]:
     ]  # fmt: skip
     stop = " ".join([*self_argv(), "abort", "--after-death"])
     argv += [f"--property={item}" for item in (*_PROPERTIES, f"ExecStopPost={stop}")]
-    argv += ["--", *self_argv(), "upgrade", "--in-unit", "--yes", f"--memory={args.memory}"]
+    argv += ["--", *self_argv(), "upgrade", "--in-unit", str(told), "--yes"]
     if args.max_blackout is not None:
         argv.append(f"--max-blackout={args.max_blackout}")
     argv += [f"--carry={unit}" for unit in args.carry]
@@ -167,18 +169,21 @@ def stop_unit() -> None:
     run_command(argv, check=False)
 
 
-def _follow(args: argparse.Namespace, plan: Plan) -> int:
+def _follow(args: argparse.Namespace, told: Confirmed) -> int:
     _RUN.mkdir(parents=True, exist_ok=True)
     attempt.OUTCOME.unlink(missing_ok=True)
     boot = attempt.boot_id()
     known = History().ids()
     follower = attempt.Follower(since_ns=time.time_ns())
     display = display_for(in_json=args.json)
+    path = confirmed.own_path()
     try:
         with _stopping_the_unit():
-            _start(unit_argv(args, plan.kernel.release))
+            confirmed.leave(told, path)
+            _start(unit_argv(args, told.release, path))
             _watch(follower, display.show)
     finally:
+        path.unlink(missing_ok=True)
         display.close()
     if attempt.boot_id() != boot:
         return _arrived(known, in_json=args.json)

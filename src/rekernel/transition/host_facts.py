@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from rekernel import syscalls
 from rekernel.checkpoint.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import binds, conntrack, disks, ifupdown, loops, mounts, network, sysctls
+from rekernel.host import (
+    binds,
+    conntrack,
+    disks,
+    ifupdown,
+    loops,
+    mounts,
+    network,
+    support,
+    sysctls,
+)
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.records import record, replace
 from rekernel.systemd import adoption, logins, settled, volatile
@@ -52,10 +62,14 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
     triggers = volatile.triggers()
-    the_network = network.describe(network.observe())
+    table = mounts.observe()
+    attached = loops.observe(table)
+    links = network.observe()
+    # It may have changed since the plan was made.
+    support.refuse(disks.unsupported(table, attached) + network.unsupported(links))
+    the_network = network.describe(links)
     done = settled.observe(the_network.tunnels)
     done_units = [item.unit for item in done]
-    table = mounts.observe()
     todo, contents = mounts.plan(table, logins.own_mounts(units))
     order = [mount.target for mount in table]
     todo += [*disks.plan(table), *binds.plan(table)]
@@ -80,7 +94,7 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     return HostFacts(
         table=tuple(table),
         mounts=(*todo, bind),
-        loops=tuple(loops.observe(table).usable.values()),
+        loops=tuple(attached.usable.values()),
         contents=tuple(contents),
         directories=tuple(sorted(directories)),
         files={

@@ -75,7 +75,7 @@ class Upgrade:
         self._events = events
         self._undo = UndoList()
         self._cancelled = ""
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         self._id = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self._calibration = staging.TscCalibration()
         self._stand_in = StandIn(())
@@ -269,7 +269,7 @@ class Upgrade:
                 "swaps": [[area.name, area.priority] for area in areas],
                 "sysctls": settings,
                 "triggers": host.triggers,
-                "notes": self._notes,
+                "notes": self.notes,
                 "left_out": [item.unit.name for item in left_out],
                 "units": [
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
@@ -310,7 +310,7 @@ class Upgrade:
             self._stand_in.take_place()
 
     def _note(self, text: str) -> None:
-        self._notes.append(text)
+        self.notes.append(text)
         self._events.emit("note", text)
 
     def _stop(self, unit: str) -> None:

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from rekernel import cli
+from rekernel import cli, confirmed
 from rekernel.census import attempt, brownout
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Finding, Status
@@ -25,6 +25,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.cli import check, in_unit, upgrade
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.progress import PAUSE, JsonDisplay, LiveDisplay, PlainDisplay
+from rekernel.confirmed import Confirmed
 from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
 from rekernel.kernel.installed import Kernel
 from rekernel.lock import exclusive
@@ -79,6 +80,7 @@ def planned(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     def use(*units: UnitVerdict, seconds: float = 4.0) -> None:
         answer = (make_plan(*units), Prediction(seconds, "history", 3))
         monkeypatch.setattr(plan_verb, "decide", lambda args: answer)
+        monkeypatch.setattr(plan_verb, "renew", lambda args, told: (answer[0], ()))
 
     monkeypatch.setattr(brownout, "observe", lambda: brownout.Brownout(False, "none", None))
     monkeypatch.setattr(plan_verb.policy, "load", lambda carry=(), restart=(): Policy())  # type: ignore[attr-defined]
@@ -209,8 +211,8 @@ def test_a_no_is_a_no(
 
 
 def test_unit_command() -> None:
-    args = argparse.Namespace(memory="auto", max_blackout=5.0, carry=["a"], restart=["b", "c"])
-    argv = upgrade.unit_argv(args, "7.3.4")
+    args = argparse.Namespace(max_blackout=5.0, carry=["a"], restart=["b", "c"])
+    argv = upgrade.unit_argv(args, "7.3.4", Path("/run/rekernel/confirmed-7.json"))
     split = argv.index("--")
     for word in (
         "--collect", "--unit=rekernel-upgrade", "--property=KillMode=process",
@@ -222,18 +224,19 @@ def test_unit_command() -> None:
     own = argv[split + 1 :]
     assert own[-1] == "7.3.4"
     parsed = cli.build_parser(("upgrade",)).parse_args(own[own.index("upgrade") :])
-    assert parsed.in_unit and parsed.yes
+    assert (parsed.in_unit, parsed.yes) == ("/run/rekernel/confirmed-7.json", True)
     assert (parsed.carry, parsed.restart, parsed.max_blackout) == (["a"], ["b", "c"], 5.0)
 
 
 def run_unit(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Instead of systemd-run."""
-    monkeypatch.setattr(upgrade, "unit_argv", lambda args, release: [sys.executable, "-c", script])
+    monkeypatch.setattr(upgrade, "unit_argv", lambda *told: [sys.executable, "-c", script])
 
 
 @pytest.fixture
 def unit_directory(planned: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(upgrade, "_RUN", run_directory)
+    monkeypatch.setattr(confirmed, "RUN", run_directory)
     events, outcome = run_directory / "events.jsonl", run_directory / "outcome.json"
     original = attempt.Follower
     monkeypatch.setattr(attempt, "Follower", lambda since_ns: original(events, since_ns))
@@ -363,6 +366,7 @@ class FakeUpgrade:
 
     id = "20261122-220201"
     error: BaseException | None = None
+    notes: ClassVar[list[str]] = []
     left: tuple[Problem, ...] = ()
 
     def __init__(self, plan: Plan, events: EventStream, remember: object) -> None:
@@ -375,11 +379,18 @@ class FakeUpgrade:
             raise self.error
 
 
+def in_unit_argv(tmp_path: Path) -> list[str]:
+    """What the unit runs, with a plan that was confirmed."""
+    path = tmp_path / "confirmed.json"
+    confirmed.leave(plan_verb.to_confirm(*plan_verb.decide(argparse.Namespace())), path)
+    return ["upgrade", "--in-unit", str(path), "--yes", "7.3.4"]
+
+
 @pytest.fixture
 def own_process(
     planned: Any, run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[type[FakeUpgrade]]:
-    fake = type("Fake", (FakeUpgrade,), {})
+    fake = type("Fake", (FakeUpgrade,), {"notes": []})
     monkeypatch.setattr(in_unit, "Upgrade", fake)
 
     @contextmanager
@@ -417,7 +428,7 @@ def test_every_end_is_in_the_history(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     own_process.error, own_process.left = error, left
-    assert cli.main(["upgrade", "--in-unit", "--yes", "7.3.4"]) == code
+    assert cli.main(in_unit_argv(tmp_path)) == code
     report = History(tmp_path / "history").get()
     assert (report["outcome"], report["exit_code"]) == (outcome, code)
     assert [item["name"] for item in report["phases"]] == ["plan", "undo"]
@@ -432,22 +443,70 @@ def test_a_plan_that_is_refused_in_the_unit(
     own_process: type[FakeUpgrade], planned: Any, tmp_path: Path
 ) -> None:
     planned(unit(*BLOCKING))
-    assert cli.main(["upgrade", "--in-unit", "--yes"]) == 3
+    assert cli.main(in_unit_argv(tmp_path)) == 3
     assert History(tmp_path / "history").get()["outcome"] == "refused"
+
+
+def test_what_was_confirmed_is_what_runs(
+    own_process: type[FakeUpgrade], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Confirmed] = []
+
+    def renew(args: argparse.Namespace, given: Confirmed) -> tuple[Plan, tuple[str, ...]]:
+        told.append(given)
+        return make_plan(), ("x.service has ended",)
+
+    monkeypatch.setattr(plan_verb, "renew", renew)
+    monkeypatch.setattr(confirmed, "RUN", tmp_path)
+    argv = in_unit_argv(tmp_path)
+    # Nobody plans again.
+    monkeypatch.setattr(plan_verb, "decide", lambda args: pytest.fail("planned twice"))
+    assert cli.main(argv) == 5
+    (given,) = told
+    assert (given.release, given.backend, given.blackout_s) == ("7.3.4", "region", 4.0)
+    assert [(item.unit, item.verdict) for item in given.units] == [("redis.service", "carried")]
+    assert own_process.notes == ["x.service has ended"]
+    # It holds once.
+    assert cli.main(argv) == 5
+    report = History(tmp_path / "history").get()
+    assert report["error"].startswith("the plan that was confirmed cannot be read: [Errno 2]")
+
+
+def test_a_unit_that_has_become_worse(
+    own_process: type[FakeUpgrade],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = in_unit_argv(tmp_path)
+    worse = unit("redis.service", Verdict.RESTARTED, "process 7 has a perf event open")
+
+    def renew(args: argparse.Namespace, given: Confirmed) -> None:
+        confirmed.compare(given.units, [worse]).refuse()
+
+    monkeypatch.setattr(plan_verb, "renew", renew)
+    assert cli.main(argv) == 3
+    report = History(tmp_path / "history").get()
+    assert (report["outcome"], report["new_release"]) == ("refused", "7.3.4")
+    assert report["error"] == (
+        "not what was confirmed: redis.service was to be carried and would now be restarted "
+        "(process 7 has a perf event open)"
+    )
+    assert "look at `rekernel plan`" in capsys.readouterr().err
 
 
 def test_sigterm_while_planning(
     own_process: type[FakeUpgrade], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decide(args: argparse.Namespace) -> None:
+    def renew(args: argparse.Namespace, told: Confirmed) -> None:
         # Planning gets over errors; a wish to stop must not be one.
         try:
             signal.raise_signal(signal.SIGTERM)
         except Exception:
             pytest.fail("swallowed")
 
-    monkeypatch.setattr(plan_verb, "decide", decide)
-    assert cli.main(["upgrade", "--in-unit", "--yes"]) == 5
+    monkeypatch.setattr(plan_verb, "renew", renew)
+    assert cli.main(in_unit_argv(tmp_path)) == 5
     assert "before anything was touched" in History(tmp_path / "history").get()["error"]
 
 
@@ -456,7 +515,7 @@ def test_one_at_a_time(
 ) -> None:
     monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
     with exclusive():
-        assert cli.main(["upgrade", "--in-unit", "--yes"]) == BusyError.exit_code
+        assert cli.main(["upgrade", "--in-unit", "x", "--yes"]) == BusyError.exit_code
     assert "another upgrade is under way" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from rekernel import plan
 from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.host.loops import Loops
 from rekernel.kernel.installed import Kernel
@@ -209,3 +210,32 @@ def test_policy_errors(tmp_path: Path, text: str, message: str) -> None:
 def test_policy_contradiction(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"redis\.service: both --carry and --restart"):
         load(["redis"], ["redis.service"], tmp_path / "none")
+
+
+def test_a_plan_that_was_confirmed(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its units are looked at anew; for what passes it waits a moment."""
+    told = Confirmed(
+        "7.3.4", "/boot/vmlinuz-7.3.4", "/x", "6.12.1", "image",
+        (Expected("redis.service", "carried"), Expected("gone.service", "restarted")), 4.5,
+        "model", 0,
+    )  # fmt: skip
+    monkeypatch.setattr(plan, "_PASSES_S", 0.2)
+    made, notes = plan.renew(told, Policy())
+    assert (made.kernel, made.backend, made.running) == (NEW, "image", "6.12.1")
+    assert [item.unit.name for item in made.own(Verdict.CARRIED)] == ["redis.service"]
+    assert notes == ("gone.service has ended since the plan was confirmed",)
+
+    looks = [unit("redis.service", Verdict.RESTARTED, 5000), machine["units"][0]]
+    monkeypatch.setattr(plan, "judge", lambda *facts: [looks.pop(0)])
+    plan.renew(told, Policy())
+    assert not looks
+
+    worse = unit("redis.service", Verdict.RESTARTED, 5000)
+    monkeypatch.setattr(plan, "judge", lambda *facts: [worse])
+    with pytest.raises(BlockedError, match=r"redis\.service was to be carried and would now be re"):
+        plan.renew(told, Policy())
+    machine["lacks"] = ["no virtio_blk"]
+    with pytest.raises(BlockedError, match=r"cannot take over: no virtio_blk"):
+        plan.renew(told, Policy())

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 SPEC = Path("/etc/rekernel-fault.json")
 REACHED = Path("/run/rekernel-fault.reached")
+_kept: list[subprocess.Popen[bytes]] = []
 
 
 def _kill(spec: dict[str, Any]) -> None:
@@ -100,6 +102,20 @@ def _unlink(spec: dict[str, Any]) -> None:
     os.unlink(spec["path"])
 
 
+def _join(spec: dict[str, Any]) -> None:
+    """A process of this unit, as long as the attempt lives, with what criu cannot dump."""
+    program = "import os, sys; kept = os.pipe2(os.O_DIRECT); print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    group = Path(f"/sys/fs/cgroup/system.slice/{spec['unit']}/cgroup.procs")
+    group.write_text(str(process.pid))
+    # Its end is the end of that pipe.
+    _kept.append(process)
+
+
 def _compact(spec: dict[str, Any]) -> None:
     """Let the kernel put pages of everybody elsewhere."""
     Path("/proc/sys/vm/compact_memory").write_text("1")
@@ -128,6 +144,7 @@ _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "wait": _wait,
     "fill": _fill,
     "unlink": _unlink,
+    "join": _join,
     "compact": _compact,
     "corrupt": _corrupt,
 }
