@@ -179,6 +179,29 @@ def test_a_dump_that_stands_still_again(lab: Lab) -> None:
     assert "traced by" in text
 
 
+def test_what_cannot_be_undone(lab: Lab) -> None:
+    """It is named, and never called undone; what can be undone later, is."""
+    guest = lab.guest
+    # The lock of the network stays at first, until the unit's ExecStopPost=.
+    guest.fault("hand over", "break", programs={"nft": "once", "journalctl": "always"})
+    try:
+        code, output = lab.upgrade()
+        assert code == 1, output
+        problem = "flush-journal: journalctl failed (1): journalctl is broken"
+        assert f"not undone: {problem} (by hand: journalctl --flush)" in output
+        assert "undone only later: unlock-network: nft failed (1): nft is broken" in output
+        newest = lab.newest()
+        assert (newest["outcome"], newest["exit_code"]) == ("not-undone", 1)
+        left = guest.json("rekernel status --json")["not_undone"]
+        assert [item["step"] for item in left] == ["flush-journal"]
+    finally:
+        guest.text("rm -f /usr/local/sbin/nft /usr/local/sbin/journalctl")
+    code, output = guest.run("rekernel abort")
+    assert code == 0, output
+    assert lab.newest()["outcome"] == "rolled-back"
+    lab.assert_unharmed()
+
+
 def test_aborted_by_someone_else(lab: Lab) -> None:
     # The last phase before the network is locked: later nobody gets in from outside.
     lab.guest.fault("sync", "wait")

@@ -359,14 +359,16 @@ def tried_again(report: Mapping[str, Any], left: Sequence[Problem]) -> dict[str,
 
     ``left``: what is not undone by now.
     """
-    if left:
-        return {**report, **_not_undone(left)}
-    then = [f"undone only later: {Problem(**item)}" for item in report["not_undone"]]
-    return {
-        **report,
+    still = {(problem.step, problem.value) for problem in left}
+    then = [
+        f"undone only later: {Problem(**item)}"
+        for item in report["not_undone"]
+        if (item["step"], item["value"]) not in still
+    ]
+    ended = {
         "outcome": ROLLED_BACK,
         "exit_code": _EXIT_CODES[ROLLED_BACK],
         "not_undone": [],
-        "notes": [*report["notes"], *then],
         "hint": "everything runs on as before",
     }
+    return {**report, **(_not_undone(left) if left else ended), "notes": [*report["notes"], *then]}

@@ -23,6 +23,7 @@ _HAVE_CGROUP = (".service", ".scope", ".slice", ".socket")
 _ACTIVE = ("active", "activating", "deactivating", "reloading", "refreshing")
 
 
+_CGROUPS = Path("/sys/fs/cgroup")
 _LOGIN = re.compile(r"session-[^/]+\.scope$")
 _MANAGER = re.compile(r"user@(\d+)\.service$")
 
@@ -181,13 +182,13 @@ def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict
 def processes_of(cgroup: str) -> dict[int, str]:
     """PID -> control group, for everything at or below this control group."""
     found = {}
-    top = Path("/sys/fs/cgroup", cgroup.lstrip("/"))
+    top = _CGROUPS / cgroup.lstrip("/")
     for procs in [top / "cgroup.procs", *top.glob("**/cgroup.procs")]:
         try:
             text = procs.read_text()
         except OSError:
             continue
-        path = "/" + str(procs.parent.relative_to("/sys/fs/cgroup"))
+        path = "/" + str(procs.parent.relative_to(_CGROUPS))
         for line in text.split():
             found[int(line)] = path
     return found

@@ -26,6 +26,21 @@ from rekernel.transition.undo import UndoList
 SCRATCH = Path("/run/rekernel/upgrade")
 # Where the agent mounts the disk of the store's file.
 _STORE_DISK = "/run/rekernel/store"
+# Stops what moves or hides pages; and what else is changed for the time of an upgrade.
+_TUNING = (
+    ("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
+    # At least 2 MiB each time that it wakes up, every 10 s as it is; so it sleeps for weeks.
+    ("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1"),
+    ("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "2147483647"),
+    ("/sys/kernel/mm/ksm/run", "0"),
+    ("/proc/sys/kernel/numa_balancing", "0"),
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
+    # Freezing, locking and dumping wait for RCU again and again.
+    ("/sys/kernel/rcu_expedited", "1"),
+)
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+# What criu has found out about a kernel.
+_PROBED = Path("/run/criu.kdat")
 # What the running kernel does when it panics.
 _PANIC = Path("/proc/sys/kernel/panic")
 INIT = "/sbin/init"
@@ -141,7 +156,7 @@ def load_kernel(
 def probe_kernel() -> None:
     """Let criu probe the running kernel now. Raises CommandFailedError."""
     # A stale result, of another kernel say, would fail the dump inside the blackout.
-    Path("/run/criu.kdat").unlink(missing_ok=True)
+    _PROBED.unlink(missing_ok=True)
     run(PROBE)
 
 
@@ -163,17 +178,7 @@ class TscCalibration:
 
 def tune_kernel(undo: UndoList) -> None:
     """Stop what moves or hides pages, as a record of page frames must stay true; and hurry."""
-    for path, value in (
-        ("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
-        # At least 2 MiB each time that it wakes up, every 10 s as it is; so it sleeps for weeks.
-        ("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1"),
-        ("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "2147483647"),
-        ("/sys/kernel/mm/ksm/run", "0"),
-        ("/proc/sys/kernel/numa_balancing", "0"),
-        ("/proc/sys/vm/compaction_proactiveness", "0"),
-        # Freezing, locking and dumping wait for RCU again and again.
-        ("/sys/kernel/rcu_expedited", "1"),
-    ):
+    for path, value in _TUNING:
         _set(undo, Path(path), value)
 
 
@@ -228,7 +233,7 @@ def allow_reservations(undo: UndoList) -> None:
     It reserves 16 bytes for each page of a process's private address space, used or not: 32 GiB
     for the 8 TiB that a database reserves to grow into. To be called when all else stands still.
     """
-    _set(undo, Path("/proc/sys/vm/overcommit_memory"), "1")
+    _set(undo, _OVERCOMMIT, "1")
 
 
 def _set(undo: UndoList, file: Path, value: str) -> None:

@@ -280,8 +280,11 @@ def test_attempts_that_ended_before_the_jump(
 
 def test_what_was_tried_again() -> None:
     report = builder.undone(ATTEMPT, BlockedError("swap is in use", "free memory"), (), [LOCKED])
+    again = replace(LOCKED, error="no nft")
+    assert builder.tried_again(report, [again]) == report | {"not_undone": [asdict(again)]}
     frozen = Problem("thaw", "/a", "busy", "echo 0")
-    assert builder.tried_again(report, [frozen]) == report | {"not_undone": [asdict(frozen)]}
+    other = {"not_undone": [asdict(frozen)], "notes": [f"undone only later: {LOCKED}"]}
+    assert builder.tried_again(report, [frozen]) == report | other
     then = builder.tried_again(report, [])
     assert (then["outcome"], then["exit_code"], then["not_undone"]) == ("rolled-back", 5, [])
     # It is no secret that they stood still until then.

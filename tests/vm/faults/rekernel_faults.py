@@ -74,6 +74,16 @@ def _terminate(spec: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _break(spec: dict[str, Any]) -> None:
+    """Programs that fail in the place of others, be it once; and then it is to end."""
+    for name, how_often in spec["programs"].items():
+        path = Path("/usr/local/sbin", name)
+        last = 'rm -f "$0"\n' if how_often == "once" else ""
+        path.write_text(f"#!/bin/sh\n{last}echo {name} is broken >&2\nexit 1\n")
+        path.chmod(0o755)
+    _terminate(spec)
+
+
 def _wait(spec: dict[str, Any]) -> None:
     """Until somebody asks the attempt to stop; the phase goes on then, as it would."""
     heard = threading.Event()
@@ -141,6 +151,7 @@ _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "kill": _kill,
     "term": _terminate,
     "stop-criu": _stop_criu,
+    "break": _break,
     "wait": _wait,
     "fill": _fill,
     "unlink": _unlink,
