@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import select
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rekernel.errors import RekernelError
@@ -26,6 +27,24 @@ _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
 }
+
+
+# Raises if nobody shall wait for programs any more.
+_check: Callable[[], object] | None = None
+
+
+@contextlib.contextmanager
+def answering(check: Callable[[], object]) -> Iterator[None]:
+    """While this lasts, ``check`` is called ten times a second whenever a program is waited for.
+
+    What it raises ends the wait, and the program.
+    """
+    global _check
+    _check = check
+    try:
+        yield
+    finally:
+        _check = None
 
 
 class CommandFailedError(RekernelError):
@@ -54,33 +73,70 @@ def run(
     check: bool = True,
     good: Sequence[int] = (0,),
     timeout: float | None = 120,
+    whole: bool = False,
 ) -> str:
     """Run a program to its end; returns its standard output.
 
-    ``good``: exit statuses that are no failure. Raises CommandNotFoundError, CommandFailedError
-    (with ``check``), or RekernelError after ``timeout`` seconds. The program gets a fixed
-    environment and never a terminal.
+    ``good``: exit statuses that are no failure. ``whole``: it must not be ended midway, whatever
+    :func:`answering` is told. Raises CommandNotFoundError, CommandFailedError
+    (with ``check``), RekernelError after ``timeout`` seconds, or what :func:`answering` is told.
+    The program gets a fixed environment and never a terminal.
     """
     _log.debug("%s", shlex.join(argv))
     try:
-        done = subprocess.run(
-            list(argv),
-            input=os.fsencode(stdin),
-            capture_output=True,
-            env=_ENVIRONMENT,
-            timeout=timeout,
-            check=False,
-        )
+        with _given(stdin) as given:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_ENVIRONMENT,
+            )
     except FileNotFoundError:
         raise CommandNotFoundError(argv[0]) from None
-    except subprocess.TimeoutExpired:
-        raise RekernelError(f"{argv[0]} did not end within {timeout:.0f} s") from None
+    with process:
+        try:
+            ask = None if whole else _check
+            said, complained = _communicate(process, argv[0], timeout, ask)
+        except BaseException:
+            process.kill()
+            raise
     # Not text=True: it takes "\r" in a value, a unit's status say, for the end of a line.
-    output = done.stdout.decode(errors="replace")
-    if check and done.returncode not in good:
-        problems = done.stderr.decode(errors="replace")
-        raise CommandFailedError(argv, done.returncode, problems or output)
+    output = said.decode(errors="replace")
+    if check and process.returncode not in good:
+        problems = complained.decode(errors="replace")
+        raise CommandFailedError(argv, process.returncode, problems or output)
     return output
+
+
+@contextlib.contextmanager
+def _given(text: str) -> Iterator[int]:
+    """What a program reads: a file, so that nobody has to write while it is waited for."""
+    fd = os.memfd_create("stdin")
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(os.fsencode(text))
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes],
+    name: str,
+    timeout: float | None,
+    check: Callable[[], object] | None,
+) -> tuple[bytes, bytes]:
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        # Asked again, it loses nothing.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=min(_LOOK_S, deadline - time.monotonic()))
+        if check is not None:
+            check()
+        if time.monotonic() > deadline:
+            raise RekernelError(f"{name} did not end within {timeout:.0f} s")
 
 
 def run_json(argv: Sequence[str]) -> Any:
@@ -110,25 +166,18 @@ def start(
             raise CommandNotFoundError(argv[0]) from None
 
 
-def finish(
-    process: subprocess.Popen[bytes],
-    what: str,
-    *,
-    limit: float,
-    check: Callable[[], object] | None = None,
-) -> int:
+def finish(process: subprocess.Popen[bytes], what: str, *, limit: float) -> int:
     """Wait for a program that :func:`start` has started; returns its exit status.
 
-    ``what``: how an error calls it. ``check`` is called ten times a second meanwhile, and raises if
-    nobody shall wait any more. Raises RekernelError after ``limit`` seconds. The program has ended
-    in any case.
+    ``what``: how an error calls it. Raises RekernelError after ``limit`` seconds, or what
+    :func:`answering` is told; the program is ended then.
     """
     deadline = time.monotonic() + limit
     try:
         # Popen.wait() with a limit sleeps in between, for 50 ms in the end.
         while process.poll() is None and not _ends_soon(process.pid):
-            if check is not None:
-                check()
+            if _check is not None:
+                _check()
             if time.monotonic() > deadline:
                 raise RekernelError(f"{what} did not end within {limit:.0f} s")
         return process.wait()

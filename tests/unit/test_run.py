@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from rekernel.errors import RekernelError
-from rekernel.run import CommandFailedError, CommandNotFoundError, finish, run, run_json, start
+from rekernel.run import (
+    CommandFailedError,
+    CommandNotFoundError,
+    answering,
+    finish,
+    run,
+    run_json,
+    start,
+)
 
 
 def test_output_is_taken_as_it_is() -> None:
@@ -85,3 +94,29 @@ def test_waiting_for_one_that_was_started(tmp_path: Path) -> None:
     with pytest.raises(RekernelError, match=r"^sleep did not end within 0 s$"):
         finish(late, "sleep", limit=0)
     assert late.returncode == -signal.SIGKILL
+
+
+def test_nobody_waits_who_shall_not() -> None:
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise InterruptedError
+
+    before = time.monotonic()
+    with answering(check):
+        with pytest.raises(InterruptedError):
+            run(["sleep", "60"])
+        assert run(["sh", "-c", "sleep 0.5; echo all"], whole=True) == "all\n"
+        looks = 0
+        late = start(["sleep", "60"], output="/dev/null")
+        with pytest.raises(InterruptedError):
+            finish(late, "sleep", limit=60)
+    assert late.returncode == -signal.SIGKILL
+    assert time.monotonic() - before < 20
+    # Then everybody waits again; and nothing is lost that was said in several looks.
+    many = "x\n" * 100_000
+    said = run(["sh", "-c", "echo a; sleep 0.3; cat; sleep 0.3; echo b"], stdin=many)
+    assert said == f"a\n{many}b\n"

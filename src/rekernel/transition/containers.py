@@ -64,7 +64,8 @@ class Containers:
             STOPPED.write_text(json.dumps([[item.engine, item.id] for item in self._restarted]))
         for container in self._restarted:
             undo.push("start-container", f"{container.engine} {container.id}")
-            run([container.engine, "stop", container.id], timeout=_STOP_S)
+            # Ended midway, an engine may not know any more how the container stands.
+            run([container.engine, "stop", container.id], timeout=_STOP_S, whole=True)
 
     def jobs(self, work: Path) -> list[DumpJob]:
         """Their dumps; each gets a directory below ``work``."""

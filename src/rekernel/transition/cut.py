@@ -135,12 +135,12 @@ class Recorder:
         """End it, finished or not."""
         end(self._process)
 
-    def finish(self, resident_bytes: int, check: Callable[[], object]) -> PageRecord:
+    def finish(self, resident_bytes: int) -> PageRecord:
         """Wait for it. Raises RekernelError with the recorder's own words, or if it takes far
-        longer than it can for so much memory; and what ``check`` raises.
+        longer than it can for so much memory.
         """
         limit = _RECORDER_S + resident_bytes // _RECORDED_PER_S
-        code = finish(self._process, "the recorder of the page map", limit=limit, check=check)
+        code = finish(self._process, "the recorder of the page map", limit=limit)
         text = self._summary.read_text()
         if code != 0:
             words = [line for line in text.splitlines() if not line.startswith("{")]

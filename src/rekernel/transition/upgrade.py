@@ -38,7 +38,7 @@ from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.records import asdict
-from rekernel.run import end, finish, run, start
+from rekernel.run import answering, end, finish, run, start
 from rekernel.systemd.units import processes_of
 from rekernel.transition import contract, cut, host_facts, late, staging, trees
 from rekernel.transition.containers import Containers
@@ -113,7 +113,8 @@ class Upgrade:
             )
         dumps = Dumps(self._undo)
         try:
-            self._attempt(dumps)
+            with answering(self._check):
+                self._attempt(dumps)
         except BaseException as error:
             with self._events.phase("undo"):
                 self._take_back(dumps)
@@ -349,7 +350,7 @@ class Upgrade:
         """On disk, so that the next boot finds no journal torn off; beside the dump until now."""
         assert self._journal is not None
         try:
-            done = finish(self._journal, "journalctl", limit=_JOURNAL_S, check=self._check) == 0
+            done = finish(self._journal, "journalctl", limit=_JOURNAL_S) == 0
         except CancelledError:
             raise
         except RekernelError:
@@ -377,7 +378,7 @@ class Upgrade:
                 return record
             with self._events.phase("record again"):
                 again = self._recorder(pids, store_bytes, strays_at)
-                record = again.finish(self._plan.resident_bytes, self._check)
+                record = again.finish(self._plan.resident_bytes)
         raise RekernelError("the kernel keeps on moving pages", "try again in a moment")
 
     def _freeze(self, carried: list[trees.CarriedTree]) -> tuple[list[trees.CarriedTree], Taken]:
@@ -468,7 +469,7 @@ class Upgrade:
         recorder = self._recorder(pids, store_bytes, strays_at)
         try:
             leaving.complete(images)
-            record = recorder.finish(self._plan.resident_bytes, self._check)
+            record = recorder.finish(self._plan.resident_bytes)
             return record, amend_images(images, wanted)
         except BaseException:
             recorder.stop()

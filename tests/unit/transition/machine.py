@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,7 @@ from rekernel.memory.dax import Range
 from rekernel.memory.recorder import RECORDER
 from rekernel.memory.region import Layout
 from rekernel.plan import Plan
+from rekernel.room import Disk, Free, Room
 from rekernel.systemd import units
 from rekernel.systemd.units import Unit
 from rekernel.transition import cut, dumps, host_facts, staging, trees, undo, upgrade
@@ -81,6 +83,40 @@ with socket.socket(socket.AF_UNIX) as hook:
 _SUMMARY = {"pages": 3, "stray_pages": 0, "blocks": [{"start": 1 << 30, "used_pages": 3}]}
 # The first bytes of Debian's named profile, as 6.12 gives them back.
 POLICY = bytes.fromhex("04080076657273696f6e000207202000040800") + b"profile\x00\x07"
+
+
+class Told:
+    """A program that is run to its end, as subprocess.Popen: what it does is a function."""
+
+    def __init__(
+        self, argv: Sequence[str], stdin: int, does: Callable[[Sequence[str], str], str]
+    ) -> None:
+        self._argv, self._does = argv, does
+        self._text = os.read(stdin, 1 << 20).decode()
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.returncode is not None, self._argv
+
+    def communicate(self, timeout: float) -> tuple[bytes, bytes]:
+        """As that of the real one."""
+        try:
+            output = self._does(self._argv, self._text)
+        except ValueError as error:
+            self.returncode = 1
+            return b"", str(error).encode()
+        except TimeoutError:
+            time.sleep(timeout)
+            raise subprocess.TimeoutExpired(self._argv, timeout) from None
+        self.returncode = 0
+        return output.encode(errors="surrogateescape"), b""
+
+    def kill(self) -> None:
+        """As that of the real one."""
+        self.returncode = -signal.SIGKILL
 
 
 class Machine:
@@ -207,12 +243,20 @@ class Machine:
 
     # Programs.
 
-    def run(self, argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[bytes]:
-        """As subprocess.run()."""
-        words, text = " ".join(argv), more["input"].decode()
+    def popen(self, argv: Sequence[str], **more: Any) -> Any:
+        """As subprocess.Popen(): of a program that is told something, or that goes on beside."""
+        if more["stdout"] == subprocess.PIPE:
+            return Told(argv, more["stdin"], self.run)
+        return self.start(argv, **more)
+
+    def run(self, argv: Sequence[str], text: str) -> str:
+        """What such a program prints. Raises ValueError if it fails."""
+        words = " ".join(argv)
         self.called.append(words)
         if self._is_broken(words):
-            return subprocess.CompletedProcess(argv, 1, b"", b"it is broken")
+            raise ValueError("it is broken")
+        if words.startswith(self.endless):
+            raise TimeoutError
         match argv:
             case ["nft", "-f", "-"]:
                 self.locked = network.UNLOCK_RULES not in text
@@ -228,10 +272,10 @@ class Machine:
                 pass
             case _:
                 raise AssertionError(f"nobody knows this program: {words}")
-        return subprocess.CompletedProcess(argv, 0, b"", b"")
+        return ""
 
     def start(self, argv: Sequence[str], **more: Any) -> subprocess.Popen[bytes]:
-        """As subprocess.Popen()."""
+        """A program that goes on beside: a real one."""
         words = " ".join(argv)
         self.called.append(words)
         real = ["false"] if self._is_broken(words) else ["true"]
@@ -283,6 +327,8 @@ class Machine:
             units=(*carried, verdict("kvm.service", Verdict.RESTARTED, 1 << 30), *more),
             resident_bytes=1 << 20,
             warnings=(),
+            usages=(),
+            room=Room((), Free(0, 0, Disk("", 0, 0)), 0, 0),
         )
 
     def upgrade(self, plan: Plan | None = None) -> Upgrade:
@@ -334,10 +380,7 @@ def machine(
 ) -> Iterator[Machine]:
     """With everything that an attempt touches in place of what is really there."""
     found = Machine(tmp_path, two_processes)
-    programs = SimpleNamespace(
-        run=found.run, Popen=found.start, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT,
-        TimeoutExpired=subprocess.TimeoutExpired,
-    )  # fmt: skip
+    programs = programs_that_are(found.popen)
     scratch = tmp_path / "run"
     # A name of a socket must be short.
     hook = Path(f"/tmp/rekernel-test-{os.getpid()}.sock")
@@ -380,7 +423,10 @@ def machine(
         },
         links: {"take": nothing_leads_out},
         modules: {"resolve": lambda release, aliases: []},
-        mounts: {"observe": lambda pid="self": list(found.host().table)},
+        mounts: {
+            "observe": lambda pid="self": list(found.host().table),
+            "resize_run": lambda size: None,
+        },
         moves: {"count": lambda: found.moves},
         network_trial: {"refused": lambda network: []},
         staging: {
@@ -415,6 +461,12 @@ def machine(
     with suppress(ProcessLookupError):
         found.end_processes()
     hook.unlink(missing_ok=True)
+
+
+def programs_that_are(popen: Callable[..., Any]) -> SimpleNamespace:
+    """In place of the module subprocess."""
+    names = ("DEVNULL", "PIPE", "STDOUT", "TimeoutExpired")
+    return SimpleNamespace(Popen=popen, **{name: getattr(subprocess, name) for name in names})
 
 
 def nothing_leads_out(members: Sequence[Member]) -> Taken:

@@ -28,14 +28,16 @@ from rekernel.transition import contract, staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Attempt, Cut
 from rekernel.transition.host_facts import HostFacts
+from rekernel.transition.places import Places
 from rekernel.transition.trees import CarriedTree
+from rekernel.transition.undo import UndoList
 from transition.machine import Machine
 
 IN_PLACE = Memory("region", Extent(0, 9), (Extent(1, 2),), (), Extent(0, 1))
 ON_DISK = Memory("image", None, (), (), None)
 REPORT: dict[str, Any] = {
     "backend": "region", "image_bytes": 32 << 20, "tmpfs_bytes": 0, "stray_pages": 0,
-    "resident_bytes": 64 << 20, "units": [],
+    "resident_bytes": 64 << 20, "disk_bytes": 0, "units": [],
 }  # fmt: skip
 CLOCK = Clock(1, 2, 3)
 CONTAINERS = SimpleNamespace(
@@ -63,7 +65,9 @@ def host(machine: Machine) -> HostFacts:
 @pytest.fixture
 def attempt(machine: Machine, host: HostFacts) -> Attempt:
     containers = cast(Containers, CONTAINERS)
-    return Attempt("20261130-000000", machine.plan(), host, containers, (Phase("sync", 1, 2),))
+    plan = machine.plan()
+    places = Places("20261130-000000", plan.where, UndoList(machine.undo_file))
+    return Attempt("20261130-000000", plan, host, places, containers, (Phase("sync", 1, 2),))
 
 
 @pytest.fixture
@@ -91,8 +95,10 @@ def test_everything_is_in_it(attempt: Attempt, made: Cut, host: HostFacts) -> No
     assert (found.old_release, found.new_release) == ("6.12.1", "7.3.4")
     assert (found.clock, found.frozen_ns) == (CLOCK, 99)
     assert found.memory == IN_PLACE
+    # What is unpacked from the store needs a place.
+    assert found.mounts == (*host.mounts, *attempt.places.to_unpack())
     for name in (
-        "mounts", "loops", "directories", "prefetch", "fifos", "hostname", "sysctls",
+        "loops", "directories", "prefetch", "fifos", "hostname", "sysctls",
         "systemd_header", "systemd_units",
     ):  # fmt: skip
         assert getattr(found, name) == getattr(host, name), name
@@ -119,10 +125,14 @@ def test_trees(attempt: Attempt, made: Cut, machine: Machine) -> None:
     assert second.cgroups == {str(web): "/system.slice/web.service"}
 
 
-def test_without_a_region_the_images_are_a_directory(attempt: Attempt, made: Cut) -> None:
+def test_without_a_region_the_images_are_directories(
+    attempt: Attempt, made: Cut, machine: Machine
+) -> None:
     report = REPORT | {"backend": "image"}
+    attempt = replace(attempt, places=Places("id", None, UndoList(machine.undo_file)))
     found = contract.manifest(attempt, made, ON_DISK, report, CLOCK)
-    assert [tree.images for tree in found.trees] == ["db", "web"]
+    disk = machine.directory / "disk/id"
+    assert [tree.images for tree in found.trees] == [f"{disk}/db", f"{disk}/web"]
     # All that is resident is read.
     assert found.patience_s == 120 + 4
 

@@ -20,6 +20,7 @@ from rekernel.memory import dax, moves
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.records import asdict
+from rekernel.run import answering
 from rekernel.transition import cut, undo
 from rekernel.transition.cut import PageRecord
 
@@ -113,7 +114,7 @@ def test_the_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ],
     }
     script = f"echo \"$@\" > {tmp_path}/said; echo '{json.dumps(summary)}'"
-    record = recorder(script, tmp_path, monkeypatch).finish(0, lambda: None)
+    record = recorder(script, tmp_path, monkeypatch).finish(0)
     assert record.occupied == (Extent(200, 300), Extent(600, 800))
     assert (record.pages, record.stray_pages) == (9, 2)
     assert record.is_true()
@@ -137,14 +138,14 @@ def test_a_recorder_that_fails(
     script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RekernelError, match=f"^the page map could not be recorded: {words}$"):
-        recorder(script, tmp_path, monkeypatch).finish(0, lambda: None)
+        recorder(script, tmp_path, monkeypatch).finish(0)
 
 
 def test_a_recorder_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut, "_RECORDER_S", 0.3)
     stuck = recorder("exec sleep 60", tmp_path, monkeypatch)
     with pytest.raises(RekernelError, match=r"^the recorder of the page map did not end within"):
-        stuck.finish(0, lambda: None)
+        stuck.finish(0)
     assert stuck._process.returncode == -signal.SIGKILL
 
 
@@ -153,8 +154,8 @@ def test_a_recorder_that_nobody_waits_for(tmp_path: Path, monkeypatch: pytest.Mo
         raise InterruptedError
 
     stuck = recorder("exec sleep 60", tmp_path, monkeypatch)
-    with pytest.raises(InterruptedError):
-        stuck.finish(0, cancelled)
+    with answering(cancelled), pytest.raises(InterruptedError):
+        stuck.finish(0)
     assert stuck._process.returncode == -signal.SIGKILL
     stuck.stop()
 

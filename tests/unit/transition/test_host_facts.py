@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +20,12 @@ from rekernel.handover.manifest import FILTER
 from rekernel.host import conntrack, ifupdown, mounts, sysctls
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
-from rekernel.systemd import adoption, logins, volatile
-from rekernel.systemd.units import Unit, parse_show
+from rekernel.systemd import adoption, bus, logins, volatile
+from rekernel.systemd.units import Unit
 from rekernel.transition import host_facts
 from rekernel.transition.host_facts import HostFacts
 from rekernel.transition.trees import CarriedTree
-from transition.machine import verdict
+from transition.machine import Told, programs_that_are, verdict
 
 # What a service with PrivateTmp= sees besides.
 _PRIVATE_TMP = """\
@@ -46,15 +44,13 @@ class Host:
         self.recorded = recorded
         self.run_directory = directory
         self.broken = ""
-        blocks = recorded.text("systemctl-show").split("\n\n")
-        self.shown = {parse_show(block)[0]["Id"]: block for block in blocks if block.strip()}
-        # Of each kind of question that `systemctl list-units` is asked.
-        self.exited = {"nftables.service"}
-        self.shown["nftables.service"] = unit_block("nftables.service", "exited")
-        self.triggers = ["fstrim.timer", "once.timer"]
-        self.shown["fstrim.timer"] = unit_block("fstrim.timer", "waiting")
-        self.shown["once.timer"] = unit_block("once.timer", "elapsed")
-        self.shown["user-1000.slice"] = unit_block("user-1000.slice", "active")
+        # Units without processes: name -> SubState.
+        self.units = {
+            "nftables.service": "exited",
+            "fstrim.timer": "waiting",
+            "once.timer": "elapsed",
+            "user-1000.slice": "active",
+        }
         # PID -> /proc/PID/mountinfo; None for one that has ended.
         self.namespaces: dict[str, str | None] = {}
 
@@ -64,12 +60,11 @@ class Host:
             raise ProcessLookupError(3, f"process {pid} has ended")
         return mounts.parse_mountinfo(text)
 
-    def run(self, argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[bytes]:
-        """As subprocess.run()."""
+    def run(self, argv: Sequence[str], text: str) -> str:
+        """What a program prints. Raises ValueError if it fails."""
         if self.broken and " ".join(argv).startswith(self.broken):
-            return subprocess.CompletedProcess(argv, 1, b"", b"it is broken")
-        output = self._output(argv).encode(errors="surrogateescape")
-        return subprocess.CompletedProcess(argv, 0, output, b"")
+            raise ValueError("it is broken")
+        return self._output(argv)
 
     def _output(self, argv: Sequence[str]) -> str:
         match [word for word in argv if not word.startswith("-j")]:
@@ -87,23 +82,39 @@ class Host:
                 return json.dumps({"nftables": []})
             case ["ip", *_] | ["tc", *_] | ["losetup", *_]:
                 return ""
-            case ["systemctl", "show", *options]:
-                names = options[options.index("--") + 1 :]
-                return "\n\n".join(self.shown[name] for name in names)
-            case ["systemctl", "list-units", *options]:
-                return "".join(f"{name} loaded\n" for name in self._listed(options))
         raise AssertionError(f"nobody knows this program: {' '.join(argv)}")
 
-    def _listed(self, options: Sequence[str]) -> list[str]:
-        if any("timer" in option for option in options):
-            return self.triggers
-        patterns = [option for option in options if not option.startswith("-")]
-        return sorted(self.exited & {*patterns})
 
+class FakeBus:
+    """What systemd answers on it."""
 
-def unit_block(name: str, sub: str) -> str:
-    """As `systemctl show` tells of a unit without processes."""
-    return f"Id={name}\nActiveState=active\nSubState={sub}\nFragmentPath=/usr/lib/{name}\nSlice=\n"
+    def __init__(self, host: Host) -> None:
+        self._units = host.units
+        if host.broken == "systemd":
+            raise bus.NoSystemdError("systemd does not answer")
+
+    def __enter__(self) -> FakeBus:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def units(self, states: Sequence[str], patterns: Sequence[str]) -> list[str]:
+        wanted = [name for name in self._units if not patterns or name in patterns]
+        exited = [name for name in wanted if self._units[name] == "exited"]
+        return exited if [*states] == ["exited"] else wanted
+
+    def get(self, wanted: Sequence[tuple[str, str, str]]) -> list[Any]:
+        return [self._property(unit, name) for unit, _, name in wanted]
+
+    def _property(self, unit: str, name: str) -> str | None:
+        return {
+            "Id": unit,
+            "ActiveState": "active",
+            "SubState": self._units[unit],
+            "Description": unit,
+            "FragmentPath": f"/usr/lib/systemd/system/{unit}",
+        }.get(name)
 
 
 @pytest.fixture(params=RECORDED, ids=lambda item: item.release)
@@ -115,8 +126,9 @@ def host(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     (systemd / "sessions/1").write_text(_SESSION)
     (tmp_path / "sys/vm").mkdir(parents=True)
     (tmp_path / "sys/vm/max_map_count").write_text("70000\n")
-    programs = SimpleNamespace(run=found.run, TimeoutExpired=subprocess.TimeoutExpired)
+    programs = programs_that_are(lambda argv, **more: Told(argv, more["stdin"], found.run))
     monkeypatch.setattr("rekernel.run.subprocess", programs)
+    monkeypatch.setattr(bus, "Bus", lambda: FakeBus(found))
     monkeypatch.setattr(mounts, "observe", found.observe_mounts)
     monkeypatch.setattr(mounts, "_run_exclusions", lambda: ("rekernel", "udev"))
     monkeypatch.setattr(superblocks, "uuid_on", lambda device: "a-uuid")
@@ -211,7 +223,6 @@ def test_files(host: Host) -> None:
 
 
 def test_a_login(host: Host) -> None:
-    host.shown["session-1.scope"] = ""
     login = tree("session-1.scope", 1234)
     unit = replace(login.verdict.unit, properties={"Slice": "user-1000.slice"})
     login = replace(login, verdict=replace(login.verdict, unit=unit))
@@ -242,9 +253,15 @@ def test_who_ends_meanwhile_is_left_out(host: Host) -> None:
     assert "redis-server.service" in facts.systemd_units
 
 
-@pytest.mark.parametrize("program", ["ip ", "nft ", "losetup", "systemctl list-units"])
+@pytest.mark.parametrize("program", ["ip ", "nft ", "losetup"])
 def test_a_program_that_fails(host: Host, program: str) -> None:
     """Nothing is written down that was not told."""
     host.broken = program
     with pytest.raises(CommandFailedError, match=r"failed \(1\): it is broken"):
+        observed(host, nginx(host))
+
+
+def test_a_systemd_that_does_not_answer(host: Host) -> None:
+    host.broken = "systemd"
+    with pytest.raises(bus.NoSystemdError, match="systemd does not answer"):
         observed(host, nginx(host))

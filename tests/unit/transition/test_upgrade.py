@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.census.usage import Usage
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import links
 from rekernel.checkpoint.links import UnsettledError
@@ -25,7 +26,9 @@ from rekernel.errors import (
     RolledBackError,
 )
 from rekernel.memory.recorder import RECORDER
+from rekernel.records import replace
 from rekernel.report import builder
+from rekernel.room import Disk, Free
 from rekernel.transition import cut, staging
 from rekernel.transition.dumps import Dumps
 from rekernel.transition.undo import UndoList
@@ -46,7 +49,7 @@ PHASES = [
 ]
 # What is on the undo list at the end, and from which phase on.
 STEPS = [
-    ("load kernel", ["unload-kernel"]),
+    ("load kernel", ["remove", "unload-kernel"]),
     ("swap off", ["swap-on"]),
     ("describe host", ["write", "write", "profile"]),
     ("stop what restarts", ["start-unit"]),
@@ -144,7 +147,7 @@ def test_the_order_of_what_everybody_notices(machine: Machine) -> None:
     assert sorted(order, key=first.__getitem__) == order
     assert machine.undone.index("thaw-filesystem") < machine.undone.index("thaw")
     assert machine.undone.index("wait-dumps") < machine.undone.index("unlock-network")
-    assert machine.undone[-1] == "unload-kernel"
+    assert machine.undone[-2:] == ["unload-kernel", "remove"]
 
 
 def image_larger_than_the_store(machine: Machine) -> None:
@@ -438,13 +441,16 @@ def test_a_stop_while_it_must_settle(machine: Machine, monkeypatch: pytest.Monke
     assert_as_before(machine, before)
 
 
-@pytest.mark.parametrize("program", [RECORDER, "journalctl --relinquish-var"])
+@pytest.mark.parametrize(
+    "program",
+    [RECORDER, "journalctl --relinquish-var", "nft", "/usr/lib/rekernel/rekernel-images"],
+)
 def test_who_waits_for_a_program_can_be_stopped(program: str, machine: Machine) -> None:
     """In the blackout, and long before the limit."""
     before = machine.state()
     machine.endless = (program,)
     waits = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
-    machine.at["dump"] = waits.start
+    machine.at |= {"lock network": waits.start, "undo": lambda: setattr(machine, "endless", ())}
     began = time.monotonic()
     error = fail(machine.upgrade())
     assert isinstance(error, CancelledError)
@@ -523,7 +529,7 @@ def test_without_a_region(machine: Machine) -> None:
     error = fail(upgrade)
     assert "Input/output error" in str(error)
     assert there == [True]
-    assert machine.listed[0] == "remove"
+    assert machine.listed[:3] == ["remove", "remove", "unload-kernel"]
     assert_as_before(machine, before)
 
 
@@ -552,13 +558,12 @@ def test_no_room_is_known_before_anything_is_frozen(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = machine.state()
-
-    def assert_on_disk(directory: Path, needed: int) -> None:
-        raise BlockedError(f"{directory} has 1 MiB free", "make room on that file system")
-
-    monkeypatch.setattr("rekernel.transition.room.assert_on_disk", assert_on_disk)
-    upgrade = machine.upgrade()
+    full = Free(1 << 20, 1 << 30, Disk("/var/lib/rekernel/images", 7, 0))
+    monkeypatch.setattr("rekernel.room.observe", lambda where, containers: full)
+    usage = Usage("db.service", False, 1, 1 << 30, 0, 1 << 30, 0)
+    upgrade = machine.upgrade(replace(machine.plan(), usages=(usage,)))
     error = fail(upgrade)
+    assert "/var/lib/rekernel/images has 0 MiB free" in str(error)
     assert outcome(upgrade, error) == ("refused", 3)
     assert machine.phases == [*PHASES[:3], "undo"]
     assert machine.listed == steps_until("describe host")
