@@ -32,6 +32,8 @@ _MANIFEST = 4 * _MIB
 _MAP_BYTES_PER_PAGE = 3
 # What shall be left of the memory when images are in it.
 _SPARE_MEMORY = 64 * _MIB
+# One of so many parts of the store.
+_SPARE_PART = 16
 # Larger ones are where disk or store makes a difference; all others are many small files.
 _LARGE = 16 * _MIB
 _LEAST_STRAYS = 16 * _MIB
@@ -196,6 +198,8 @@ def reckon(
     private = sum(item.anonymous for item in own)
     capacity = stray_offset(free.store, strays) - _MANIFEST
     capacity = max(0, capacity - private // mmap.PAGESIZE * _MAP_BYTES_PER_PAGE)
+    # The figures may be short by some percent (PostgreSQL: three).
+    capacity -= capacity // _SPARE_PART
     items = [Item(item.unit, item.images, False, Place.STORE) for item in own]
     items += [Item(target, size, True, Place.STORE) for target, size in tmpfs.items()]
     placed = _placed(items, capacity, free.memory - _SPARE_MEMORY - strays)
@@ -230,6 +234,7 @@ def _larger_store(room: Room) -> str:
     if not room.free.store or 2 * late > room.free.memory - _SPARE_MEMORY:
         return ""
     wanted = room.free.store - room.capacity + room.bytes_in(Place.STORE) + late
+    wanted += wanted // (_SPARE_PART - 1)
     wanted = -(-wanted // _ROUND) * _ROUND
     return f"`rekernel setup --store {wanted // _MIB}M` and a reboot"
 

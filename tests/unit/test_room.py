@@ -71,7 +71,17 @@ def test_more_shared_memory_than_the_store_holds() -> None:
     slow = found.by_way_of_disk
     assert slow is not None
     assert slow.reason == "by way of the disk: db.service (600 MiB)"
-    assert "`rekernel setup --store 640M` and a reboot" in slow.remedy
+    assert "`rekernel setup --store 704M` and a reboot" in slow.remedy
+
+
+@pytest.mark.parametrize("shared", [110, 160, 600, 790])
+def test_the_store_that_is_told_is_large_enough(shared: int) -> None:
+    used = (usage(shared=shared * MIB, anonymous=GIB), usage("web.service", shared=60 * MIB))
+    slow = reckon(*used, strays=9 * MIB).by_way_of_disk
+    assert slow is not None
+    told = int(slow.remedy.partition("--store ")[2].partition("M")[0]) * MIB
+    large = replace(FREE, store=told)
+    assert reckon(*used, free=large, strays=9 * MIB).by_way_of_disk is None
 
 
 def test_the_largest_that_fit_stay_in_memory() -> None:
@@ -105,7 +115,7 @@ def test_a_full_disk_blocks() -> None:
     assert "the handover store has room for 10" in caught.value.message
     assert caught.value.exit_code == 3
     assert (
-        "make room on that file system, or `rekernel setup --store 640M` and" in caught.value.hint
+        "make room on that file system, or `rekernel setup --store 704M` and" in caught.value.hint
     )
     # What needs no disk does not care.
     assert reckon(usage(shared=MIB), free=full).lack is None

@@ -145,7 +145,7 @@ def test_room_for_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert found[0] is status
         if shared == 600:
             assert "by way of the disk: db.service (600 MiB)" in found[1]
-            assert found[2] == "to keep it in memory: `rekernel setup --store 640M` and a reboot"
+            assert found[2] == "to keep it in memory: `rekernel setup --store 704M` and a reboot"
         if status is Status.FAIL:
             assert "has 1000 MiB free, the upgrade needs 1600 MiB there" in found[1]
     images = replace(host(tmp_path, {}, "image"), usages=(usage_of(9 * MIB, 9 * MIB),))

@@ -114,7 +114,7 @@ def test_plan_tells_what_is_copied() -> None:
     assert "copied    63.1 MiB by way of the handover store: redis.service (60.1 MiB)" in text
     text = plan_verb.render(make_plan(shared=600 << 20), Prediction(4.0, "history", 3), PLAIN)
     assert "copied    by way of the disk: redis.service (600 MiB)" in text
-    assert "→ to keep it in memory: `rekernel setup --store 640M` and a reboot" in text
+    assert "→ to keep it in memory: `rekernel setup --store 704M` and a reboot" in text
     room = plan_verb.document(make_plan(shared=600 << 20), Prediction(4.0, "history", 3))["room"]
     assert room["units"] == [
         {
@@ -143,7 +143,7 @@ def test_no_room_is_told_beforehand(
     code, text = refused(["--yes"], capsys)
     assert code == 3
     assert "the upgrade needs 600 MiB there for redis.service" in text
-    assert "hint: make room on that file system, or `rekernel setup --store 640M`" in text
+    assert "hint: make room on that file system, or `rekernel setup --store 704M`" in text
 
 
 def test_dry_run_is_the_plan(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
