@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import select
@@ -16,7 +15,8 @@ from typing import Any
 
 from rekernel.errors import RekernelError
 
-_log = logging.getLogger(__name__)
+# Told of every command before it is started, if anybody is.
+listener: Callable[[str], None] | None = None
 
 # How often who waits for a program looks whether it shall go on with that.
 _LOOK_S = 0.1
@@ -45,6 +45,11 @@ def answering(check: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         _check = None
+
+
+def _tell(words: str) -> None:
+    if listener is not None:
+        listener(words)
 
 
 class CommandFailedError(RekernelError):
@@ -82,7 +87,7 @@ def run(
     (with ``check``), RekernelError after ``timeout`` seconds, or what :func:`answering` is told.
     The program gets a fixed environment and never a terminal.
     """
-    _log.debug("%s", shlex.join(argv))
+    _tell(shlex.join(argv))
     try:
         with _given(stdin) as given:
             process = subprocess.Popen(
@@ -152,7 +157,7 @@ def start(
     environment: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output goes to a file. Raises CommandNotFoundError."""
-    _log.debug("start %s", shlex.join(argv))
+    _tell(f"start {shlex.join(argv)}")
     with open(output, "ab") as log:
         try:
             return subprocess.Popen(

@@ -11,6 +11,7 @@ from typing import Any
 from rekernel import reserved
 from rekernel.census.brownout import read_json
 from rekernel.records import record
+from rekernel.run import run
 from rekernel.systemd.units import state_of
 from rekernel.transition.events import EVENTS, Event
 
@@ -32,6 +33,12 @@ def boot_id() -> str:
 def unit_active() -> bool:
     """Whether the upgrade's unit runs, or is being undone."""
     return state_of(UNIT) in ("active", "activating", "deactivating", "reloading")
+
+
+def stop_unit() -> None:
+    """Ask the attempt to stop. Only its main process: criu must end by itself."""
+    argv = ["systemctl", "kill", "--kill-whom=main", "--signal=SIGTERM", "--", UNIT]
+    run(argv, check=False)
 
 
 def unit_runs() -> bool:

@@ -18,7 +18,7 @@ from rekernel.census import usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint.canary import try_canary
+from rekernel.checkpoint.canary import CanaryResult, try_canary
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.host import disks, drivers, loops, mounts, network, network_trial, sysctls
 from rekernel.host import swap as swap_areas
@@ -68,6 +68,8 @@ class Context:
     # Of those that are carried; without a region, pages are all outside of it.
     usages: tuple[Usage, ...] = ()
     pages: Survey | None = None
+    # One that is under way already.
+    canary: Callable[[], CanaryResult] | None = None
 
     def read(self, path: str) -> str:
         """A file's text without the last newline; "" if there is none."""
@@ -295,7 +297,7 @@ def userfaultfd(context: Context) -> Answer:
 def canary(context: Context) -> Answer:
     """criu dumps and restores a process with an open TCP connection, here and now."""
     try:
-        result = try_canary()
+        result = (context.canary or try_canary)()
     except RekernelError as error:
         return _fail(error.message, error.hint)
     except OSError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from importlib import resources
 from pathlib import Path
 
 from rekernel.census import obstacles, sharing
@@ -62,11 +62,15 @@ class UnitVerdict:
 
 def plumbing_reason(name: str, of: str = "units") -> str | None:
     """Why this unit boots afresh, or None if it does not; ``of``: section of the table."""
-    text = resources.files("rekernel.census").joinpath("plumbing.toml").read_text()
-    for pattern, reason in tomllib.loads(text)[of].items():
-        if fnmatch.fnmatch(name, pattern):
+    for pattern, reason in _plumbing()[of].items():
+        if fnmatch.fnmatchcase(name, pattern):
             return str(reason)
     return None
+
+
+@functools.cache
+def _plumbing() -> dict[str, dict[str, str]]:
+    return tomllib.loads(Path(__file__).with_name("plumbing.toml").read_text())
 
 
 def _runs_nothing(manager: Unit, groups: Iterable[str]) -> bool:

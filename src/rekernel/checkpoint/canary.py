@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,6 +158,29 @@ def _start(cgroup: Path, port: int) -> subprocess.Popen[bytes]:
         # A session of its own: criu refuses a tree whose leader is outside of it.
         start_new_session=True,
     )  # fmt: skip
+
+
+class Beside:
+    """A canary that is tried while others are asked; most of its time it waits for criu."""
+
+    def __init__(self) -> None:
+        self._outcome: CanaryResult | Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome = try_canary()
+        except Exception as error:
+            self._outcome = error
+
+    def result(self) -> CanaryResult:
+        """Waits for it. Raises what try_canary() does."""
+        self._thread.join()
+        if isinstance(self._outcome, CanaryResult):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
 
 
 def try_canary(timeout: float = 10.0) -> CanaryResult:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from rekernel import __version__
+from rekernel import __version__, run
 from rekernel.cli.common import Parser, VerbParsers, print_error
 from rekernel.errors import RekernelError, UsageError
 from rekernel.systemd import bus
@@ -65,17 +64,17 @@ def _wanted(argv: Sequence[str]) -> Sequence[str]:
     return (first,) if first in known and argv[0] == first else tuple(known)
 
 
+def _show_command(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     in_json = "--json" in words
     try:
         args = build_parser(_wanted(words)).parse_args(words)
-        logging.basicConfig(
-            level=logging.DEBUG if args.verbose else logging.WARNING,
-            format="%(message)s",
-            stream=sys.stderr,
-        )
+        run.listener = _show_command if args.verbose else None
         if args.verb in VERBS:
             bus.assert_there()
         return int(_module(args.verb).run(args))

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rekernel.census import attempt
+from rekernel.cli.aftermath import undo_after_death
 from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
-from rekernel.cli.in_unit import undo_after_death
-from rekernel.cli.upgrade import stop_unit
 from rekernel.errors import NothingToDoError, RekernelError
 from rekernel.records import asdict
 from rekernel.report.text import not_undone
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return _after_death()
     if not attempt.unit_active():
         return _leftovers(in_json=args.json)
-    stop_unit()
+    attempt.stop_unit()
     deadline = time.monotonic() + _DEADLINE
     while attempt.unit_active():
         if time.monotonic() > deadline:

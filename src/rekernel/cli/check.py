@@ -11,6 +11,7 @@ from rekernel.census import processes
 from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all, with_memory
 from rekernel.census.processes import Account, Fate, account, totals
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
+from rekernel.checkpoint.canary import Beside
 from rekernel.cli.common import (
     VerbParsers,
     add_memory_option,
@@ -19,6 +20,7 @@ from rekernel.cli.common import (
     print_json,
     require_root,
 )
+from rekernel.cli.verdicts import unit_document, verdict_lines
 from rekernel.report.layout import Paint, table
 from rekernel.systemd.units import running_units
 
@@ -44,10 +46,12 @@ def add_parser(subparsers: VerbParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0 if the host is ready, else 3. Raises RekernelError."""
     require_root()
+    canary = Beside()
     found = processes.observe()
     parents = {process.pid: process.parent for process in found}
     units = judge(running_units(), policy.load(), parents)
-    findings = probe_all(with_memory(Context(backend=args.memory, units=tuple(units))), PROBES)
+    context = Context(backend=args.memory, units=tuple(units), canary=canary.result)
+    findings = probe_all(with_memory(context), PROBES)
     ready = is_ready(findings, units)
     # Looked at again: criu and its canary came and went meanwhile.
     accounts = account(processes.observe(), units) if args.all else []
@@ -65,18 +69,6 @@ def is_ready(findings: Sequence[Finding], units: Sequence[UnitVerdict]) -> bool:
     """Whether an upgrade could be started."""
     failed = any(item.status is Status.FAIL for item in findings)
     return not failed and not any(item.verdict is Verdict.BLOCKS for item in units)
-
-
-def unit_document(item: UnitVerdict) -> dict[str, Any]:
-    """A unit and its verdict for JSON."""
-    return {
-        "unit": item.unit.name,
-        "verdict": str(item.verdict),
-        "reason": item.reason,
-        "remedy": item.remedy,
-        "main_pid": item.unit.main_pid,
-        "processes": sorted(item.processes),
-    }
 
 
 def document(
@@ -143,27 +135,6 @@ def _painted(status: Status, paint: Paint) -> str:
     return {Status.OK: paint.good, Status.WARN: paint.warn, Status.FAIL: paint.bad}[status](
         str(status)
     )
-
-
-def verdict_lines(units: Sequence[UnitVerdict], paint: Paint) -> list[str]:
-    """The units as a table, those that matter most first."""
-    painted = {
-        Verdict.BLOCKS: paint.bad,
-        Verdict.CARRIED: paint.good,
-        Verdict.ENDS: paint.warn,
-        Verdict.RESTARTED: paint.warn,
-        Verdict.PLUMBING: paint.dim,
-    }
-    rows = []
-    for verdict, colour in painted.items():
-        for item in units:
-            if item.verdict is verdict:
-                why = item.reason
-                if item.remedy:
-                    why += f" {paint.dim('→')} {item.remedy}"
-                pid = str(item.unit.main_pid or min(item.roots, default="-"))
-                rows.append([item.unit.name, colour(str(verdict)), pid, why])
-    return table(rows, ("unit", "verdict", "PID", "why, and what to do"), paint=paint, right=(2,))
 
 
 def render(

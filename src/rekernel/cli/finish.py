@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rekernel.census import attempt, brownout, pager
+from rekernel.cli.aftermath import new_id
 from rekernel.cli.common import VerbParsers, add_verb, require_root
-from rekernel.cli.in_unit import new_id
 from rekernel.containers.checkpoint import WANTED
 from rekernel.containers.model import STOPPED, is_container
 from rekernel.containers.restore import RESULT, forget, unlock

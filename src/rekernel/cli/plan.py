@@ -9,7 +9,6 @@ from rekernel import plan as planning
 from rekernel import policy
 from rekernel.census import brownout
 from rekernel.census.verdicts import Verdict
-from rekernel.cli.check import unit_document, verdict_lines
 from rekernel.cli.common import (
     VerbParsers,
     add_policy_options,
@@ -18,6 +17,7 @@ from rekernel.cli.common import (
     print_json,
     require_root,
 )
+from rekernel.cli.verdicts import unit_document, verdict_lines
 from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, BusyError
 from rekernel.plan import Plan

@@ -153,7 +153,7 @@ def _stopping_the_unit() -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the attempt instead of us; we then show how it is undone."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stop_unit()
+        attempt.stop_unit()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -161,12 +161,6 @@ def _stopping_the_unit() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def stop_unit() -> None:
-    """Ask the attempt to stop. Only its main process: criu must end by itself."""
-    argv = ["systemctl", "kill", "--kill-whom=main", "--signal=SIGTERM", "--", attempt.UNIT]
-    run_command(argv, check=False)
 
 
 def _follow(args: argparse.Namespace, told: Confirmed) -> int:

@@ -6,7 +6,6 @@ neighbours is named by :func:`unsupported`, never left out silently.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -396,6 +395,9 @@ def _interim(route: dict[str, Any], routes: list[dict[str, Any]]) -> dict[str, A
 
 
 def _network(text: str) -> str:
+    # Nearly never wanted, and slow to import.
+    import ipaddress
+
     return str(ipaddress.ip_interface(text).network)
 
 

@@ -8,18 +8,22 @@ import py_compile
 import re
 import sys
 import tempfile
+import time
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
 
 from rekernel.agent.init import PAYLOAD
 from rekernel.handover.config import AgentConfig, dump_config
+from rekernel.kernel import kept
 from rekernel.kernel.cpio import CpioArchive
 from rekernel.kernel.modules import ModuleSet, read_module
 from rekernel.records import record
 from rekernel.run import run
 
 _MODULES = "/modules"
+# What decides where libraries are found, beside them.
+_LINKER = ("/etc/ld.so.cache", "/etc/ld.so.preload")
 
 # The interpreter starts isolated (-I: no environment, no user site) and without site (-S).
 _INTERPRETER = "#!{python} -IS\n"
@@ -68,9 +72,17 @@ def agent_imports(python: str) -> dict[str, Imported]:
 
 def shared_objects(paths: list[Path]) -> list[Path]:
     """The libraries that these objects are linked with, and the loader."""
+    names = [str(path) for path in paths]
+    name = kept.key("ldd", names)
+    path = kept.get(name)
+    if path is not None:
+        return [Path(item) for item in json.loads(path.read_bytes())]
+    began = time.time_ns()
     # It fails if one of them is a script, say, and has told of the others.
-    text = run(["ldd", *map(str, paths)], check=False)
-    return list(dict.fromkeys(Path(name) for name in re.findall(r"(/\S+) \(0x", text)))
+    text = run(["ldd", *names], check=False)
+    found = list(dict.fromkeys(re.findall(r"(/\S+) \(0x", text)))
+    kept.keep(name, json.dumps(found).encode(), [*_LINKER, *names, *found], began)
+    return [Path(item) for item in found]
 
 
 def _code(module: Imported, name: str) -> CodeType:
@@ -101,8 +113,32 @@ def _startup_module(source: Path, directory: Path) -> bytes:
     return target.read_bytes()
 
 
-def build(config: AgentConfig, modules: ModuleSet) -> bytes:
-    """The archive, uncompressed: unpacking a compressed one would cost blackout time."""
+def file_for(config: AgentConfig, modules: ModuleSet, scratch: Path, *, again: bool) -> Path:
+    """Where the archive lies: one that was made before, if it would be the same now.
+
+    ``scratch``: where it is written if it cannot be kept. ``again``: whether another attempt could
+    need the same.
+    """
+    python = str(Path(sys.executable).resolve())
+    name = kept.key("initrd", dump_config(config), python, [str(path) for path in modules.files])
+    if again:
+        path = kept.get(name)
+        if path is not None:
+            return path
+    began = time.time_ns()
+    content, made_of = build(config, modules)
+    path = kept.keep(name, content, made_of, began) if again else None
+    if path is None:
+        path = scratch
+        path.write_bytes(content)
+    return path
+
+
+def build(config: AgentConfig, modules: ModuleSet) -> tuple[bytes, list[str]]:
+    """The archive, and all that it is made of: files, and directories that were searched.
+
+    Uncompressed: unpacking would cost blackout time.
+    """
     python = str(Path(sys.executable).resolve())
     archive = CpioArchive()
     archive.device("dev/console", 5, 1)
@@ -134,14 +170,19 @@ def build(config: AgentConfig, modules: ModuleSet) -> bytes:
         archive.copy(item.path)
     objects = [Path(python), *(item.path for item in extensions.values())]
     archive.copy(Path(python))
-    for library in shared_objects(objects):
+    libraries = shared_objects(objects)
+    for library in libraries:
         archive.copy(library)
     archive.directory(str(stdlib / "lib-dynload"))
     for path in modules.files:
         archive.file(f"{_MODULES}/{_module_name(path)}", read_module(path))
     for directory in ("proc", "sys", "sysroot", "run"):
         archive.directory(directory)
-    return archive.finish()
+    sources = [item.path for item in imports.values()]
+    searched = [here for path in sources for here in path.parents if here != Path("/")]
+    own = [ours / "agent" / "init.py", *sorted((ours / "kernel").glob("*.py"))]
+    made_of = [*sources, *searched, *objects, *libraries, *modules.files, *own, *map(Path, _LINKER)]
+    return archive.finish(), [str(path) for path in made_of]
 
 
 def _module_name(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rekernel.errors import BlockedError
@@ -74,7 +74,6 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
     """
     if not (_MODULES / release / "modules.dep").exists():
         raise BlockedError(f"kernel {release} has no module index", f"run depmod {release}")
-    depends = _dependencies(release)
     chosen: dict[str, None] = {}
     parameters: dict[Path, str] = {}
     # It fails if one of them is unknown, and has told of the others.
@@ -87,6 +86,7 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
             chosen.setdefault(str(path))
             if options:
                 parameters[path] = options
+    depends = _dependencies(release, chosen)
     rank: dict[str, int] = {}
 
     def rank_of(name: str) -> int:
@@ -104,12 +104,15 @@ def resolve(release: str, aliases: list[str]) -> ModuleSet:
     return ModuleSet(tuple(tuple(waves[level]) for level in sorted(waves)), parameters)
 
 
-def _dependencies(release: str) -> dict[str, tuple[str, ...]]:
-    base = Path(os.path.realpath(_MODULES / release))
+def _dependencies(release: str, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """What these modules, by their paths, need: some ten of several thousand."""
+    base = os.path.realpath(_MODULES / release)
     found = {}
-    for line in (base / "modules.dep").read_text().splitlines():
+    for line in Path(base, "modules.dep").read_text().splitlines():
         name, _, rest = line.partition(":")
-        found[str(base / name)] = tuple(str(base / other) for other in rest.split())
+        path = os.path.join(base, name)
+        if path in names:
+            found[path] = tuple(os.path.join(base, other) for other in rest.split())
     return found
 
 

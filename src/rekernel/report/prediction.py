@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,13 @@ _STORE_BYTES_PER_SECOND = 500 * _MIB
 # The phases in which bytes are copied, and how many must have been for these to be a measure.
 _COPYING = ("dump", "hand over", "freeze file systems", "unpack", "restore")
 _TELLING = 64 * _MIB
+
+
+def _middle(values: Sequence[float]) -> float:
+    """As that of statistics, which takes long to import."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 @record
@@ -89,8 +95,8 @@ def _median(past: Sequence[tuple[Copied, Speed]]) -> Speed:
     store = [speed.store for copied, speed in past if copied.store >= copied.disk]
     disk = [speed.disk for copied, speed in past if copied.disk > copied.store]
     return Speed(
-        statistics.median(store) if store else _STORE_BYTES_PER_SECOND,
-        statistics.median(disk) if disk else _IMAGE_BYTES_PER_SECOND,
+        _middle(store) if store else _STORE_BYTES_PER_SECOND,
+        _middle(disk) if disk else _IMAGE_BYTES_PER_SECOND,
     )
 
 
@@ -138,7 +144,7 @@ def predict(
     if backend == "region" and copied is not None:
         copying += copied.seconds(_median(speeds))
     if samples:
-        seconds = statistics.median(samples) + copying
+        seconds = _middle(samples) + copying
         return Prediction(round(seconds, 2), "history", len(samples))
     seconds = _BOOT_FACTOR * (boot_seconds or _BOOT_DEFAULT) + _PER_TREE * trees + copying
     if backend == "image":

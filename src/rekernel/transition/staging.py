@@ -136,8 +136,9 @@ def load_kernel(
         panic=_PANIC.read_text().strip(),
     )
     make_scratch()
-    path = SCRATCH / "initrd"
-    path.write_bytes(initrd.build(config, chosen))
+    scratch = SCRATCH / "initrd"
+    # The name of a store on disk is another one each time.
+    path = initrd.file_for(config, chosen, scratch, again=store_file is None)
     undo.push("unload-kernel")
     try:
         syscalls.kexec_file_load(str(kernel.image), str(path), cmdline)
@@ -149,7 +150,7 @@ def load_kernel(
     except OSError as error:
         raise RekernelError(f"the kernel cannot load {kernel.image}: {error.strerror}") from error
     # The kernel has its own copy.
-    path.unlink()
+    scratch.unlink(missing_ok=True)
     return config.arrays
 
 

@@ -150,6 +150,9 @@ class Upgrade:
         store_file = self._places.store_file
         with self._events.phase("load kernel"):
             words = cmdline.for_next(Path("/proc/cmdline").read_text())
+            beside = ThreadPoolExecutor(1)
+            probed = beside.submit(staging.probe_kernel)
+            beside.shutdown(wait=False)
             arrays = staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
         self._check()
         # Before some are changed for the upgrade itself.
@@ -161,7 +164,7 @@ class Upgrade:
             with self._events.phase("swap off"):
                 staging.swap_off(areas, self._undo, self._check)
         with self._events.phase("describe host"):
-            staging.probe_kernel()
+            probed.result()
             staging.tune_kernel(self._undo)
             carried = trees.describe(plan.own(Verdict.CARRIED), lazy=plan.where is not None)
             host = self._observe_host(carried)

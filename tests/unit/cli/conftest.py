@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rekernel.census import attempt
-from rekernel.cli import finish
+from rekernel.cli import check, finish
 from rekernel.report import history
 from rekernel.report.history import History
 from rekernel.systemd import bus
@@ -18,6 +19,7 @@ from rekernel.transition.undo import UndoList
 def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd is the init system and answers."""
     monkeypatch.setattr(bus, "assert_there", lambda: None)
+    monkeypatch.setattr(check, "Beside", lambda: SimpleNamespace(result=None))
 
 
 @pytest.fixture
@@ -26,11 +28,20 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    for module in ("finish", "history", "plan", "report", "status", "in_unit", "upgrade"):
+    for module in (
+        "finish",
+        "history",
+        "plan",
+        "report",
+        "status",
+        "in_unit",
+        "aftermath",
+        "upgrade",
+    ):
         monkeypatch.setattr(f"rekernel.cli.{module}.History", lambda: History(tmp_path / "history"))
     monkeypatch.setattr(history, "_RUN", run)
     monkeypatch.setattr(finish, "RUN", run)
-    for module in ("abort", "in_unit", "status"):
+    for module in ("abort", "aftermath", "status"):
         monkeypatch.setattr(f"rekernel.cli.{module}.UndoList", lambda: UndoList(run / "undo.json"))
     monkeypatch.setattr(attempt, "unit_active", lambda: False)
     monkeypatch.setattr(attempt, "OUTCOME", run / "outcome.json")

@@ -12,7 +12,7 @@ import pytest
 
 from rekernel import cli
 from rekernel.census import attempt, brownout, pager
-from rekernel.cli import abort, containers_up, finish, in_unit, region_up
+from rekernel.cli import abort, aftermath, containers_up, finish, region_up
 from rekernel.containers import restore
 from rekernel.errors import RolledBackError
 from rekernel.memory import region
@@ -385,7 +385,7 @@ class FakeUndo:
 @pytest.fixture
 def undo(monkeypatch: pytest.MonkeyPatch, run_directory: Path) -> type[FakeUndo]:
     fake = type("Fake", (FakeUndo,), {})
-    monkeypatch.setattr(in_unit, "UndoList", fake)
+    monkeypatch.setattr(aftermath, "UndoList", fake)
     monkeypatch.setattr(abort, "UndoList", fake)
     monkeypatch.setattr("rekernel.cli.status.UndoList", fake)
     monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
@@ -416,7 +416,7 @@ def test_abort_of_a_running_upgrade(
     states = [True, True, False] * 2
     monkeypatch.setattr(attempt, "unit_active", lambda: states.pop(0))
     stopped: list[bool] = []
-    monkeypatch.setattr(abort, "stop_unit", lambda: stopped.append(True))
+    monkeypatch.setattr(attempt, "stop_unit", lambda: stopped.append(True))
     attempt.write_outcome(
         builder.undone({"id": ID}, RolledBackError("stopped by SIGTERM")), attempt.OUTCOME
     )

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from rekernel.handover.config import AgentConfig, RootConfig, load_config
 from rekernel.handover.manifest import Extent
 from rekernel.kernel import initrd
 from rekernel.kernel.modules import ModuleSet
+from rekernel.records import replace
 
 CONFIG = AgentConfig(
     "id",
@@ -54,7 +56,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = tmp_path_factory.mktemp("initrd")
     module = scratch / "one.ko.xz"
     module.write_bytes(lzma.compress(b"module"))
-    data = initrd.build(CONFIG, ModuleSet(((module,),)))
+    data, _ = initrd.build(CONFIG, ModuleSet(((module,),)))
     target = scratch / "root"
     target.mkdir()
     command = ["cpio", "--extract", "--make-directories", "--quiet"]
@@ -97,3 +99,44 @@ def test_the_agent_starts_there(unpacked: Path) -> None:
     assert not list(unpacked.rglob("*.py"))
     assert len(loaded) > 10
     assert set(loaded.values()) == {"initrd"}
+
+
+def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew for another configuration, or for a module that is another one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    monkeypatch.setattr(initrd.kept, "DIRECTORY", tmp_path / "kept")  # type: ignore[attr-defined]
+    module, scratch = tmp_path / "one.ko", tmp_path / "scratch"
+    module.write_bytes(b"module")
+    built: list[int] = []
+
+    def build(config: AgentConfig, modules: ModuleSet) -> tuple[bytes, list[str]]:
+        built.append(1)
+        return b"made", [str(module)]
+
+    monkeypatch.setattr(initrd, "build", build)
+    modules = ModuleSet(((module,),))
+    time.sleep(0.15)
+    first = initrd.file_for(CONFIG, modules, scratch, again=True)
+    assert first.read_bytes() == b"made"
+    assert initrd.file_for(CONFIG, modules, scratch, again=True) == first
+    assert (len(built), scratch.exists()) == (1, False)
+    assert initrd.file_for(replace(CONFIG, panic="9"), modules, scratch, again=True) != first
+    assert initrd.file_for(CONFIG, modules, scratch, again=False) == scratch
+    module.write_bytes(b"other")
+    time.sleep(0.15)
+    assert initrd.file_for(CONFIG, modules, scratch, again=True) == first
+    assert len(built) == 4
+
+
+def test_all_that_it_is_made_of_is_known(tmp_path: Path) -> None:
+    module = tmp_path / "one.ko"
+    module.write_bytes(b"module")
+    _, made_of = initrd.build(CONFIG, ModuleSet(((module,),)))
+    agent = Path(initrd.__file__).parents[1] / "agent"
+    for path in (
+        module, agent / "init.py", agent / "main.py", agent, agent.parent, initrd.__file__,
+        json.__file__, Path(json.__file__).parent, Path(json.__file__).parents[1],
+        Path(sys.executable).resolve(), "/etc/ld.so.cache",
+    ):  # fmt: skip
+        assert str(path) in made_of, path

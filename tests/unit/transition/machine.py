@@ -119,6 +119,11 @@ class Told:
         self.returncode = -signal.SIGKILL
 
 
+def _initrd(scratch: Path) -> Path:
+    scratch.write_bytes(b"initrd")
+    return scratch
+
+
 class Machine:
     """Two services that are carried, db and web, and one that restarts, kvm; swap is on."""
 
@@ -417,7 +422,7 @@ def machine(
         dumps: {"HOOK_SOCKET": str(hook)},
         host_facts: {"observe": found.host},
         initrd: {
-            "build": lambda config, chosen: b"initrd",
+            "file_for": lambda config, chosen, scratch, again: _initrd(scratch),
             "module_waves": lambda chosen: (),
             "module_parameters": lambda chosen: {},
         },
