@@ -26,6 +26,8 @@ class Request:
     rounds: int = 2
     # Whether the benchmark itself works: its smallest load, everything once. Figures mean nothing.
     smoke: bool = False
+    # A package, or a commit to build one from: the version before (verbs).
+    against: str = ""
 
 
 Benchmark = Callable[[Request], int]
@@ -33,7 +35,7 @@ Benchmark = Callable[[Request], int]
 REGISTRY: dict[str, Benchmark] = {}
 
 # Imported when a benchmark is asked for; they register themselves.
-_MODULES = ("bench_blackout", "bench_scale")
+_MODULES = ("bench_blackout", "bench_scale", "bench_verbs")
 
 
 def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:

@@ -21,6 +21,7 @@ from rekernel_lab.runner import Runner
 from rekernel_lab.zdtm import command as zdtm
 
 _DEFAULT_NAME = "default"
+_BEFORE_QUICKER_VERBS = "47a3c62"
 
 
 def _split(value: str) -> list[str]:
@@ -151,6 +152,7 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> int:
         arguments.sizes,
         arguments.rounds,
         arguments.smoke,
+        arguments.against,
     )
     return bench.find(arguments.benchmark)(request)
 
@@ -269,6 +271,12 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument(
         "--smoke", action="store_true", help="only see that it works: the smallest load, once"
+    )
+    verb.add_argument(
+        "--against",
+        default=_BEFORE_QUICKER_VERBS,
+        metavar="COMMIT|FILE.deb",
+        help="the version to compare with (verbs; default: the one before they became quicker)",
     )
     verb.set_defaults(function=_bench)
 
