@@ -180,8 +180,19 @@ def build(config: AgentConfig, modules: ModuleSet) -> tuple[bytes, list[str]]:
         archive.directory(directory)
     sources = [item.path for item in imports.values()]
     searched = [here for path in sources for here in path.parents if here != Path("/")]
+    # Beside the interpreter it would say where its library is.
+    venv = [path / "pyvenv.cfg" for path in Path(python).parents[:2]]
     own = [ours / "agent" / "init.py", *sorted((ours / "kernel").glob("*.py"))]
-    made_of = [*sources, *searched, *objects, *libraries, *modules.files, *own, *map(Path, _LINKER)]
+    made_of = [
+        *sources,
+        *searched,
+        *objects,
+        *libraries,
+        *modules.files,
+        *own,
+        *venv,
+        *map(Path, _LINKER),
+    ]
     return archive.finish(), [str(path) for path in made_of]
 
 
