@@ -343,7 +343,7 @@ def test_no_space_for_images(lab: Lab) -> None:
 
 
 def test_store_too_small(lab: Lab) -> None:
-    """Shared memory goes through the store, and this is more than it holds."""
+    """Shared memory goes through the store, and this is more than it holds; or else to the disk."""
     program = (
         "import mmap, os, time; area = mmap.mmap(-1, 200 << 20); "
         "area[:] = os.urandom(1 << 20) * 200; time.sleep(10**6)"
@@ -355,12 +355,18 @@ def test_store_too_small(lab: Lab) -> None:
     while int(lab.guest.text("grep -h ^RssShmem: /proc/$(systemctl show -P MainPID big)/status"
                              " | tr -dc 0-9")) < 200 << 10:  # fmt: skip
         assert time.monotonic() < deadline
+    # The disk has less.
+    lab.guest.text(
+        "free=$(df --output=avail --block-size=1M /var/lib | tail -n 1);"
+        " fallocate --length $((free - 20))M /var/lib/rekernel-full"
+    )
     try:
-        lab.assert_fails(code=3, message="handover store has room for .* MiB of shared memory")
+        message = "needs .* MiB there for big.service: the handover store has room for .* MiB"
+        lab.assert_fails(code=3, message=message)
     finally:
         lab.guest.text(
-            "systemctl stop big.service; rm /etc/systemd/system/big.service;"
-            " systemctl daemon-reload"
+            "rm /var/lib/rekernel-full; systemctl stop big.service;"
+            " rm /etc/systemd/system/big.service; systemctl daemon-reload"
         )
 
 
