@@ -11,7 +11,7 @@ import pytest
 from rekernel_lab import cache, qemu, state, tinyinit
 from rekernel_lab.bench import REGISTRY, Request, benchmark, find
 from rekernel_lab.cli import parser
-from rekernel_lab.errors import UsageError
+from rekernel_lab.errors import LabError, UsageError
 from rekernel_lab.guest import Guest
 from rekernel_lab.hostsetup import PACKAGES, backports_source, missing, parse_qemu_version
 from rekernel_lab.leftovers import orphans
@@ -226,3 +226,24 @@ def test_pushed_file_gets_exactly_its_name(tmp_path: Path, monkeypatch: pytest.M
         guest.push(source, str(tmp_path / "into" / name))
         assert (tmp_path / "into" / name).read_text() == "x"
     assert len(list((tmp_path / "into").iterdir())) == 4
+
+
+def test_commands_share_a_connection_only_if_there_is_one(tmp_path: Path) -> None:
+    alone = Guest(Namespace("none"), Keys(tmp_path))
+    assert "ControlPath=none" in alone.ssh(["true"])
+    shared = Guest(Namespace("none"), Keys(tmp_path), tmp_path / "ssh")
+    assert f"ControlPath={tmp_path}/ssh" in shared.ssh(["true"])
+    # As if it had been made.
+    (tmp_path / "ssh").touch()
+    with subprocess.Popen(["sleep", "60"]) as master:
+        shared.wait_connected(master)
+        master.kill()
+
+
+@pytest.mark.parametrize("words", [["false"], ["sleep", "60"]])
+def test_a_connection_that_is_not_made(words: list[str], tmp_path: Path) -> None:
+    guest = Guest(Namespace("none"), Keys(tmp_path), tmp_path / "ssh")
+    with subprocess.Popen(words) as master:
+        with pytest.raises(LabError, match="no connection into the guest that could be shared"):
+            guest.wait_connected(master, timeout=0.3)
+        master.kill()
