@@ -23,8 +23,11 @@ PROGRAM = """
 import os, signal, sys, threading
 os.setpgid(0, 0)
 signal.signal(signal.SIGUSR1, lambda *_: print("signal", flush=True))
+# Whichever thread gets it, only the first one can tell, and that waits for input.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 for _ in range(2):
     threading.Thread(target=signal.sigwait, args=({signal.SIGUSR2},), daemon=True).start()
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 print("ready", flush=True)
 for line in sys.stdin:
     print("read", line, end="", flush=True)
