@@ -24,7 +24,6 @@ struct client {
 
 static struct watch listener;
 static const char *socket_path;
-static const struct map_file *map;
 static struct client *clients;
 static enum control_wish wish;
 
@@ -44,7 +43,7 @@ static void tell_status(const struct client *c)
 {
 	char buf[STATUS_MAX];
 
-	status_format(buf, sizeof(buf), map);
+	status_format(buf, sizeof(buf));
 	tell(c, buf);
 }
 
@@ -138,11 +137,14 @@ static void listener_ready(struct watch *watch)
 	loop_add(&c->watch);
 }
 
-void control_start(const char *path, const struct map_file *mf)
+void control_open(const char *path)
 {
-	map = mf;
 	socket_path = path;
 	listener = (struct watch){ .fd = listen_unix(path), .ready = listener_ready };
+}
+
+void control_start(void)
+{
 	loop_add(&listener);
 }
 

@@ -3,15 +3,16 @@
 #ifndef REKERNEL_CONTROL_H
 #define REKERNEL_CONTROL_H
 
-#include "mapfile.h"
-
 enum control_wish {
 	CONTROL_NONE,
 	CONTROL_QUIT,	/* nothing is left to serve; leave */
 	CONTROL_ABORT,	/* leave, whatever is left */
 };
 
-void control_start(const char *path, const struct map_file *mf);
+/* Listens; the descriptor is for good. */
+void control_open(const char *path);
+/* Adds it to the main loop. */
+void control_start(void);
 /* What the last command asks of the main loop. */
 enum control_wish control_wish(void);
 /* Tells all connected clients. */

@@ -72,7 +72,7 @@ static void pay(uint64_t pages)
 
 static uint64_t chunk_size(void)
 {
-	return now_us() - counted(&counters.last_fault) < QUIET_US ? BUSY_CHUNK : QUIET_CHUNK;
+	return now_us() - counted(&state->counters.last_fault) < QUIET_US ? BUSY_CHUNK : QUIET_CHUNK;
 }
 
 /* Not registered with us, for instance because it is locked: CRIU has filled it. */
@@ -80,8 +80,8 @@ static void drop_page(struct uspace *s, uint64_t ordinal)
 {
 	uint64_t n = model_done(&s->model, ordinal, 1);
 
-	count(&counters.pages_home, n);
-	count(&counters.pages_dropped, n);
+	count(&state->counters.pages_home, n);
+	count(&state->counters.pages_dropped, n);
 }
 
 /* Returns false if the space has nothing left for the drain. */
@@ -102,16 +102,16 @@ static bool drain_claim(struct uspace *s, uint64_t from, uint64_t to, struct fil
 			pthread_rwlock_unlock(&s->lock);
 			return true;
 		}
-		switch (fill(s, &ext, limit, buf, &counters.pages_drained, &filled)) {
+		switch (fill(s, &ext, limit, buf, &state->counters.pages_drained, &filled)) {
 		case UFFD_OK:
 			limit = CLAIM_PAGES;
 			break;
 		case UFFD_BUSY:
-			count(&counters.retries, 1);
+			count(&state->counters.retries, 1);
 			pause = RETRY_US;
 			break;
 		case UFFD_FULL:
-			count(&counters.no_memory, 1);
+			count(&state->counters.no_memory, 1);
 			pause = FULL_US;
 			break;
 		case UFFD_EXITED:
@@ -230,6 +230,8 @@ void drain_stop(void)
 
 void drain_begin(uint64_t new_rate)
 {
+	state->rate = new_rate;
+	state->drain_wanted = true;
 	pthread_mutex_lock(&rate_lock);
 	rate = new_rate;
 	rate_due = 0;

@@ -5,7 +5,8 @@
  * collected and answered last, from the model as it is then.
  *
  * Every fault that was read is either answered or its thread is woken to fault
- * again: none is ever lost.
+ * again: none is ever lost.  Events are read into a slot that outlives this
+ * process (state.h): the kernel tells each of them once.
  */
 #define _GNU_SOURCE
 #include "fault.h"
@@ -14,6 +15,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -23,7 +25,6 @@
 #include "log.h"
 #include "util.h"
 
-#define MESSAGES	16	/* read at once */
 #define MAX_WINDOW	64u
 #define MAX_THREADS	16
 /* An mmap, mremap or fork of a large process can take this long. */
@@ -33,21 +34,27 @@
 
 static pthread_t threads[MAX_THREADS];
 static unsigned int n_threads;
-/* Changed by the control thread while the workers read it. */
-static _Atomic unsigned int base_window;
 static int stop_fd = -1;
 
-static void apply_event(struct uspace *s, const struct uffd_msg *msg)
+_Static_assert(MAX_THREADS <= EVENT_SLOTS, "each thread has a slot");
+
+/* One thread's. */
+struct worker {
+	struct fill_buffer buf;
+	struct event_slot *slot;
+};
+
+/* Returns a space that is to be published when the event is settled. */
+static struct uspace *apply_event(struct uspace *s, const struct uffd_msg *msg, uint64_t number)
 {
 	uint64_t dropped = 0;
 
 	switch (msg->event) {
 	case UFFD_EVENT_FORK:
-		space_open_fork((int)msg->arg.fork.ufd, s);
-		return;
+		return space_open_fork((int)msg->arg.fork.ufd, s, number);
 	case UFFD_EVENT_REMAP:
 		dropped = model_move(&s->model, msg->arg.remap.from, msg->arg.remap.to,
-				     msg->arg.remap.len);
+				     msg->arg.remap.len, number);
 		break;
 	case UFFD_EVENT_REMOVE:
 		/*
@@ -60,10 +67,32 @@ static void apply_event(struct uspace *s, const struct uffd_msg *msg)
 		break;
 	default:
 		log_line("process %u: unknown userfaultfd event %#x", s->pid, msg->event);
-		return;
+		return NULL;
 	}
-	count(&counters.pages_home, dropped);
-	count(&counters.pages_dropped, dropped);
+	count(&state->counters.pages_home, dropped);
+	count(&state->counters.pages_dropped, dropped);
+	return NULL;
+}
+
+void fault_replay(struct uspace *s, struct event_slot *slot)
+{
+	uint32_t i;
+
+	for (i = slot->applied; i < EVENT_MESSAGES && slot->msg[i].event; i++) {
+		const struct uffd_msg *msg = &slot->msg[i];
+		uint64_t number = slot->number + i;
+		struct uspace *child = NULL;
+
+		/* Whoever waits for a page is woken, and faults again. */
+		if (msg->event == UFFD_EVENT_FORK && space_born(number))
+			;
+		else if (msg->event != UFFD_EVENT_PAGEFAULT)
+			child = apply_event(s, msg, number);
+		in_order();
+		slot->applied = i + 1;
+		if (child)
+			space_publish(child);
+	}
 }
 
 static void add_fault(struct uspace *s, struct batch *batch, uint64_t addr)
@@ -73,15 +102,29 @@ static void add_fault(struct uspace *s, struct batch *batch, uint64_t addr)
 		uffd_wake(s->fd, addr);
 }
 
-/* Empties the queue; returns false if there was nothing in it. */
-static bool read_messages(struct uspace *s, struct batch *batch)
+/* The slot must not claim anything while it changes hands. */
+static void slot_prepare(struct event_slot *slot, const struct uspace *s)
 {
-	struct uffd_msg msgs[MESSAGES];
+	memset(slot->msg, 0, sizeof(slot->msg));
+	in_order();
+	slot->number = state_numbers(EVENT_MESSAGES);
+	slot->kept = s->model.kept.fd;
+	slot->applied = 0;
+	in_order();
+}
+
+/* Empties the queue; returns false if there was nothing in it. */
+static bool read_messages(struct uspace *s, struct batch *batch, struct event_slot *slot)
+{
 	bool any = false;
 
 	for (;;) {
-		ssize_t i, n = read(s->fd, msgs, sizeof(msgs));
+		struct uspace *child;
+		uint32_t i;
+		ssize_t n;
 
+		slot_prepare(slot, s);
+		n = read(s->fd, slot->msg, sizeof(slot->msg));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0) {
@@ -89,13 +132,21 @@ static bool read_messages(struct uspace *s, struct batch *batch)
 				log_errno(errno, "process %u: cannot read userfaultfd", s->pid);
 			return any;
 		}
-		n /= sizeof(msgs[0]);
+		n /= sizeof(slot->msg[0]);
 		any = true;
 		for (i = 0; i < n; i++) {
-			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
-				add_fault(s, batch, msgs[i].arg.pagefault.address);
-			else
-				apply_event(s, &msgs[i]);
+			const struct uffd_msg *msg = &slot->msg[i];
+
+			if (msg->event == UFFD_EVENT_PAGEFAULT) {
+				add_fault(s, batch, msg->arg.pagefault.address);
+				continue;
+			}
+			child = apply_event(s, msg, slot->number + i);
+			in_order();
+			slot->applied = i + 1;
+			/* Before, somebody could have closed it and nobody would know. */
+			if (child)
+				space_publish(child);
 		}
 	}
 }
@@ -103,7 +154,7 @@ static bool read_messages(struct uspace *s, struct batch *batch)
 /* Sequential faults are read ahead of, the further the longer they go on. */
 static uint64_t window_for(struct uspace *s, uint64_t addr)
 {
-	unsigned int base = base_window;
+	unsigned int base = __atomic_load_n(&state->window, __ATOMIC_RELAXED);
 
 	if (base > 1 && addr == s->next_fault)
 		s->window = min_u64(2 * max_u64(s->window, base), max_u64(base, MAX_WINDOW));
@@ -120,7 +171,7 @@ static enum uffd_result answer_zero(struct uspace *s, const struct extent *ext)
 	res = uffd_zero(s->fd, ext->vaddr, ext->npages, &done);
 	if (!done && res == UFFD_ABSENT && ext->npages > 1)
 		res = uffd_zero(s->fd, ext->vaddr, 1, &done);
-	count(&counters.pages_zero, done);
+	count(&state->counters.pages_zero, done);
 	return done ? UFFD_OK : res;
 }
 
@@ -130,10 +181,10 @@ static enum uffd_result answer_copy(struct uspace *s, const struct extent *ext,
 	enum uffd_result res;
 	uint64_t filled;
 
-	res = fill(s, ext, ext->npages, buf, &counters.pages_faulted, &filled);
+	res = fill(s, ext, ext->npages, buf, &state->counters.pages_faulted, &filled);
 	if (!filled && res == UFFD_ABSENT && ext->npages > 1) {
 		/* The window reaches beyond the mapping. */
-		res = fill(s, ext, 1, buf, &counters.pages_faulted, &filled);
+		res = fill(s, ext, 1, buf, &state->counters.pages_faulted, &filled);
 	}
 	s->next_fault = ext->vaddr + (filled << PM_PAGE_SHIFT);
 	return filled ? UFFD_OK : res;
@@ -148,19 +199,19 @@ static enum uffd_result answer(struct uspace *s, uint64_t addr, uint64_t window,
 }
 
 /* The process is in the middle of an unmap, a move or a fork. */
-static void await_event(struct uspace *s, struct batch *batch)
+static void await_event(struct uspace *s, struct batch *batch, struct event_slot *slot)
 {
 	struct pollfd pfd = { .fd = s->fd, .events = POLLIN };
 
-	count(&counters.retries, 1);
-	if (!read_messages(s, batch)) {
+	count(&state->counters.retries, 1);
+	if (!read_messages(s, batch, slot)) {
 		poll(&pfd, 1, BUSY_MS);
-		read_messages(s, batch);
+		read_messages(s, batch, slot);
 	}
 }
 
 /* Returns false if the process is gone. */
-static bool answer_all(struct uspace *s, struct batch *batch, struct fill_buffer *buf)
+static bool answer_all(struct uspace *s, struct batch *batch, struct worker *w)
 {
 	unsigned int tries = 0;
 
@@ -169,12 +220,12 @@ static bool answer_all(struct uspace *s, struct batch *batch, struct fill_buffer
 		/* Others that wait are more urgent than what may come next. */
 		uint64_t window = batch_waiting(batch) > 4 ? 1 : window_for(s, addr);
 
-		switch (answer(s, addr, window, buf)) {
+		switch (answer(s, addr, window, &w->buf)) {
 		case UFFD_OK:
 			break;
 		case UFFD_BUSY:
 			if (++tries < BUSY_TRIES) {
-				await_event(s, batch);
+				await_event(s, batch, w->slot);
 				continue;
 			}
 			uffd_wake(s->fd, addr);
@@ -182,7 +233,7 @@ static bool answer_all(struct uspace *s, struct batch *batch, struct fill_buffer
 		case UFFD_EXITED:
 			return false;
 		case UFFD_FULL:
-			count(&counters.no_memory, 1);
+			count(&state->counters.no_memory, 1);
 			usleep(FULL_US);
 			uffd_wake(s->fd, addr);
 			break;
@@ -201,18 +252,18 @@ static bool answer_all(struct uspace *s, struct batch *batch, struct fill_buffer
 
 static void note_time(uint64_t begin, unsigned int n)
 {
-	uint64_t now = now_us(), max = counted(&counters.fault_micros_max);
+	uint64_t now = now_us(), max = counted(&state->counters.fault_micros_max);
 
-	count(&counters.faults, n);
-	count(&counters.fault_micros, now - begin);
+	count(&state->counters.faults, n);
+	count(&state->counters.fault_micros, now - begin);
 	while (now - begin > max &&
-	       !__atomic_compare_exchange_n(&counters.fault_micros_max, &max, now - begin, false,
+	       !__atomic_compare_exchange_n(&state->counters.fault_micros_max, &max, now - begin, false,
 					    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		;
-	__atomic_store_n(&counters.last_fault, now, __ATOMIC_RELAXED);
+	__atomic_store_n(&state->counters.last_fault, now, __ATOMIC_RELAXED);
 }
 
-static void serve(struct uspace *s, struct fill_buffer *buf)
+static void serve(struct uspace *s, struct worker *w)
 {
 	uint64_t begin = now_us();
 	struct batch batch = { .n = 0 };
@@ -222,8 +273,8 @@ static void serve(struct uspace *s, struct fill_buffer *buf)
 		pthread_rwlock_unlock(&s->lock);
 		return;
 	}
-	read_messages(s, &batch);
-	if (!answer_all(s, &batch, buf) || space_complete(s))
+	read_messages(s, &batch, w->slot);
+	if (!answer_all(s, &batch, w) || space_complete(s))
 		space_close_locked(s);
 	else
 		space_rearm(s);
@@ -234,11 +285,10 @@ static void serve(struct uspace *s, struct fill_buffer *buf)
 
 static void *worker(void *arg)
 {
-	struct fill_buffer buf;
+	struct worker w = { .slot = arg };
 	struct epoll_event ev;
 
-	(void)arg;
-	fill_buffer_init(&buf);
+	fill_buffer_init(&w.buf);
 	for (;;) {
 		int n = epoll_wait(space_epoll, &ev, 1, -1);
 
@@ -246,27 +296,27 @@ static void *worker(void *arg)
 			continue;
 		if (!ev.data.ptr)
 			break;
-		serve(ev.data.ptr, &buf);
+		serve(ev.data.ptr, &w);
 	}
-	fill_buffer_free(&buf);
+	fill_buffer_free(&w.buf);
 	return NULL;
 }
 
 void fault_set_window(unsigned int window)
 {
-	base_window = window;
+	__atomic_store_n(&state->window, window, __ATOMIC_RELAXED);
 }
 
-void fault_start(unsigned int n, unsigned int window)
+void fault_start(unsigned int n)
 {
 	struct epoll_event ev = { .events = EPOLLIN };
 
-	base_window = window;
 	stop_fd = eventfd(0, EFD_CLOEXEC);
 	if (stop_fd < 0 || epoll_ctl(space_epoll, EPOLL_CTL_ADD, stop_fd, &ev) < 0)
 		die_errno("cannot make an eventfd");
 	for (; n_threads < n && n_threads < MAX_THREADS; n_threads++)
-		if (pthread_create(&threads[n_threads], NULL, worker, NULL))
+		if (pthread_create(&threads[n_threads], NULL, worker,
+				   &state->events[n_threads]))
 			die(EXIT_FAILED, "cannot start a thread");
 }
 
@@ -293,7 +343,7 @@ static void probe(struct uspace *s)
 		fill_buffer_init(&buf);
 	pthread_rwlock_rdlock(&s->lock);
 	if (s->fd >= 0 && model_next(&s->model, 0, UINT64_MAX, 1, &ext))
-		gone = fill(s, &ext, 1, &buf, &counters.pages_drained, &filled) == UFFD_EXITED;
+		gone = fill(s, &ext, 1, &buf, &state->counters.pages_drained, &filled) == UFFD_EXITED;
 	pthread_rwlock_unlock(&s->lock);
 	if (gone)
 		space_close(s);

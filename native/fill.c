@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "fill.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -69,38 +70,65 @@ static void present(struct uspace *s, uint64_t vaddr, uint64_t ordinal)
 {
 	uint64_t fresh = model_done(&s->model, ordinal, 1);
 
-	count(&counters.pages_home, fresh);
-	count(&counters.pages_present, fresh);
+	count(&state->counters.pages_home, fresh);
+	count(&state->counters.pages_present, fresh);
 	uffd_wake(s->fd, vaddr);
+}
+
+/* Linux before 6.6 has no way to make a page raise SIGBUS. */
+static enum uffd_result poison(struct uspace *s, uint64_t vaddr)
+{
+	/* For tests. */
+	return getenv("REKERNEL_NO_POISON") ? UFFD_ERROR : uffd_poison(s->fd, vaddr);
+}
+
+/* There is no other way to keep it from waiting for ever, or from zeros. */
+static void end_process(struct uspace *s)
+{
+	const struct kept_head *head = s->model.kept.head;
+
+	s->model.kept.head->damaged = true;
+	__atomic_store_n(&s->damaged, true, __ATOMIC_RELAXED);
+	if (!head->forked && !kill((pid_t)head->host_pid, SIGKILL))
+		log_line("process %u is ended: it cannot go on without that page", head->host_pid);
 }
 
 /*
  * The memory that held the page is broken.  Handing out zeros instead would be
  * a silent lie, so its owner gets SIGBUS, as from broken memory it maps itself.
- * Where the kernel cannot do that, the page stays missing, its users wait, and
- * the space is never closed.  Returns UFFD_OK if that settles the page.
+ * Where the kernel cannot do that the owner is killed; a forked child, whose PID
+ * is not known, waits for the page, and its space is never closed.  Returns
+ * UFFD_OK if that settles the page.
  */
 static enum uffd_result lose(struct uspace *s, uint64_t vaddr, uint64_t ordinal)
 {
-	enum uffd_result res = uffd_poison(s->fd, vaddr);
+	const struct kept_head *head = s->model.kept.head;
+	uint32_t n = !__atomic_load_n(&s->damaged, __ATOMIC_RELAXED);
+	enum uffd_result res;
+	uint64_t fresh;
 
+	/* Before: whoever comes after a SIGKILL finds a page there and takes it for good. */
+	count(&state->counters.pages_lost, n);
+	named_add(&state->lost, head->host_pid, n);
+	res = poison(s, vaddr);
 	switch (res) {
 	case UFFD_OK:
-		count(&counters.pages_home, model_done(&s->model, ordinal, 1));
+		fresh = model_done(&s->model, ordinal, 1);
+		count(&state->counters.pages_home, fresh);
 		uffd_wake(s->fd, vaddr);
 		break;
-	case UFFD_PRESENT:
-		present(s, vaddr, ordinal);
-		return UFFD_OK;
 	case UFFD_ERROR:
-		__atomic_store_n(&s->damaged, true, __ATOMIC_RELAXED);
+		end_process(s);
 		break;
 	default:
-		return res;
+		count(&state->counters.pages_lost, -(uint64_t)n);
+		named_add(&state->lost, head->host_pid, -n);
+		if (res == UFFD_PRESENT)
+			present(s, vaddr, ordinal);
+		return res == UFFD_PRESENT ? UFFD_OK : res;
 	}
-	count(&counters.pages_lost, 1);
 	log_line("process %u: page %#llx cannot be read from the old memory, %s", s->pid,
-		 (unsigned long long)vaddr, res == UFFD_OK ? "poisoned" : "its users will hang");
+		 (unsigned long long)vaddr, res == UFFD_OK ? "poisoned" : "it cannot go on");
 	return UFFD_OK;
 }
 
@@ -120,7 +148,7 @@ enum uffd_result fill(struct uspace *s, const struct extent *ext, uint64_t limit
 		if (done) {
 			uint64_t fresh = model_done(&s->model, ordinal, done);
 
-			count(&counters.pages_home, fresh);
+			count(&state->counters.pages_home, fresh);
 			count(kind, fresh);
 			*filled += done;
 			vaddr += done << PM_PAGE_SHIFT;

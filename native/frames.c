@@ -21,6 +21,7 @@
 
 struct frames {
 	char *path;
+	int fd;
 	uint64_t offset;
 	uint64_t first;		/* frame number */
 	uint64_t npages;
@@ -53,6 +54,17 @@ bool frames_add(const char *spec)
 	return true;
 }
 
+void frames_open(void)
+{
+	size_t i;
+
+	for (i = 0; i < n_table; i++) {
+		table[i].fd = open(table[i].path, O_RDONLY | O_CLOEXEC);
+		if (table[i].fd < 0)
+			die_errno("cannot open %s", table[i].path);
+	}
+}
+
 void frames_map(void)
 {
 	struct stat st;
@@ -60,21 +72,17 @@ void frames_map(void)
 
 	for (i = 0; i < n_table; i++) {
 		struct frames *f = &table[i];
-		int fd = open(f->path, O_RDONLY | O_CLOEXEC);
 
-		if (fd < 0)
-			die_errno("cannot open %s", f->path);
-		f->data = map_window(fd, f->offset, f->npages << PM_PAGE_SHIFT, PROT_READ, &f->map,
-				     &f->map_len);
+		f->data = map_window(f->fd, f->offset, f->npages << PM_PAGE_SHIFT, PROT_READ,
+				     &f->map, &f->map_len);
 		if (!f->data)
 			die_errno("cannot map %s", f->path);
 		/*
 		 * A device maps 2 MiB at a time, so filling the page table now
 		 * is cheap and saves a fault inside the first UFFDIO_COPYs.
 		 */
-		if (!fstat(fd, &st) && S_ISCHR(st.st_mode))
+		if (!fstat(f->fd, &st) && S_ISCHR(st.st_mode))
 			madvise(f->map, f->map_len, MADV_POPULATE_READ);
-		close(fd);
 	}
 }
 
@@ -85,6 +93,7 @@ void frames_unmap(void)
 	for (i = 0; i < n_table; i++) {
 		if (table[i].map)
 			munmap(table[i].map, table[i].map_len);
+		close(table[i].fd);
 		free(table[i].path);
 	}
 	free(table);

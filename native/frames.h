@@ -15,6 +15,8 @@
 
 /* "PATH:OFFSET:PHYS_START:LEN"; false if malformed.  Call before frames_map(). */
 bool frames_add(const char *spec);
+/* Opens all of them, for workers to come; their paths may mean something else then. */
+void frames_open(void);
 /* Maps all of them; ends the program if one cannot be mapped. */
 void frames_map(void);
 void frames_unmap(void);

@@ -14,7 +14,6 @@ struct map_space {
 	uint32_t nspid;
 	uint32_t tree;
 	struct image image;
-	unsigned int claims;	/* how many restores have asked for it */
 };
 
 struct map_file {

@@ -47,14 +47,14 @@ static size_t run_of_ordinal(const struct image *img, uint64_t ordinal)
 }
 
 /* Index of the first segment that ends above an address of today. */
-static size_t seg_above(const struct model *m, uint64_t addr)
+static size_t seg_above(const struct segment_table *t, uint64_t addr)
 {
-	size_t lo = 0, hi = m->n_segs;
+	size_t lo = 0, hi = t->n;
 
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
 
-		if (m->segs[mid].end > addr)
+		if (t->seg[mid].end > addr)
 			hi = mid;
 		else
 			lo = mid + 1;
@@ -62,68 +62,102 @@ static size_t seg_above(const struct model *m, uint64_t addr)
 	return lo;
 }
 
-static void seg_insert(struct model *m, size_t at, struct segment seg)
+/* There is room: a move adds four at most. */
+static void seg_insert(struct segment_table *t, size_t at, struct segment seg)
 {
-	if (m->n_segs == m->cap_segs) {
-		m->cap_segs = m->cap_segs ? 2 * m->cap_segs : 8;
-		m->segs = xrealloc(m->segs, m->cap_segs, sizeof(*m->segs));
-	}
-	memmove(&m->segs[at + 1], &m->segs[at], (m->n_segs - at) * sizeof(*m->segs));
-	m->segs[at] = seg;
-	m->n_segs++;
+	memmove(&t->seg[at + 1], &t->seg[at], (t->n - at) * sizeof(t->seg[0]));
+	t->seg[at] = seg;
+	t->n++;
 }
 
-static void seg_remove(struct model *m, size_t at)
+static void seg_remove(struct segment_table *t, size_t at)
 {
-	memmove(&m->segs[at], &m->segs[at + 1], (m->n_segs - at - 1) * sizeof(*m->segs));
-	m->n_segs--;
+	memmove(&t->seg[at], &t->seg[at + 1], (t->n - at - 1) * sizeof(t->seg[0]));
+	t->n--;
 }
 
 /* Makes addr a border between segments, if it lies inside one. */
-static void seg_split(struct model *m, uint64_t addr)
+static void seg_split(struct segment_table *t, uint64_t addr)
 {
-	size_t i = seg_above(m, addr);
+	size_t i = seg_above(t, addr);
 	struct segment tail;
 
-	if (i == m->n_segs || m->segs[i].start >= addr)
+	if (i == t->n || t->seg[i].start >= addr)
 		return;
-	tail = m->segs[i];
+	tail = t->seg[i];
 	tail.image += addr - tail.start;
 	tail.start = addr;
-	m->segs[i].end = addr;
-	seg_insert(m, i + 1, tail);
+	t->seg[i].end = addr;
+	seg_insert(t, i + 1, tail);
+}
+
+static void look_at_kept(struct model *m)
+{
+	m->table = kept_table(&m->kept);
+	m->done = m->kept.head->done;
+}
+
+/* The table of segments that the next flip puts in force, to begin with a copy. */
+static struct segment_table *next_table(struct model *m, const struct segment_table *from)
+{
+	struct segment_table *t = kept_spare(&m->kept, from->n + 4);
+
+	/* The memory may have got another address. */
+	if (from == m->table)
+		from = kept_table(&m->kept);
+	look_at_kept(m);
+	t->event = from->event;
+	t->n = from->n;
+	memcpy(t->seg, from->seg, from->n * sizeof(t->seg[0]));
+	return t;
 }
 
 void model_init(struct model *m, const struct image *image)
 {
+	struct segment_table *t;
+
 	memset(m, 0, sizeof(*m));
 	m->image = image;
 	m->left = image->pages;
-	m->done = xcalloc(image->pages / 64 + 1, sizeof(*m->done));
-	seg_insert(m, 0, (struct segment){ 0, ADDRESS_END, 0 });
+	kept_new(&m->kept, image->pages, 1);
+	t = kept_spare(&m->kept, 1);
+	t->n = 1;
+	t->seg[0] = (struct segment){ 0, ADDRESS_END, 0 };
+	kept_flip(&m->kept);
+	look_at_kept(m);
 }
 
 void model_fork(struct model *child, const struct model *parent)
 {
-	size_t words = parent->image->pages / 64 + 1;
-
 	memset(child, 0, sizeof(*child));
 	child->image = parent->image;
 	child->left = model_left(parent);
-	child->done = xcalloc(words, sizeof(*child->done));
-	memcpy(child->done, parent->done, words * sizeof(*child->done));
-	child->n_segs = parent->n_segs;
-	child->cap_segs = parent->n_segs + 1;
-	child->segs = xcalloc(child->cap_segs, sizeof(*child->segs));
-	if (parent->n_segs)
-		memcpy(child->segs, parent->segs, parent->n_segs * sizeof(*child->segs));
+	kept_new(&child->kept, parent->image->pages, parent->table->n);
+	next_table(child, parent->table);
+	kept_flip(&child->kept);
+	look_at_kept(child);
+	memcpy(child->done, parent->done,
+	       kept_words(parent->image->pages) * sizeof(child->done[0]));
+}
+
+void model_take_over(struct model *m, const struct image *image, const struct kept *kept)
+{
+	uint64_t i;
+
+	memset(m, 0, sizeof(*m));
+	m->image = image;
+	m->kept = *kept;
+	look_at_kept(m);
+	m->left = image->pages;
+	for (i = 0; i < kept_words(image->pages); i++)
+		m->left -= (uint64_t)__builtin_popcountll(m->done[i]);
 }
 
 void model_free(struct model *m)
 {
-	free(m->segs);
-	free(m->done);
-	memset(m, 0, sizeof(*m));
+	kept_close(&m->kept);
+	m->table = NULL;
+	m->done = NULL;
 }
 
 uint64_t model_frame(const struct model *m, uint64_t ordinal, uint64_t *npages)
@@ -179,18 +213,19 @@ static uint64_t count_missing(const struct model *m, uint64_t ordinal, size_t ru
 struct extent model_at(const struct model *m, uint64_t vaddr, uint64_t max)
 {
 	struct extent ext = { .zero = true, .vaddr = vaddr };
-	size_t s = seg_above(m, vaddr), run;
+	const struct segment_table *t = m->table;
+	size_t s = seg_above(t, vaddr), run;
 	const struct pm_run *r;
 	uint64_t addr, end;
 
-	if (s == m->n_segs || m->segs[s].start > vaddr) {
+	if (s == t->n || t->seg[s].start > vaddr) {
 		/* No image behind it; the next segment may have one. */
-		end = s == m->n_segs ? ADDRESS_END : m->segs[s].start;
+		end = s == t->n ? ADDRESS_END : t->seg[s].start;
 		ext.npages = min_u64(max, (end - vaddr) >> PM_PAGE_SHIFT);
 		return ext;
 	}
-	addr = m->segs[s].image + (vaddr - m->segs[s].start);
-	end = addr + min_u64(max << PM_PAGE_SHIFT, m->segs[s].end - vaddr);
+	addr = t->seg[s].image + (vaddr - t->seg[s].start);
+	end = addr + min_u64(max << PM_PAGE_SHIFT, t->seg[s].end - vaddr);
 	run = run_above(m->image, addr);
 	r = &m->image->runs[run];
 	if (run < m->image->n_runs && r->vaddr <= addr) {
@@ -237,8 +272,8 @@ bool model_next(const struct model *m, uint64_t from, uint64_t to, uint64_t max,
 	run = run_of_ordinal(img, from);
 	addr = img->runs[run].vaddr + ((from - img->first[run]) << PM_PAGE_SHIFT);
 	/* Few segments exist, and they are not sorted by image address. */
-	for (s = 0; s < m->n_segs; s++) {
-		const struct segment *seg = &m->segs[s];
+	for (s = 0; s < m->table->n; s++) {
+		const struct segment *seg = &m->table->seg[s];
 
 		if (addr < seg->image || addr - seg->image >= seg->end - seg->start)
 			continue;
@@ -291,11 +326,12 @@ static uint64_t drop_image(struct model *m, uint64_t start, uint64_t end)
 
 uint64_t model_cut(struct model *m, uint64_t start, uint64_t end)
 {
+	const struct segment_table *t = m->table;
 	uint64_t fresh = 0;
 	size_t s;
 
-	for (s = seg_above(m, start); s < m->n_segs && m->segs[s].start < end; s++) {
-		const struct segment *seg = &m->segs[s];
+	for (s = seg_above(t, start); s < t->n && t->seg[s].start < end; s++) {
+		const struct segment *seg = &t->seg[s];
 		uint64_t a = max_u64(start, seg->start), b = min_u64(end, seg->end);
 
 		fresh += drop_image(m, seg->image + (a - seg->start), seg->image + (b - seg->start));
@@ -304,49 +340,56 @@ uint64_t model_cut(struct model *m, uint64_t start, uint64_t end)
 }
 
 /* Joins segment i with the one before it, if they are one in both worlds. */
-static void seg_join(struct model *m, size_t i)
+static void seg_join(struct segment_table *t, size_t i)
 {
 	struct segment *a, *b;
 
-	if (!i || i >= m->n_segs)
+	if (!i || i >= t->n)
 		return;
-	a = &m->segs[i - 1];
-	b = &m->segs[i];
+	a = &t->seg[i - 1];
+	b = &t->seg[i];
 	if (a->end != b->start || a->image + (a->end - a->start) != b->image)
 		return;
 	a->end = b->end;
-	seg_remove(m, i);
+	seg_remove(t, i);
 }
 
-uint64_t model_move(struct model *m, uint64_t from, uint64_t to, uint64_t len)
+uint64_t model_move(struct model *m, uint64_t from, uint64_t to, uint64_t len, uint64_t event)
 {
+	struct segment_table *t;
 	uint64_t fresh;
 	size_t i, k;
 
+	if (m->table->event >= event)
+		return 0;
 	/* Whatever was at the target has been unmapped by the same mremap. */
 	fresh = model_cut(m, to, to + len);
-	seg_split(m, to);
-	seg_split(m, to + len);
-	i = seg_above(m, to);
-	while (i < m->n_segs && m->segs[i].start < to + len)
-		seg_remove(m, i);
+	t = next_table(m, m->table);
+	t->event = event;
+	seg_split(t, to);
+	seg_split(t, to + len);
+	i = seg_above(t, to);
+	while (i < t->n && t->seg[i].start < to + len)
+		seg_remove(t, i);
 
-	seg_split(m, from);
-	seg_split(m, from + len);
+	seg_split(t, from);
+	seg_split(t, from + len);
 	for (;;) {
 		struct segment seg;
 
-		i = seg_above(m, from);
-		if (i == m->n_segs || m->segs[i].start >= from + len)
+		i = seg_above(t, from);
+		if (i == t->n || t->seg[i].start >= from + len)
 			break;
-		seg = m->segs[i];
-		seg_remove(m, i);
+		seg = t->seg[i];
+		seg_remove(t, i);
 		seg.start += to - from;
 		seg.end += to - from;
-		k = seg_above(m, seg.start);
-		seg_insert(m, k, seg);
-		seg_join(m, k + 1);
-		seg_join(m, k);
+		k = seg_above(t, seg.start);
+		seg_insert(t, k, seg);
+		seg_join(t, k + 1);
+		seg_join(t, k);
 	}
+	kept_flip(&m->kept);
+	look_at_kept(m);
 	return fresh;
 }

@@ -12,6 +12,9 @@
  *   - the moves (mremap): segments that say which image address stands behind an
  *     address of today.  Without moves there is one segment, the identity.
  *
+ * Both outlive the process that uses them (kept.h): marking and cutting may be done
+ * twice, and a move takes effect in one store.
+ *
  * Every page that is not done lies in exactly one segment.  Lookups allocate
  * nothing.  Done bits are atomic, so drain threads may mark pages side by side;
  * cut, move and fork need the caller to exclude everybody else.
@@ -23,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kept.h"
 #include "pagemap_format.h"
 
 struct image {
@@ -32,18 +36,11 @@ struct image {
 	uint64_t pages;
 };
 
-struct segment {
-	uint64_t start;
-	uint64_t end;
-	uint64_t image;		/* image address of start */
-};
-
 struct model {
 	const struct image *image;
-	struct segment *segs;	/* sorted by start */
-	size_t n_segs;
-	size_t cap_segs;
-	uint64_t *done;		/* bitmap by ordinal */
+	struct kept kept;
+	const struct segment_table *table;	/* sorted by start; in kept */
+	uint64_t *done;		/* bitmap by ordinal; in kept */
 	uint64_t left;		/* pages not done; atomic */
 };
 
@@ -58,6 +55,8 @@ struct extent {
 void model_init(struct model *m, const struct image *image);
 /* child becomes what a forked process inherits: the same pages still missing. */
 void model_fork(struct model *child, const struct model *parent);
+/* What a worker before had of this image. */
+void model_take_over(struct model *m, const struct image *image, const struct kept *kept);
 void model_free(struct model *m);
 
 /* The extent at vaddr, 1 to max pages of it. */
@@ -77,8 +76,11 @@ uint64_t model_frame(const struct model *m, uint64_t ordinal, uint64_t *npages);
 uint64_t model_done(struct model *m, uint64_t ordinal, uint64_t npages);
 /* The owner gave up [start, end); returns how many missing pages that drops. */
 uint64_t model_cut(struct model *m, uint64_t start, uint64_t end);
-/* mremap; returns how many missing pages were overwritten at the target. */
-uint64_t model_move(struct model *m, uint64_t from, uint64_t to, uint64_t len);
+/*
+ * mremap; returns how many missing pages were overwritten at the target.  event
+ * is its number, see state.h: what has been moved is not moved again.
+ */
+uint64_t model_move(struct model *m, uint64_t from, uint64_t to, uint64_t len, uint64_t event);
 
 static inline uint64_t model_left(const struct model *m)
 {

@@ -17,18 +17,26 @@
 #include "drain.h"
 #include "fault.h"
 #include "frames.h"
+#include "guard.h"
 #include "intake.h"
 #include "log.h"
 #include "loop.h"
 #include "mapfile.h"
 #include "notify.h"
 #include "options.h"
+#include "recover.h"
 #include "space.h"
+#include "state.h"
 #include "status.h"
 #include "util.h"
 
 #define TICK_US 1000000
+#ifdef __SANITIZE_THREAD__
+#define STACK_BYTES (4 << 20)	/* it keeps its own things there */
+#else
 #define STACK_BYTES (256 << 10)
+#endif
+#define DESCRIPTORS (1 << 20)
 
 static struct pager_options opt;
 static struct map_file map;
@@ -50,12 +58,13 @@ static void signal_ready(struct watch *watch)
 {
 	drop_wakeup(watch);
 	log_line("asked to end: draining first");
-	opt.exit_when_drained = true;
+	state->exit_when_drained = true;
 	status_expect_no_more();
 	drain_begin(0);
 }
 
-static void catch_signals(struct watch *watch)
+/* Whoever reads the descriptor gets its own signals, so all processes can have it. */
+static void catch_signals(void)
 {
 	sigset_t set;
 
@@ -65,14 +74,11 @@ static void catch_signals(struct watch *watch)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
-	/* Before any thread is started: they inherit the mask. */
+	/* Before any thread or process is started: they inherit the mask. */
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	*watch = (struct watch){
-		.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), .ready = signal_ready,
-	};
-	if (watch->fd < 0)
+	state->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (state->signals < 0)
 		die_errno("cannot make a signalfd");
-	loop_add(watch);
 }
 
 /* If this program dies, so do the processes it serves. */
@@ -94,7 +100,9 @@ static void become_important(char **argv)
 	if (fd >= 0)
 		close(fd);
 
-	if (!getrlimit(RLIMIT_NOFILE, &lim)) {
+	/* Two for each address space; more than the usual limit, if that is allowed. */
+	lim.rlim_cur = lim.rlim_max = DESCRIPTORS;
+	if (setrlimit(RLIMIT_NOFILE, &lim) < 0 && !getrlimit(RLIMIT_NOFILE, &lim)) {
 		lim.rlim_cur = lim.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &lim);
 	}
@@ -113,11 +121,21 @@ static void keep_stacks_small(void)
 	pthread_attr_destroy(&attr);
 }
 
+/*
+ * Before the frames are mapped: locking them would read all of the old memory.
+ * What a fault needs is in memory now and stays there.
+ */
+static void lock_memory(void)
+{
+	if (mlockall(MCL_CURRENT) < 0)
+		warn_errno("cannot lock memory");
+}
+
 static void report_final(void)
 {
 	char buf[STATUS_MAX];
 
-	status_format(buf, sizeof(buf), &map);
+	status_format(buf, sizeof(buf));
 	status_file_write(buf);
 	control_tell(buf);
 	log_raw(buf);
@@ -135,8 +153,9 @@ static int run(void)
 
 		if (now >= next_tick) {
 			next_tick = now + TICK_US;
-			status_format(buf, sizeof(buf), &map);
+			status_format(buf, sizeof(buf));
 			status_file_write(buf);
+			guard_check();
 			fault_probe_exited();
 			/*
 			 * A space whose last page came by a fault while the drain's
@@ -146,6 +165,7 @@ static int run(void)
 		}
 		if (!drained && status_drained()) {
 			drained = true;
+			state->drained = true;
 			/* Everything is home: the old memory can be given back. */
 			intake_stop();
 			fault_stop();
@@ -153,7 +173,7 @@ static int run(void)
 			frames_unmap();
 			report_final();
 		}
-		if (drained && (opt.exit_when_drained || control_wish() == CONTROL_QUIT))
+		if (drained && (state->exit_when_drained || control_wish() == CONTROL_QUIT))
 			return EXIT_OK;
 		if (control_wish() != CONTROL_NONE)
 			break;
@@ -163,48 +183,85 @@ static int run(void)
 	return control_wish() == CONTROL_ABORT ? EXIT_ABORTED : EXIT_OK;
 }
 
-int main(int argc, char **argv)
+/* Another process than the one that has set everything up, and maybe not the first. */
+static int worker(void)
 {
-	struct watch wakeup = { .ready = drop_wakeup }, signals;
+	struct watch wakeup = { .ready = drop_wakeup }, signals = { .ready = signal_ready };
+	bool first = !state->ready;
 	char buf[STATUS_MAX];
 	int code;
 
-	pager_options_parse(&opt, argc, argv);
-	become_important(argv);
-	log_open(opt.log);
+	recover_look();
 	loop_init();
 	space_init();
 	wakeup.fd = notify_init();
 	loop_add(&wakeup);
-	catch_signals(&signals);
-
-	map_file_open(&map, opt.map);
-	counters.pages_total = map.pages;
-	if (opt.status_file)
-		status_file_open(opt.status_file);
+	signals.fd = state->signals;
+	loop_add(&signals);
 	keep_stacks_small();
-	fault_start(opt.threads, opt.window);
+	fault_start(opt.threads);
 	drain_start(opt.drain_threads);
-	/*
-	 * Before the frames are mapped: locking them would read all of the old
-	 * memory.  What a fault needs is in memory now and stays there.
-	 */
-	if (mlockall(MCL_CURRENT) < 0)
-		warn_errno("cannot lock memory");
+	lock_memory();
 	frames_map();
-	intake_start(&map, opt.listens, opt.n_listens);
-	control_start(opt.control, &map);
-	status_format(buf, sizeof(buf), &map);
+	recover(&map);
+	space_serve();
+	intake_start();
+	control_start();
+	if (state->drain_wanted)
+		drain_begin(state->rate);
+	guard_ready();
+	status_format(buf, sizeof(buf));
 	status_file_write(buf);
-	puts("ready");
-	fflush(stdout);
+	if (first) {
+		puts("ready");
+		fflush(stdout);
+	}
 
 	code = run();
 	control_stop();
+	state->code = code;
+	state->over = true;
 	/* After an abort threads may still use what is left; exit ends them. */
 	if (code == EXIT_OK && !status_spaces_left() && status_drained()) {
 		space_fini();
 		map_file_close(&map);
 	}
 	return code;
+}
+
+static void last_words(void)
+{
+	const struct status_held nothing = { 0 };
+	char buf[STATUS_MAX];
+
+	status_format_held(buf, sizeof(buf), &nothing);
+	status_file_write(buf);
+	log_raw(buf);
+	intake_unlink();
+	unlink(opt.control);
+}
+
+int main(int argc, char **argv)
+{
+	pager_options_parse(&opt, argc, argv);
+	become_important(argv);
+	log_open(opt.log);
+	map_file_open(&map, opt.map);
+	state_init(opt.n_listens, map.n_spaces);
+	state->window = opt.window;
+	state->exit_when_drained = opt.exit_when_drained;
+	state->counters.pages_total = map.pages;
+	state->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (state->proc < 0)
+		die_errno("cannot open /proc");
+	catch_signals();
+	status_init(&map);
+	if (opt.status_file)
+		status_file_open(opt.status_file);
+	frames_open();
+	intake_open(&map, opt.listens, opt.n_listens);
+	control_open(opt.control);
+	recover_keep();
+	lock_memory();
+	guard_run(worker, last_words);
 }

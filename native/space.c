@@ -10,14 +10,14 @@
 #include "notify.h"
 #include "util.h"
 
-struct counters counters;
 pthread_mutex_t space_list_lock = PTHREAD_MUTEX_INITIALIZER;
 struct uspace *space_list;
 int space_epoll = -1;
 
 static struct uspace **list_end = &space_list;
 static struct uspace *graveyard;
-static const struct image no_image;
+static bool serving;
+const struct image no_image;
 
 void space_init(void)
 {
@@ -31,7 +31,8 @@ static void free_list(struct uspace *s)
 	while (s) {
 		struct uspace *next = s->next;
 
-		model_free(&s->model);
+		if (s->fd >= 0)
+			model_free(&s->model);
 		pthread_rwlock_destroy(&s->lock);
 		free(s);
 		s = next;
@@ -46,7 +47,7 @@ void space_fini(void)
 	graveyard = NULL;
 }
 
-static struct uspace *space_new(int fd, uint32_t pid, const struct restore *restore)
+static struct uspace *space_new(int fd, uint32_t pid, uint32_t host_pid, uint32_t restore)
 {
 	struct uspace *s = xcalloc(1, sizeof(*s));
 	pthread_rwlockattr_t attr;
@@ -58,42 +59,101 @@ static struct uspace *space_new(int fd, uint32_t pid, const struct restore *rest
 	pthread_rwlockattr_destroy(&attr);
 	s->fd = fd;
 	s->pid = pid;
-	s->restore = restore;
+	s->host_pid = host_pid;
+	s->restore = &state->restores[restore];
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 	return s;
 }
 
-static void space_add(struct uspace *s)
+/* From here on the next worker has it, too. */
+static void enliven(struct uspace *s, const struct arrival *a)
+{
+	struct kept_head *head = s->model.kept.head;
+
+	head->born = a->number;
+	head->uffd = a->fd;
+	head->pid = a->pid;
+	head->host_pid = a->host_pid;
+	head->image = a->image;
+	head->restore = a->restore;
+	in_order();
+	head->phase = KEPT_LIVE;
+	in_order();
+}
+
+static void watch(struct uspace *s)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLONESHOT, .data.ptr = s };
 
+	if (epoll_ctl(space_epoll, EPOLL_CTL_ADD, s->fd, &ev) < 0)
+		warn_errno("cannot watch the userfaultfd of process %u", s->pid);
+}
+
+void space_publish(struct uspace *s)
+{
 	pthread_mutex_lock(&space_list_lock);
 	*list_end = s;
 	list_end = &s->next;
 	pthread_mutex_unlock(&space_list_lock);
-	if (epoll_ctl(space_epoll, EPOLL_CTL_ADD, s->fd, &ev) < 0)
-		warn_errno("cannot watch the userfaultfd of process %u", s->pid);
+	if (serving)
+		watch(s);
 	notify(NOTIFY_SPACES);
 }
 
-void space_open(int fd, uint32_t pid, const struct image *image, const struct restore *restore)
+void space_serve(void)
 {
-	struct uspace *s = space_new(fd, pid, restore);
+	struct uspace *s;
 
-	model_init(&s->model, image ? image : &no_image);
-	space_add(s);
+	serving = true;
+	for (s = space_list; s; s = s->next)
+		watch(s);
 }
 
-void space_open_fork(int fd, const struct uspace *parent)
+struct uspace *space_open(const struct arrival *a, const struct image *image)
 {
-	struct uspace *s = space_new(fd, parent->pid, parent->restore);
+	struct uspace *s = space_new(a->fd, a->pid, a->host_pid, a->restore);
 
-	s->forked = true;
+	model_init(&s->model, image);
+	enliven(s, a);
+	return s;
+}
+
+struct uspace *space_open_fork(int fd, const struct uspace *parent, uint64_t number)
+{
+	const struct kept_head *head = parent->model.kept.head;
+	struct uspace *s = space_new(fd, parent->pid, parent->host_pid, head->restore);
+	struct arrival a = {
+		.fd = fd, .pid = parent->pid, .host_pid = head->host_pid, .image = head->image,
+		.restore = head->restore, .number = number,
+	};
+
 	model_fork(&s->model, &parent->model);
-	count(&counters.forks, 1);
-	count(&counters.pages_total, model_left(&s->model));
-	space_add(s);
+	s->model.kept.head->forked = true;
+	enliven(s, &a);
+	count(&state->counters.forks, 1);
+	count(&state->counters.pages_total, model_left(&s->model));
+	return s;
+}
+
+struct uspace *space_take_over(const struct kept *kept, const struct image *image)
+{
+	const struct kept_head *head = kept->head;
+	struct uspace *s = space_new(head->uffd, head->pid, head->host_pid, head->restore);
+
+	s->damaged = head->damaged;
+	model_take_over(&s->model, image, kept);
+	return s;
+}
+
+bool space_born(uint64_t number)
+{
+	const struct uspace *s;
+
+	for (s = space_list; s; s = s->next)
+		if (s->model.kept.head->born == number)
+			return true;
+	return false;
 }
 
 bool space_complete(const struct uspace *s)
@@ -126,15 +186,21 @@ static void list_remove(struct uspace *s)
 
 void space_close_locked(struct uspace *s)
 {
+	struct kept_head *head = s->model.kept.head;
 	uint64_t left;
 
 	if (s->fd < 0)
 		return;
 	left = model_left(&s->model);
-	count(&counters.pages_home, left);
-	count(&counters.pages_dropped, left);
+	count(&state->counters.pages_home, left);
+	count(&state->counters.pages_dropped, left);
 	epoll_ctl(space_epoll, EPOLL_CTL_DEL, s->fd, NULL);
+	/* The next worker must know whether the number is still this userfaultfd's. */
+	head->phase = KEPT_CLOSING;
+	in_order();
 	close(s->fd);
+	in_order();
+	head->phase = KEPT_CLOSED;
 	s->fd = -1;
 	/* Out of the list first: there it is looked at without its lock. */
 	list_remove(s);

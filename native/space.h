@@ -8,6 +8,9 @@
  * meanwhile (EAGAIN).  So a copy that was decided before an event can never be
  * done after it: that would bring back pages the process has thrown away.
  *
+ * What must outlive this process is in the memory of its model (kept.h); the rest
+ * is made anew by the next worker.
+ *
  * struct uspace is never freed while the program runs: an epoll event or a drain
  * thread may still hold a pointer to one that is closed.
  */
@@ -20,19 +23,13 @@
 
 #include "mapfile.h"
 #include "model.h"
-
-/* One run of "criu restore": what connects to a listening socket. */
-struct restore {
-	const char *path;
-	bool over;		/* atomic: finished or failed, memory is laid out */
-	bool failed;
-};
+#include "state.h"
 
 struct uspace {
 	pthread_rwlock_t lock;	/* see above; a waiting writer goes first */
 	int fd;			/* -1 once closed */
 	uint32_t pid;		/* as CRIU announced it; a forked child has its parent's */
-	bool forked;
+	uint32_t host_pid;	/* the same as the kernel knows it */
 	bool damaged;		/* a page could not be read: never close, see fill.h */
 	const struct restore *restore;
 	struct model model;
@@ -48,38 +45,6 @@ struct uspace {
 	struct uspace *next;	/* list lock */
 };
 
-/* Sums over all spaces of all time; atomic. */
-struct counters {
-	uint64_t pages_total;	/* in the map, plus what forked children must get again */
-	uint64_t pages_home;	/* in place or not needed any more, for whatever reason */
-	uint64_t pages_faulted;	/* of them copied because of a fault, with their window */
-	uint64_t pages_drained;	/* of them copied by the drain */
-	uint64_t pages_present;	/* of them found in place: restored by CRIU itself */
-	uint64_t pages_dropped;	/* of them given up by their process, or it has exited */
-	uint64_t pages_lost;	/* unreadable in the old memory */
-	uint64_t pages_zero;	/* zeros served, not part of pages_total */
-	uint64_t faults;
-	uint64_t fault_micros;	/* time from seeing a batch of faults to its end */
-	uint64_t fault_micros_max;
-	uint64_t last_fault;	/* now_us() of the last one */
-	uint64_t forks;
-	uint64_t unknown;	/* processes that are not in the map */
-	uint64_t retries;	/* EAGAIN: the process was changing its mappings */
-	uint64_t no_memory;	/* ENOMEM: the process's cgroup or the machine is full */
-};
-
-extern struct counters counters;
-
-static inline void count(uint64_t *counter, uint64_t n)
-{
-	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
-}
-
-static inline uint64_t counted(const uint64_t *counter)
-{
-	return __atomic_load_n(counter, __ATOMIC_RELAXED);
-}
-
 /* All open spaces, oldest first. */
 extern pthread_mutex_t space_list_lock;
 extern struct uspace *space_list;
@@ -92,10 +57,30 @@ void space_init(void);
 /* Frees what is left when the threads are gone. */
 void space_fini(void);
 
-/* A userfaultfd that CRIU handed over; image NULL for a process not in the map. */
-void space_open(int fd, uint32_t pid, const struct image *image, const struct restore *restore);
+/* What is known of a userfaultfd when it comes. */
+struct arrival {
+	int fd;
+	uint32_t pid;
+	uint32_t host_pid;
+	int image;		/* index in the map, -1 for a process that is not in it */
+	uint32_t restore;	/* index */
+	uint64_t number;	/* of the event that brought it */
+};
+
+/* One that CRIU handed over; nobody serves it before space_publish(). */
+struct uspace *space_open(const struct arrival *a, const struct image *image);
 /* One the kernel made for a child of parent, whose write lock is held. */
-void space_open_fork(int fd, const struct uspace *parent);
+struct uspace *space_open_fork(int fd, const struct uspace *parent, uint64_t number);
+/* One of a worker before. */
+struct uspace *space_take_over(const struct kept *kept, const struct image *image);
+/* Has anything been opened for this number already? */
+bool space_born(uint64_t number);
+/* From now on it is served, if spaces are. */
+void space_publish(struct uspace *s);
+/* From now on they are. */
+void space_serve(void);
+/* A restore's process that is not in the map has no image. */
+extern const struct image no_image;
 
 /* Wants nothing any more, and may be closed? */
 bool space_complete(const struct uspace *s);

@@ -8,6 +8,7 @@
 
 #include "log.h"
 #include "pagemap_format.h"
+#include "util.h"
 
 /* Linux 6.6; Debian 12's headers do not have it. */
 struct poison_arg {
@@ -92,6 +93,34 @@ void uffd_wake(int fd, uint64_t vaddr)
 	struct uffdio_range range = { .start = vaddr, .len = PM_PAGE_SIZE };
 
 	ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+void uffd_wake_all(int fd)
+{
+	/* How much a process has depends on the machine; the kernel takes no more. */
+	static const unsigned int bits[] = { 56, 52, 48, 47, 42, 39, 32 };
+	uint64_t start;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(bits); i++) {
+		/* From the lowest address that the kernel lets anybody map. */
+		for (start = PM_PAGE_SIZE; start <= 1 << 20; start *= 2) {
+			uint64_t end = (1ull << bits[i]) - (bits[i] == 32 ? 2 : 1) * PM_PAGE_SIZE;
+			struct uffdio_range range = { .start = start, .len = end - start };
+
+			if (!ioctl(fd, UFFDIO_WAKE, &range))
+				return;
+		}
+	}
+	log_errno(errno, "UFFDIO_WAKE");
+}
+
+bool uffd_exited(int fd)
+{
+	/* Nothing can be copied from address 0. */
+	struct uffdio_copy arg = { .dst = 1 << 20, .len = PM_PAGE_SIZE };
+
+	return ioctl(fd, UFFDIO_COPY, &arg) < 0 && errno == ESRCH;
 }
 
 enum uffd_result uffd_poison(int fd, uint64_t vaddr)

@@ -3,6 +3,7 @@
 #ifndef REKERNEL_UFFD_H
 #define REKERNEL_UFFD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum uffd_result {
@@ -26,6 +27,10 @@ enum uffd_result uffd_zero(int fd, uint64_t vaddr, uint64_t npages, uint64_t *do
 
 /* Makes the thread that waits for this page try again. */
 void uffd_wake(int fd, uint64_t vaddr);
+/* The same for all threads that wait for any page. */
+void uffd_wake_all(int fd);
+/* Is there no process behind it any more? */
+bool uffd_exited(int fd);
 /* From now on whoever touches the page gets SIGBUS; UFFD_ERROR before Linux 6.6. */
 enum uffd_result uffd_poison(int fd, uint64_t vaddr);
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* What needs no kernel: the model against a naive one, parsers, checksum. */
+#define _GNU_SOURCE
 #include <elf.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "batch.h"
 #include "crc32.h"
 #include "kcore.h"
 #include "model.h"
+#include "state.h"
 #include "output.h"
 #include "scan.h"
 #include "util.h"
@@ -100,6 +103,7 @@ static void step(struct model *m, struct naive *naive)
 	size_t a = rnd(PAGES), len = 1 + rnd(40), b, k;
 	struct naive old = *naive;
 	struct extent ext;
+	uint64_t event;
 
 	if (a + len > PAGES)
 		len = PAGES - a;
@@ -124,14 +128,31 @@ static void step(struct model *m, struct naive *naive)
 		b = rnd(PAGES - len + 1);
 		if (b < a + len && a < b + len)
 			break;
+		event = state_numbers(1);
 		model_move(m, BASE + a * PM_PAGE_SIZE, BASE + b * PM_PAGE_SIZE,
-			   len * PM_PAGE_SIZE);
+			   len * PM_PAGE_SIZE, event);
+		/* As a worker does that does not know how far the one before it came. */
+		CHECK(!model_move(m, BASE + a * PM_PAGE_SIZE, BASE + b * PM_PAGE_SIZE,
+				  len * PM_PAGE_SIZE, event));
 		for (k = 0; k < len; k++) {
 			naive->want[b + k] = old.want[a + k];
 			naive->want[a + k] = 0;
 		}
 		break;
 	}
+}
+
+/* Another worker takes the model over. */
+static void revive(struct model *m)
+{
+	uint64_t left = model_left(m);
+	const struct image *img = m->image;
+	struct kept kept;
+
+	CHECK(kept_open(&kept, dup(m->kept.fd)));
+	model_free(m);
+	model_take_over(m, img, &kept);
+	CHECK(model_left(m) == left);
 }
 
 static void test_model(void)
@@ -152,6 +173,8 @@ static void test_model(void)
 		for (i = 0; i < 60; i++) {
 			step(&m, &naive);
 			compare(&m, &naive);
+			if (i % 7 == 0)
+				revive(&m);
 			if (i != 30)
 				continue;
 			model_fork(&child, &m);
@@ -178,7 +201,7 @@ static void test_empty_model(void)
 	ext = model_at(&m, BASE, 8);
 	CHECK(ext.zero && ext.npages == 8);
 	CHECK(!model_cut(&m, 0, 1ull << 47));
-	CHECK(!model_move(&m, BASE, 2 * BASE, 4096));
+	CHECK(!model_move(&m, BASE, 2 * BASE, 4096, 1));
 	model_free(&m);
 }
 
@@ -283,6 +306,7 @@ static void test_kcore_offset(void)
 
 int main(void)
 {
+	state_init(1, 1);
 	test_parsers();
 	test_batch();
 	test_crc32();

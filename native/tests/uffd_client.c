@@ -508,6 +508,22 @@ static int do_hold(void)
 	return 0;
 }
 
+/* The same with a child. */
+static int do_fork_hold(void)
+{
+	pid_t child = fork();
+
+	if (!child) {
+		await_line();
+		check_all("child");
+		_exit(0);
+	}
+	say("ready");
+	await_line();
+	check_all("parent");
+	return wait_child(child);
+}
+
 /* Reads while the pager drains. */
 static int do_busy(void)
 {
@@ -723,6 +739,7 @@ static const struct {
 	{ "mprotect", do_mprotect, 0 },
 	{ "hold", do_hold, 0 },
 	{ "hold-unfinished", do_hold, 1 },
+	{ "fork-hold", do_fork_hold, 0 },
 	{ "busy", do_busy, 0 },
 	{ "exit", do_exit, 0 },
 	{ "sigbus", do_sigbus, 0 },

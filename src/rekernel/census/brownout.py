@@ -7,6 +7,7 @@ gone after an ordinary boot, and then nothing is under way.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ class Brownout:
 
     @property
     def pager_died(self) -> bool:
-        """Whether the pager is gone and left pages behind: their processes cannot go on."""
+        """Whether all that held the carried pages are gone and left some behind."""
         return (
             self.drain is not None
             and self.drain.get("state") != "drained"
-            and not Path(f"/proc/{self.drain.get('pid', 0)}").exists()
+            and not any(Path(f"/proc/{pid}").exists() for pid in holders(self.drain))
         )
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether processes wait for pages that nobody can bring any more."""
+        return self.drain is not None and self.drain.get("state") in ("stopped", "damaged")
+
+
+def holders(drain: Mapping[str, Any]) -> list[int]:
+    """The PIDs of the pager's processes (native/guard.h): any of them can go on alone."""
+    found = [int(drain.get(name, 0)) for name in ("pid", "worker", "witness")]
+    return [pid for pid in found if pid > 0]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

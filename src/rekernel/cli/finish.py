@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
     # Nothing that ran needs the mapped pages any more.
     state = brownout.read_json(RUN / brownout.DRAIN)
     if pager.ask("abort") is not None and state is not None:
-        _wait_for_exit(int(state.get("pid", 0)))
+        _wait_for_exit(state)
     _settle()
     reason = str(agent.get("reason", "no reason given"))
     # Their images are on a disk.
@@ -134,11 +134,15 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     notes += sysctls.set_again(agent["report"].get("sysctls", {}))
     _wait_for_units(agent)
     seen = after.observe(agent, history)
-    drain = brownout.read_json(RUN / brownout.DRAIN)
-    with suppress(OSError):
-        # The last one tells if it cannot be kept: memory comes back all the same.
-        history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
-    drained_ns = _follow_drain()
+
+    def tell() -> None:
+        drain = brownout.read_json(RUN / brownout.DRAIN)
+        with suppress(OSError):
+            # The last one tells if it cannot be kept: memory comes back all the same.
+            history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
+
+    tell()
+    drained_ns = _follow_drain(tell)
     # Whoever needed the old memory has it, or has zeros: nothing keeps the region any more.
     problem = _settle()
     if problem:
@@ -242,30 +246,39 @@ def _jobs(names: Sequence[str]) -> bool:
     return bool(words & set(names))
 
 
-def _follow_drain() -> int:
-    """Until every page is home; returns when (ns), or 0 if that cannot happen any more."""
-    asked = False
+def _follow_drain(tell: Callable[[], None]) -> int:
+    """Until every page is home; returns when (ns), or 0 if that cannot happen any more.
+
+    Calls ``tell`` when processes wait for pages that never come: that lasts until they are ended.
+    """
+    asked = told = False
     while True:
         state = brownout.observe(RUN)
         if state.drain is None:
             return time.time_ns()
         if state.drain.get("state") == "drained":
             drained_ns = (RUN / brownout.DRAIN).stat().st_mtime_ns
-            _wait_for_exit(int(state.drain.get("pid", 0)))
+            _wait_for_exit(state.drain)
             return drained_ns
-        if state.pager_died and brownout.observe(RUN).drain == state.drain:
-            return 0
+        # Others may have taken the place of those in the file since it was written.
+        if state.pager_died and pager.ask("status") is None:
+            if brownout.observe(RUN).drain == state.drain:
+                return 0
+        elif state.is_stuck and not told:
+            told = True
+            tell()
         if not asked and state.drain.get("state") in ("serving", "waiting"):
             # rekernel-region.service does this too, where it is enabled.
             asked = pager.ask("drain") is not None
         time.sleep(_DRAIN_POLL)
 
 
-def _wait_for_exit(pid: int, timeout: float = 10.0) -> None:
+def _wait_for_exit(drain: Mapping[str, Any], timeout: float = 10.0) -> None:
     """Until the pager has let go of its mappings."""
     deadline = time.monotonic() + timeout
-    while pid and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    for pid in brownout.holders(drain):
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def _settle() -> str:

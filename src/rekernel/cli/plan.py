@@ -241,7 +241,13 @@ def render(plan: Plan, prediction: Prediction, paint: Paint) -> str:
 
 def refuse_or_pass(args: argparse.Namespace, plan: Plan, prediction: Prediction) -> None:
     """Whatever stands against this plan. Raises BlockedError, BusyError."""
-    if brownout.observe().under_way:
+    last = brownout.observe()
+    if last.under_way and last.is_stuck:
+        raise BusyError(
+            "the last upgrade is not finished: processes wait for pages that nobody can bring",
+            "`rekernel report` names them: restart their units",
+        )
+    if last.under_way:
         raise BusyError(
             "the last upgrade is not finished: carried pages are still on their way home",
             "`rekernel status` shows how far it is",

@@ -14,6 +14,7 @@ from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
 from rekernel.records import asdict, field, record
 from rekernel.report import losses
+from rekernel.report.layout import plural
 from rekernel.systemd.units import is_login
 from rekernel.transition.problem import Problem
 
@@ -246,11 +247,18 @@ def carried_over(
         "changes": list(after.changes),
         "memory": _memory(agent, drain, holes),
         "brownout_s": brownout_s,
-        "notes": [*old.get("notes", []), *_not_started(agent), *notes],
+        "notes": [*old.get("notes", []), *_not_started(agent), *notes, *_restarts(drain)],
         "not_undone": [],
         "error": error,
         "hint": hint,
     }
+
+
+def _restarts(drain: Mapping[str, Any] | None) -> list[str]:
+    times = int((drain or {}).get("restarts", 0))
+    if not times:
+        return []
+    return [f"the pager was killed {plural(times, 'time')} and went on where it was"]
 
 
 def _blame(units: Sequence[dict[str, Any]], holes: Sequence[losses.Loss]) -> None:

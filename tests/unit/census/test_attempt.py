@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def test_brownout(tmp_path: Path) -> None:
     state = brownout.observe(tmp_path)
     assert state.under_way
     assert state.pager_died
+    # Any of its processes can go on alone.
+    for name in ("worker", "witness"):
+        drain = {"state": "serving", "pid": 4194999, name: os.getpid()}
+        (tmp_path / "drain.json").write_text(json.dumps(drain))
+        assert not brownout.observe(tmp_path).pager_died
     (tmp_path / "drain.json").write_text('{"state": "drained", "pid": 4194999}')
     assert not brownout.observe(tmp_path).pager_died
     (tmp_path / "finished").touch()

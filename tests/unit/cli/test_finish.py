@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for name in ("_turn_swap_on", "_add_containers"):
         monkeypatch.setattr(finish, name, lambda agent: [])
     monkeypatch.setattr(finish, "_wait_for_units", lambda agent: None)
-    monkeypatch.setattr(finish, "_follow_drain", lambda: 1)
+    monkeypatch.setattr(finish, "_follow_drain", lambda tell: 1)
     monkeypatch.setattr(finish, "_settle", lambda: steps.append("settled"))
     monkeypatch.setattr(after, "observe", lambda agent, history: After({}, []))
     monkeypatch.setattr(sysctls, "set_again", lambda wanted: [])
@@ -94,3 +95,33 @@ def test_a_pager_that_is_gone_does_not_keep_the_region(
     last = reports[-1]
     assert (last["outcome"], last["brownout_s"]) == ("degraded", None)
     assert last["error"] == "memory was lost: process 7"
+
+
+def test_processes_that_wait_for_ever_are_told_at_once(
+    done: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(finish, "RUN", tmp_path)
+    monkeypatch.setattr(finish, "_follow_drain", _follow_drain)
+    monkeypatch.setattr(finish, "_DRAIN_POLL", 0)
+    (tmp_path / "agent.json").write_text('{"memory": {"backend": "region"}}')
+    stopped = [{"pid": 7, "pages": 2}]
+
+    def says(state: str) -> None:
+        found = {"state": state, "stopped": stopped, "pid": 0, "witness": os.getpid()}
+        (tmp_path / "drain.json").write_text(json.dumps(found))
+
+    def record(history: History, report: dict[str, Any], run: Path) -> None:
+        reports.append(report)
+        if len(reports) == 2:
+            # The process is ended, and nobody holds anything any more.
+            says("drained")
+
+    monkeypatch.setattr(History, "record", record)
+    monkeypatch.setattr(finish, "_wait_for_exit", lambda drain: done.append(drain["state"]))
+    says("stopped")
+    finish._finish_used(agent(resumed_ns=5, frozen_ns=1), History(tmp_path))
+    assert done == ["drained", "settled"]
+    assert [report["outcome"] for report in reports] == ["degraded"] * 3
+    assert reports[1]["error"] == "memory was lost: process 7"
+    assert reports[2]["brownout_s"] is not None

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,34 @@ class Pager:
     def status(self) -> dict[str, Any]:
         return self.ask("status")
 
+    def ask_anew(self, command: str = "status") -> dict[str, Any]:
+        """The same over a new connection, again if the worker that had it is killed."""
+        while True:
+            if self._control is not None:
+                self._control.close()
+            self._control, self._buffer = None, b""
+            try:
+                return self.ask(command)
+            except (AssertionError, ConnectionResetError, BrokenPipeError):
+                continue
+
+    def holders(self) -> dict[str, int]:
+        """The PIDs of those that live: ``supervisor``, ``witness``, ``worker``, as far as known."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(self.directory / "control.socket") not in (path / "cmdline").read_text():
+                    continue
+                keeper = (path / "comm").read_text() == "rekernel-keeper\n"
+                threads = len(list((path / "task").iterdir()))
+                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            except (OSError, UnicodeDecodeError):
+                continue
+            if state != "Z":
+                role = "witness" if keeper else "worker" if threads > 1 else "supervisor"
+                found[role] = int(path.name)
+        return found
+
     def drain(self) -> dict[str, Any]:
         """Drain to the end; the status then."""
         self.ask("drain")
@@ -136,6 +166,11 @@ class Pager:
     def end(self) -> None:
         if self._control is not None:
             self._control.close()
+        # All at once, and again if one has made others meanwhile.
+        while found := self.holders():
+            for pid in found.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.end()
 
 
@@ -186,9 +221,16 @@ class World:
         process.end()
         return self
 
-    def pager(self, *extra: str | Path, map_file: Path | str | None = None) -> Pager:
+    def pager(
+        self,
+        *extra: str | Path,
+        map_file: Path | str | None = None,
+        within: tuple[str | Path, ...] = (),
+    ) -> Pager:
+        """Ready to serve. ``within``: what comes before its command line."""
         size = max(self.stray.stat().st_size, 4096)
         process = Process.start(
+            *within,
             PROGRAMS / "rekernel-pager",
             *("--map", map_file or self.map),
             *("--frames", f"{self.stray}:0:{STRAY_BASE:#x}:{size}"),

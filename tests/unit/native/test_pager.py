@@ -285,7 +285,7 @@ def test_trees_with_the_same_pids(world: WorldFactory) -> None:
         assert pager.stdout.readline() == "ready\n"
         assert w.client("read", pid=1).wait() == 0
     finally:
-        pager.kill()
+        pager.terminate()
         pager.wait()
         if pager.stdout is not None:
             pager.stdout.close()

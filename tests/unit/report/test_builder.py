@@ -158,6 +158,12 @@ def test_memory_that_was_lost_outside_of_services(agent: dict[str, Any]) -> None
     )
 
 
+def test_a_pager_that_was_killed_and_lost_nothing(agent: dict[str, Any]) -> None:
+    report = builder.carried_over(agent, after(agent), drain=DRAIN | {"restarts": 2})
+    assert (report["outcome"], report["exit_code"]) == ("done", 0)
+    assert "the pager was killed 2 times and went on where it was" in report["notes"]
+
+
 def test_a_pager_that_is_gone(agent: dict[str, Any]) -> None:
     drain = {"state": "serving", "bytes_left": 5 * 4096, "missing": LOST}
     report = builder.carried_over(agent, after(agent), drain=drain, unserved=True)
