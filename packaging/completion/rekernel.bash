@@ -60,7 +60,7 @@ _rekernel() {
     esac
     if [[ $current != -* ]]; then
         case $verb in
-        plan | upgrade) options+=" $(_rekernel_kernels)" ;;
+        check | plan | upgrade) options+=" $(_rekernel_kernels)" ;;
         report) options+=" $(_rekernel_ids)" ;;
         esac
     fi

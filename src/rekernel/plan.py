@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import room
-from rekernel.census import attempt, usage
+from rekernel.census import attempt, usage, wants
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.usage import Usage
@@ -129,7 +129,7 @@ def make(wanted: str | None, policy: Policy, memory: str = "auto") -> Plan:
         raise BlockedError(
             "no carry region is set up", "run `rekernel setup` and reboot once, or --memory=image"
         )
-    units = _judged(policy)
+    units = _judged(policy, kernel, running)
     nowhere = policy.without_units(item.unit.name for item in units)
     for name in nowhere:
         if name in policy.asked:
@@ -155,7 +155,8 @@ def renew(confirmed: Confirmed, policy: Policy) -> tuple[Plan, tuple[str, ...]]:
     _assert_fit(kernel, confirmed.running, table, where)
     deadline = time.monotonic() + _PASSES_S
     while True:
-        found = compare(confirmed.units, _judged(policy), policy.asked)
+        judged = _judged(policy, kernel, confirmed.running)
+        found = compare(confirmed.units, judged, policy.asked)
         if not (found.worse or found.new) or time.monotonic() > deadline:
             break
         time.sleep(_PASSES_S / 5)
@@ -175,10 +176,10 @@ def _assert_fit(
         )
 
 
-def _judged(policy: Policy) -> list[UnitVerdict]:
+def _judged(policy: Policy, kernel: Kernel, running: str) -> list[UnitVerdict]:
     # Not the one that does it.
     services = [unit for unit in running_units() if unit.name != attempt.UNIT]
-    return judge(services, policy, parents())
+    return wants.judge(judge(services, policy, parents()), kernel, running)
 
 
 def _with_memory(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import stat
 import time
@@ -16,11 +17,12 @@ from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
 
-from rekernel.checkpoint import handles, pressure, watches
+from rekernel.census import watched
+from rekernel.census.obstacle import Obstacle
+from rekernel.checkpoint import handles, pressure
 from rekernel.checkpoint.externals import HUNG, Descriptor, descriptors, socket_of
 from rekernel.host import apparmor
 from rekernel.host.mounts import stays_behind
-from rekernel.records import record
 
 
 class Curable(Enum):
@@ -31,16 +33,10 @@ class Curable(Enum):
     RING = auto()
 
 
-@record
-class Obstacle:
-    """``what`` a process has, as "process 7 has …", and what can be done about it."""
-
-    what: str
-    remedy: str = "criu cannot dump that"
-
-
 # Anonymous inodes that criu makes again; of the others those that have a name among people.
-_ANONYMOUS = re.compile(r"^anon_inode:(\[(eventfd|eventpoll|signalfd|timerfd|pidfd)\]|inotify)$")
+_ANONYMOUS = re.compile(
+    r"^anon_inode:(\[(eventfd|eventpoll|signalfd|timerfd|pidfd|fanotify)\]|inotify)$"
+)
 _RING = "[io_uring]"
 # Of those who use one, these do without where the kernel has none: MariaDB; Node.js and all else
 # that is built on libuv.
@@ -52,15 +48,20 @@ _NAMES = (
     (re.compile(r"landlock-ruleset"), "a landlock rule set"),
     (re.compile(r"seccomp notify"), "a seccomp notification descriptor"),
     (re.compile(r"bpf"), "a BPF object"),
-    (re.compile(r"\[fanotify\]"), "a fanotify group"),
     (re.compile(r"\[userfaultfd\]"), "a userfaultfd"),
 )
 
-# Documentation/admin-guide/devices.txt: null, zero, full, random and urandom.
+# Documentation/admin-guide/devices.txt. Of memory criu opens all again: null, zero, kmsg, mem, and
+# so on; of what is at 10 only autofs.
 _MEM_MAJOR = 1
-_MEM_MINORS = (3, 5, 7, 8, 9)
-# Terminals: serial lines and consoles, /dev/tty and its kin, pseudo terminals.
-_TTY_MAJORS = (4, 5, *range(136, 144), 204, 229)
+_AUTOFS = (10, 235)
+# Terminals by major number, and the minors that criu takes (criu/tty.c, get_tty_driver): of 4 the
+# consoles of the screen but not serial lines; /dev/tty and its kin; pseudo terminals; serial ones.
+_TERMINALS = {
+    4: range(1, 64),
+    5: range(3),
+    **dict.fromkeys((*range(128, 137), 188, 204)),
+}
 
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET)
 _FAMILY_NAMES = {int(item): item.name for item in socket.AddressFamily}
@@ -71,8 +72,10 @@ _PROTOCOLS = (
     0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, _UDPLITE, socket.IPPROTO_ICMP,
     socket.IPPROTO_ICMPV6,
 )  # fmt: skip
-# include/uapi/linux/tcp.h
+# include/uapi/linux/tcp.h, udp.h; include/uapi/asm-generic/socket.h
 _TCP_ULP = 31
+_UDP_CORK = 1
+_SO_GET_FILTER = 26
 
 _SYSV = re.compile(r"/SYSV[0-9a-f]{8}")
 # Whoever reads from a disk sleeps like that for an instant; who waits for a dead one, for good.
@@ -94,7 +97,8 @@ def _of_descriptors(pid: int, own: Collection[int]) -> Iterator[Obstacle]:
     queues = _device_of("/dev/mqueue")
     for item in descriptors(pid):
         what = of_descriptor(item, queues, socket_of)
-        what = what or _of_handle(item, own) or _of_pressure(item) or _of_watches(item)
+        what = what or _of_handle(item, own) or _of_pressure(item)
+        what = what or watched.of_watches(item, own)
         if what is not None:
             remedy = what.remedy
             if _RING in item.link and _needs_no_ring(pid):
@@ -156,20 +160,12 @@ def _of_pressure(item: Descriptor) -> Obstacle | None:
     return Obstacle(f"{item.link}, which nobody tells what it watches for,")
 
 
-def _of_watches(item: Descriptor) -> Obstacle | None:
-    if item.link != watches.LINK:
-        return None
-    for path in watches.observe(item.pid, item.number):
-        if not path:
-            return Obstacle("a watch (inotify) of a deleted file")
-        if stays_behind(path) and not os.path.isdir(path):
-            return Obstacle(f"a watch (inotify) of {path}, which stays with this kernel,")
-    return None
-
-
 def _known_device(number: int) -> bool:
     major, minor = os.major(number), os.minor(number)
-    return major in _TTY_MAJORS or (major == _MEM_MAJOR and minor in _MEM_MINORS)
+    if major in _TERMINALS:
+        minors = _TERMINALS[major]
+        return minors is None or minor in minors
+    return major == _MEM_MAJOR or (major, minor) == _AUTOFS
 
 
 def of_socket(item: socket.socket) -> Obstacle | None:
@@ -178,6 +174,8 @@ def of_socket(item: socket.socket) -> Obstacle | None:
     if family not in _FAMILIES:
         name = _FAMILY_NAMES.get(family, f"address family {family}")
         return Obstacle(f"a socket of {name}")
+    if _filtered_by_bpf(item):
+        return Obstacle("a socket with a BPF program as its filter")
     if family not in (socket.AF_INET, socket.AF_INET6) or item.type == socket.SOCK_RAW:
         return None
     if item.proto == _MPTCP:
@@ -188,7 +186,24 @@ def of_socket(item: socket.socket) -> Obstacle | None:
         upper = item.getsockopt(socket.IPPROTO_TCP, _TCP_ULP, 16).rstrip(b"\0").decode()
         if upper:
             return Obstacle(f"a TCP socket with {upper} in the kernel")
+    if item.proto in (socket.IPPROTO_UDP, _UDPLITE) and any(
+        item.getsockopt(socket.IPPROTO_UDP, _UDP_CORK, 4)
+    ):
+        return Obstacle("a UDP socket that holds back what is sent (UDP_CORK)")
     return None
+
+
+def _filtered_by_bpf(item: socket.socket) -> bool:
+    """By a program that cannot be read back, as one of the older kind can."""
+    try:
+        # With room for nothing it answers how many instructions there are.
+        item.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 1)
+    except PermissionError:
+        return True
+    except OSError:
+        # One of the older kind, which has more.
+        return False
+    return False
 
 
 def _device_of(path: str) -> int:
@@ -258,6 +273,8 @@ def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
             "System V shared memory of the host",
             "let `rekernel setup` write a drop-in with PrivateIPC=yes, then restart the unit",
         )
+    if name.startswith("/secretmem"):
+        return Obstacle("memory that not even the kernel reads (memfd_secret)")
     if name.startswith("/dev/") and not name.startswith(_HARMLESS_MAPPINGS):
         return Obstacle(f"the device {name}")
     return None
@@ -269,9 +286,13 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def _of_process(pid: int) -> Iterator[Obstacle]:
-    tracer = _status(pid).get("TracerPid", "0")
+    status = _status(pid)
+    tracer = status.get("TracerPid", "0")
     if tracer != "0":
         yield Obstacle(f"process {pid} is traced by process {tracer}", "end that debugger")
+    waiting = (int(status.get(name, "0"), 16) for name in ("SigPnd", "ShdPnd"))
+    if any(signals & 1 << signal.SIGTRAP - 1 for signals in waiting):
+        yield Obstacle(f"process {pid} has a SIGTRAP waiting")
     confined = apparmor.label(pid)
     if confined and not apparmor.is_simple(confined):
         yield Obstacle(f"process {pid} is confined by several AppArmor profiles ({confined})")

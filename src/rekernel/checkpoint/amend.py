@@ -38,12 +38,16 @@ class Amended:
 
 
 def amend(
-    data: bytearray, wanted: Wanted, watched: dict[str, str] | None
+    data: bytearray,
+    wanted: Wanted,
+    watched: dict[str, str] | None,
+    ghosts: Collection[int] = (),
 ) -> tuple[int, list[UnixEntry]]:
     """Mend a files.img in place: how many entries that were, and its sockets as they were.
 
     ``watched`` is added to; None for a tree with a mount namespace of its own, in which criu finds
-    what is watched. Raises ImageError, RekernelError.
+    what is watched. ``ghosts``: inodes of deleted files that criu makes again. Raises ImageError,
+    RekernelError.
     """
     changed = 0
     sockets = []
@@ -54,7 +58,7 @@ def amend(
             elif number == _PIDFD:
                 changed += handles.name_init(data, inner, after, wanted.stand_ins)
             elif number == _INOTIFY and watched is not None:
-                changed += watches.give_paths(data, inner, after, watched)
+                changed += watches.give_paths(data, inner, after, watched, ghosts)
             elif number == _UNIX:
                 entry = unixentries.parse(data, inner, after)
                 if entry.external:
@@ -81,7 +85,8 @@ def amend_images(trees: Iterable[Path], wanted: Wanted) -> Amended:
             renamed = mountpoints.rename(bytearray(table.read_bytes()), wanted.canonical)
             if renamed is not None:
                 table.write_bytes(renamed)
-        changed, sockets = amend(data, wanted, None if own_mounts else watched)
+        ghosts = watches.ghosts(path.parent)
+        changed, sockets = amend(data, wanted, None if own_mounts else watched, ghosts)
         changed += executables.separate(data, path.parent)
         if changed:
             path.write_bytes(data)

@@ -1,5 +1,5 @@
-"""Watches (inotify) of what criu cannot open by its path: a symbolic link itself, as sd-event
-watches /etc/localtime.
+"""Watches (inotify, fanotify), and those of what criu cannot open by its path: a symbolic link
+itself, as sd-event watches /etc/localtime.
 
 criu writes the file's handle down, and finds nothing with it when it restores a tree without a
 mount namespace of its own (criu/fsnotify.c, open_handle; its list of mounts is empty then). Given a
@@ -15,33 +15,51 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.checkpoint.images import ImageError, fields
+from rekernel.checkpoint.images import ImageError, entries, fields
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
 from rekernel.host import mounts
+from rekernel.records import record
 
 LINK = "anon_inode:inotify"
+FANOTIFY = "anon_inode:[fanotify]"
 
-# Fields of inotify_file_entry, inotify_wd_entry and fh_entry.
+# Fields of inotify_file_entry, inotify_wd_entry, fh_entry and ghost_file_entry.
 _WATCH = 5
-_DEVICE, _HANDLE = 5, 7
+_INODE, _DEVICE, _HANDLE = 2, 5, 7
 _BYTES, _TYPE, _NUMBERS, _PATH = 1, 2, 3, 4
+_GHOST_INODE = 5
 # Bits of a device number that are its minor, in the kernel.
 _MINOR_BITS = 20
-# Of /proc/PID/fdinfo: device, type of the handle, handle.
-_LINE = re.compile(r"^inotify .* sdev:(\w+) .* fhandle-type:(\w+) f_handle:(\w+)$", re.MULTILINE)
+# Of /proc/PID/fdinfo: inode, device, type of the handle, handle.
+_LINE = re.compile(
+    r"^i?(?:fa)?notify .*ino:(\w+) sdev:(\w+) .* fhandle-type:(\w+) f_handle:(\w+)$", re.MULTILINE
+)
 
 
-def give_paths(data: bytearray, start: int, end: int, known: dict[str, str]) -> int:
+@record
+class Watched:
+    """``path``: "" for what has none any more. ``device``, ``inode``: as stat(2) has them."""
+
+    path: str
+    device: int
+    inode: int
+    fstype: str
+
+
+def give_paths(
+    data: bytearray, start: int, end: int, known: dict[str, str], ghosts: Collection[int] = ()
+) -> int:
     """Change an inotify_file_entry in place where a watch has no path; returns how many that were.
 
-    ``known``: path given -> what it stands for, added to. Raises ImageError, and RekernelError if
-    the watched file is not to be found.
+    ``known``: path given -> what it stands for, added to. ``ghosts``: inodes of the deleted files
+    that criu makes again, and with them their watches. Raises ImageError, and RekernelError if the
+    watched file is not to be found.
     """
     given = 0
     for number, _, watch, after in fields(data, start, end):
@@ -50,6 +68,8 @@ def give_paths(data: bytearray, start: int, end: int, known: dict[str, str]) -> 
         found = {name: (value, at, to) for name, value, at, to in fields(data, watch, after)}
         if _DEVICE not in found or _HANDLE not in found:
             raise ImageError("a watch has no device or no handle")
+        if found.get(_INODE, (0,))[0] in ghosts:
+            continue
         _, at, to = found[_HANDLE]
         given += _give_path(data, at, to, found[_DEVICE][0], known)
     return given
@@ -94,16 +114,42 @@ def _give_path(
     return True
 
 
+def ghosts(images: Path) -> set[int]:
+    """Inodes of the deleted files that are in a tree's images (criu's images/ghost-file.proto).
+
+    Raises ImageError.
+    """
+    found = set()
+    for path in images.glob("ghost-file-*.img"):
+        data = bytearray(path.read_bytes())
+        # What follows the first entry is the file's own contents.
+        start, end = next(iter(entries(data)))
+        values = {number: value for number, value, _, _ in fields(data, start, end)}
+        found.add(values.get(_GHOST_INODE, 0))
+    return found
+
+
 def observe(pid: int, number: int) -> Iterator[str]:
-    """Path of everything that an inotify descriptor watches, "" for what has none any more.
+    """Path of everything that an inotify or fanotify descriptor watches, "" for what has none any
+    more.
 
     What cannot be told is left out: file systems whose files have no handles. Raises OSError.
     """
+    for item in observe_all(pid, number):
+        yield item.path
+
+
+def observe_all(pid: int, number: int) -> Iterator[Watched]:
+    """The same with what else is known of each."""
     info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
-    for device, kind, handle in _LINE.findall(info):
-        path = _find(str(pid), int(device, 16), int(kind, 16), bytes.fromhex(handle))
+    for inode, device, kind, handle in _LINE.findall(info):
+        packed = int(device, 16)
+        path = _find(str(pid), packed, int(kind, 16), bytes.fromhex(handle))
         if path is not None:
-            yield path
+            name = _name(packed)
+            kinds = [item.fstype for item in mounts.observe(str(pid)) if item.device == name]
+            where = os.makedev(packed >> _MINOR_BITS, packed & (1 << _MINOR_BITS) - 1)
+            yield Watched(path, where, int(inode, 16), kinds[0] if kinds else "")
 
 
 def _name(device: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rekernel import policy
-from rekernel.census import processes
+from rekernel.census import processes, wants
 from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all, with_memory
 from rekernel.census.processes import Account, Fate, account, totals
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
@@ -21,6 +21,7 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.cli.verdicts import unit_document, verdict_lines
+from rekernel.kernel.installed import choose, installed, running_release
 from rekernel.report.layout import Paint, table
 from rekernel.systemd.units import running_units
 
@@ -37,6 +38,9 @@ def add_parser(subparsers: VerbParsers) -> None:
         "would be carried, restarted, booted afresh or block the upgrade; why; and what to do. "
         "A small test process of its own is dumped and restored. Exit code 3 if it is not ready.",
     )
+    parser.add_argument(
+        "kernel", nargs="?", metavar="KERNEL", help="the release to change to (default: the newest)"
+    )
     add_memory_option(parser)
     parser.add_argument(
         "--all", action="store_true", help="also tell for every process what becomes of it"
@@ -46,10 +50,14 @@ def add_parser(subparsers: VerbParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0 if the host is ready, else 3. Raises RekernelError."""
     require_root()
+    kernels = installed()
+    kernel = choose(args.kernel, kernels) if args.kernel or kernels else None
     canary = Beside()
     found = processes.observe()
     parents = {process.pid: process.parent for process in found}
     units = judge(running_units(), policy.load(), parents)
+    if kernel is not None:
+        units = wants.judge(units, kernel, running_release())
     context = Context(backend=args.memory, units=tuple(units), canary=canary.result)
     findings = probe_all(with_memory(context), PROBES)
     ready = is_ready(findings, units)

@@ -36,6 +36,8 @@ _NAMES = (
     "kernel/shmmax",
     "kernel/shmall",
 )
+# Groups that may open sockets for echo requests: "LOWEST HIGHEST". criu opens them as root.
+_PING = "net/ipv4/ping_group_range"
 # What they were when this kernel had started, and the files for them had been applied: a line
 # "PATH:VALUE" each (packaging/systemd/rekernel-settings.service). Whatever is another by now was
 # changed by somebody, and comes from no file; all else is the next kernel's own choice.
@@ -56,7 +58,15 @@ _FOR_GOOD = ("kernel/kexec_load_disabled", "kernel/modules_disabled")
 
 def values() -> dict[str, str]:
     """Name -> value of what must be set before the restore, of what exists here."""
-    return _read(_NAMES)
+    return _read(_NAMES) | _for_ping_sockets()
+
+
+def _for_ping_sockets() -> dict[str, str]:
+    """With root among the groups that may open one: until all is restored.
+
+    Nobody lists those sockets that have not sent anything yet, so it is always so.
+    """
+    return {name: f"0 {value.split()[1]}" for name, value in _read([_PING]).items()}
 
 
 def are_noted() -> bool:
@@ -82,6 +92,12 @@ def changed() -> dict[str, str]:
         for name in sorted(now, key=lambda name: (name in _FOR_GOOD, "/all/" not in name, name))
         if now[name] != "\n".join(then[name]).strip()
     }
+
+
+def to_set_again() -> dict[str, str]:
+    """The same, and what :func:`values` has not as it is."""
+    exactly = _read([_PING]).items()
+    return changed() | {name: value for name, value in exactly if value.split()[0] != "0"}
 
 
 def set_again(wanted: Mapping[str, str]) -> list[str]:

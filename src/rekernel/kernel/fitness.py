@@ -15,6 +15,7 @@ from rekernel.run import CommandFailedError, run
 _OPTIONS = ("BLK_DEV_INITRD", "CHECKPOINT_RESTORE", "MEMFD_CREATE", "UNIX")
 _OPTIONS_FOR_REGION = ("USERFAULTFD",)
 _BOOT = Path("/boot")
+_OPTION = re.compile(r"^CONFIG_(\w+)=[ym]$", re.MULTILINE)
 _UNKNOWN = re.compile(r"Module (\S+) not found")
 
 
@@ -31,20 +32,20 @@ class Needs:
 def shortcomings(kernel: Kernel, running: str, needs: Needs, *, region: bool) -> list[str]:
     """What ``kernel`` lacks, in words: drivers that the running one has, options of its build."""
     wanted = [alias for alias in needs.aliases if region or alias not in FOR_REGION]
-    here = _unknown(running, wanted)
+    here = unknown(running, wanted)
     # What nobody has a module for is no device that anybody drives.
-    lacking = [alias for alias in _unknown(kernel.release, wanted) if alias not in here]
+    lacking = [alias for alias in unknown(kernel.release, wanted) if alias not in here]
     names = dict.fromkeys(_module(running, alias) for alias in lacking)
     # Not every kernel tells by which aliases it has something built in.
     built_in = _built_in(kernel)
     missing = [f"no {name}" for name in names if _plain(name) not in built_in]
-    unknown = [
+    unwritten = [
         f"no {text} in {name}"
         for name, texts in needs.texts.items()
         if kernel.release != running
         for text in _not_in(kernel, name, texts)
     ]
-    return [*missing, *unknown, *_options_off(kernel, region=region)]
+    return [*missing, *unwritten, *_options_off(kernel, region=region)]
 
 
 def _not_in(kernel: Kernel, name: str, texts: Sequence[str]) -> list[str]:
@@ -54,8 +55,8 @@ def _not_in(kernel: Kernel, name: str, texts: Sequence[str]) -> list[str]:
     return [text for text in texts if text.encode() not in data]
 
 
-def _unknown(release: str, aliases: Sequence[str]) -> list[str]:
-    """Those that no module answers to, and nothing that is built in."""
+def unknown(release: str, aliases: Sequence[str]) -> list[str]:
+    """Those of these aliases that no module of a kernel answers to, and nothing built in."""
     try:
         run(["modprobe", "-S", release, "--show-depends", "--all", "--", *aliases])
     except CommandFailedError as error:
@@ -84,11 +85,17 @@ def _plain(name: str) -> str:
     return name.replace("-", "_")
 
 
+def options_of(release: str) -> set[str]:
+    """Options that a kernel was built with, or has as modules; empty if nobody tells."""
+    try:
+        text = (_BOOT / f"config-{release}").read_text()
+    except OSError:
+        return set()
+    return set(_OPTION.findall(text))
+
+
 def _options_off(kernel: Kernel, *, region: bool) -> list[str]:
     """Options that its configuration, if there is one, does not have."""
-    try:
-        lines = (_BOOT / f"config-{kernel.release}").read_text().splitlines()
-    except OSError:
-        return []
+    there = options_of(kernel.release)
     wanted = (*_OPTIONS, *(_OPTIONS_FOR_REGION if region else ()))
-    return [f"no CONFIG_{name}" for name in wanted if f"CONFIG_{name}=y" not in lines]
+    return [f"no CONFIG_{name}" for name in wanted if there and name not in there]

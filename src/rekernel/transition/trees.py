@@ -158,7 +158,7 @@ def without_mounts_of_others(
 def _watched(opened: Iterable[externals.Descriptor]) -> Iterator[str]:
     for item in opened:
         with suppress(FileNotFoundError, ProcessLookupError):
-            if item.link == watches.LINK:
+            if item.link in (watches.LINK, watches.FANOTIFY):
                 yield from watches.observe(item.pid, item.number)
 
 

@@ -156,7 +156,7 @@ class Upgrade:
             arrays = staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
         self._check()
         # Before some are changed for the upgrade itself.
-        settings = sysctls.changed()
+        settings = sysctls.to_set_again()
         if not sysctls.are_noted():
             self._note("what was changed by hand below /proc/sys is not set again: see check")
         areas = swap.observe()

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from rekernel.census import obstacles
-from rekernel.census.obstacles import Obstacle, of_descriptor, of_mapping, of_socket
+from rekernel.census.obstacle import Obstacle
+from rekernel.census.obstacles import of_descriptor, of_mapping, of_socket
 from rekernel.checkpoint import externals
 from rekernel.checkpoint.externals import Descriptor, descriptors
 
@@ -43,7 +44,8 @@ def what(item: Descriptor) -> str:
         ("anon_inode:[io_uring]", "an io_uring instance"),
         ("anon_inode:bpf-map", "a BPF object"),
         ("anon_inode:kvm-vm", "a KVM virtual machine"),
-        ("anon_inode:[fanotify]", "a fanotify group"),
+        ("anon_inode:[fanotify]", ""),
+        ("anon_inode:[fscontext]", "a [fscontext]"),
         ("anon_inode:sync_file", "a sync_file"),
         ("anon_inode:[eventfd]", ""),
         ("/dev/pts/123456 (deleted)", ""),
@@ -62,8 +64,10 @@ def test_by_its_link(link: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "known"),
-    [((1, 3), True), ((1, 9), True), ((1, 1), False), ((5, 0), True), ((136, 4), True),
-     ((4, 64), True), ((226, 0), False), ((10, 229), False), ((10, 200), False)],
+    [((1, 3), True), ((1, 9), True), ((1, 1), True), ((1, 11), True), ((5, 0), True),
+     ((5, 3), False), ((136, 4), True), ((128, 4), True), ((4, 0), False), ((4, 1), True),
+     ((4, 64), False), ((204, 64), True), ((229, 0), False), ((226, 0), False), ((10, 229), False),
+     ((10, 200), False), ((10, 235), True)],
 )  # fmt: skip
 def test_devices(number: tuple[int, int], known: bool) -> None:
     item = descriptor("/dev/x", stat.S_IFCHR, number=os.makedev(*number))
@@ -103,10 +107,14 @@ class Socket:
     family: int
     type: int = socket.SOCK_STREAM
     proto: int = 0
-    upper: bytes = b""
+    # What is between it and TCP, or whether it holds back what is sent.
+    option: bytes = b""
+    filtered: bool = False
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        return self.upper
+        if level == socket.SOL_SOCKET and self.filtered:
+            raise PermissionError
+        return self.option
 
 
 @pytest.mark.parametrize(
@@ -116,8 +124,14 @@ class Socket:
         (Socket(socket.AF_INET6, proto=132), "a socket of IP protocol 132"),
         (Socket(socket.AF_VSOCK), "a socket of AF_VSOCK"),
         (Socket(99), "a socket of address family 99"),
-        (Socket(socket.AF_INET, proto=6, upper=b"tls\0"), "a TCP socket with tls in the kernel"),
+        (Socket(socket.AF_INET, proto=6, option=b"tls\0"), "a TCP socket with tls in the kernel"),
         (Socket(socket.AF_INET, proto=6), ""),
+        (
+            Socket(socket.AF_INET6, socket.SOCK_DGRAM, 17, b"\1\0\0\0"),
+            "a UDP socket that holds back what is sent (UDP_CORK)",
+        ),
+        (Socket(socket.AF_INET, socket.SOCK_DGRAM, 136, b"\0\0\0\0"), ""),
+        (Socket(socket.AF_UNIX, filtered=True), "a socket with a BPF program as its filter"),
         (Socket(socket.AF_INET, socket.SOCK_RAW, 89), ""),
         (Socket(socket.AF_PACKET, socket.SOCK_RAW, 3), ""),
     ],
@@ -136,6 +150,7 @@ def test_sockets(item: Any, words: str) -> None:
         ("/dev/dri/renderD128", False, "the device /dev/dri/renderD128"),
         ("/dev/zero (deleted)", False, ""),
         ("/dev/shm/PostgreSQL.1", False, ""),
+        ("/secretmem (deleted)", False, "memory that not even the kernel reads (memfd_secret)"),
         ("/usr/lib/libc.so.6", False, ""),
         ("/memfd:x (deleted)", False, ""),
     ],
@@ -217,3 +232,24 @@ def test_a_terminal_that_is_gone_and_whose_number_is_not() -> None:
     assert what(descriptor(f"{name} (deleted)")) == words
     os.close(master)
     os.close(slave)
+
+
+def test_a_trap_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = {"State": "S (sleeping)", "ShdPnd": "0000000000000010"}
+    monkeypatch.setattr(obstacles, "_status", lambda pid: status)
+    (found,) = obstacles._of_process(7)
+    assert found.what == "process 7 has a SIGTRAP waiting"
+
+
+def test_filters_of_sockets() -> None:
+    """Those of the older kind can be read back, and are carried."""
+    program = ctypes.create_string_buffer(b"\x06\0\0\0\xff\xff\0\0" * 2, 16)
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+        assert of_socket(plain) is None
+        attach = Program(2, ctypes.addressof(program))
+        plain.setsockopt(socket.SOL_SOCKET, 26, bytes(attach))
+        assert of_socket(plain) is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rekernel.census import obstacles, sharing, verdicts
-from rekernel.census.obstacles import Obstacle
+from rekernel.census.obstacle import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
 from rekernel.records import replace

@@ -14,7 +14,7 @@ import pytest
 from checkpoint.imagefiles import image, message, varint
 from rekernel.checkpoint.amend import Wanted, amend, amend_images
 from rekernel.checkpoint.images import ImageError
-from rekernel.checkpoint.watches import LINK, observe
+from rekernel.checkpoint.watches import LINK, observe, observe_all
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
 
@@ -111,3 +111,38 @@ def test_all_trees(inotify: int, link: Path, tmp_path: Path) -> None:
 def test_not_what_criu_writes() -> None:
     with pytest.raises(ImageError, match="no device or no handle"):
         amend(image(message(f13=message(f5=message(f1=1)))), Wanted(), {})
+
+
+def test_a_deleted_file_that_criu_makes_again(inotify: int, tmp_path: Path) -> None:
+    """With it comes its watch: criu finds it by the inode that it had."""
+    path = tmp_path / "file"
+    images = tmp_path / "tree"
+    images.mkdir()
+    with path.open("w"):
+        watch(inotify, path)
+        path.unlink()
+        (images / "files.img").write_bytes(image(entry(inotify)))
+        with pytest.raises(RekernelError, match="has no path any more"):
+            amend_images([images], Wanted())
+        # The file's own contents follow the entry, whatever they are.
+        ghost = image(message(f1=0, f2=0, f3=0o100644, f4=5, f5=9)) + b"\xff\xff contents"
+        (images / "ghost-file-1.img").write_bytes(ghost)
+        assert amend_images([images], Wanted()).watched == {}
+        assert (images / "files.img").read_bytes() == image(entry(inotify))
+
+
+def test_of_a_fanotify_group(tmp_path: Path) -> None:
+    # sys/fanotify.h: FAN_CLOEXEC, O_RDONLY; FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD
+    group = _libc.fanotify_init(1, 0)
+    if group < 0:
+        pytest.skip(f"no fanotify here: {os.strerror(ctypes.get_errno())}")
+    try:
+        mask, here = ctypes.c_uint64(2), ctypes.c_int(-100)
+        assert _libc.fanotify_mark(group, 1, mask, here, os.fsencode(tmp_path)) == 0
+        (found,) = observe_all(os.getpid(), group)
+    finally:
+        os.close(group)
+    status = tmp_path.stat()
+    assert found.path == str(tmp_path)
+    assert (found.device, found.inode) == (status.st_dev, status.st_ino)
+    assert found.fstype

@@ -85,7 +85,7 @@ def test_what_an_older_driver_does_not_know(
     module = tmp_path / "md-mod.ko"
     module.write_bytes(b"\0logical_block_size\0")
     monkeypatch.setattr(fitness, "run", lambda argv, check: f"{module}\n")
-    monkeypatch.setattr(fitness, "_unknown", lambda release, aliases: [])
+    monkeypatch.setattr(fitness, "unknown", lambda release, aliases: [])
     needs = fitness.Needs((), {"md_mod": ("logical_block_size", "llbitmap")})
     assert fitness.shortcomings(NEW, "6.12.1", needs, region=True) == ["no llbitmap in md_mod"]
     # Built in: it is not known what it knows.

@@ -1,0 +1,152 @@
+"""What each carried unit needs of the next kernel, and what becomes of those that it fails.
+
+Who uses a feature is read from /proc while everything runs: links of descriptors, the kernel's own
+lists of sockets, name spaces, controllers of control groups.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.kernel.features import Feature, lacking
+from rekernel.kernel.installed import Kernel
+from rekernel.records import replace
+from rekernel.systemd.volatile import is_transient
+
+_PROC = Path("/proc")
+_BY_LINK = (
+    ("anon_inode:inotify", Feature.INOTIFY),
+    ("anon_inode:[fanotify]", Feature.FANOTIFY),
+    ("anon_inode:[signalfd]", Feature.SIGNALFD),
+    ("anon_inode:[timerfd]", Feature.TIMERFD),
+    ("anon_inode:[eventfd]", Feature.EVENTFD),
+    ("anon_inode:[eventpoll]", Feature.EPOLL),
+    ("/memfd:", Feature.MEMFD),
+    ("/proc/pressure/", Feature.PRESSURE),
+)
+_BY_MAPPING = ((" /memfd:", Feature.MEMFD), (" /anon_hugepage", Feature.HUGETLB))
+# Lists of sockets below /proc/PID/net; the inode's column.
+_LISTS = (("udplite", 9, Feature.UDPLITE), ("udplite6", 9, Feature.UDPLITE))
+_PACKETS, _PACKET_INODE = "packet", 8
+# Protocols of netlink (include/uapi/linux/netlink.h).
+_NETLINK = {
+    6: Feature.NETLINK_XFRM,
+    9: Feature.NETLINK_AUDIT,
+    11: Feature.NETLINK_CONNECTOR,
+    12: Feature.NETLINK_NETFILTER,
+}
+_NETLINK_PROTOCOL, _NETLINK_INODE = 1, 9
+_NAMESPACES = (
+    ("ipc", Feature.IPC_NAMESPACE),
+    ("uts", Feature.UTS_NAMESPACE),
+    ("net", Feature.NET_NAMESPACE),
+)
+_CONTROLLERS = {
+    "memory": Feature.MEMORY_CONTROLLER,
+    "pids": Feature.PIDS_CONTROLLER,
+    "cpuset": Feature.CPUSET_CONTROLLER,
+    "io": Feature.IO_CONTROLLER,
+    "cpu": Feature.CPU_CONTROLLER,
+}
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def observe(pids: Iterable[int], proc: Path = _PROC) -> dict[Feature, int]:
+    """What these processes use, with the first that does; one that is gone uses nothing."""
+    found: dict[Feature, int] = {}
+    sockets: dict[str, dict[str, Feature]] = {}
+    for pid in pids:
+        with suppress(OSError):
+            for item in _of_process(pid, proc, sockets):
+                found.setdefault(item, pid)
+    return found
+
+
+def _of_process(pid: int, proc: Path, sockets: dict[str, dict[str, Feature]]) -> Iterator[Feature]:
+    own = proc / str(pid)
+    network = os.readlink(own / "ns/net")
+    if network not in sockets:
+        sockets[network] = dict(_sockets(own / "net"))
+    for name in os.listdir(own / "fd"):
+        with suppress(FileNotFoundError):
+            link = os.readlink(own / "fd" / name)
+            yield from (item for start, item in _BY_LINK if link.startswith(start))
+            if link in sockets[network]:
+                yield sockets[network][link]
+    maps = os.fsdecode((own / "maps").read_bytes())
+    yield from (item for words, item in _BY_MAPPING if words in maps)
+    if " /SYSV" in maps:
+        yield Feature.SYSV
+    if "\nSeccomp:\t2\n" in (own / "status").read_text():
+        yield Feature.SECCOMP
+    for name, item in _NAMESPACES:
+        if os.readlink(own / "ns" / name) != os.readlink(proc / "self" / "ns" / name):
+            yield item
+
+
+def _sockets(net: Path) -> Iterator[tuple[str, Feature]]:
+    """Link of a descriptor -> what its socket is, for those that not every kernel has."""
+    for name, column, feature in (*_LISTS, (_PACKETS, _PACKET_INODE, Feature.PACKET)):
+        for fields in _lines(net / name):
+            yield f"socket:[{fields[column]}]", feature
+    for fields in _lines(net / "netlink"):
+        item = _NETLINK.get(int(fields[_NETLINK_PROTOCOL]))
+        if item is not None:
+            yield f"socket:[{fields[_NETLINK_INODE]}]", item
+
+
+def _lines(path: Path) -> list[list[str]]:
+    try:
+        return [line.split() for line in path.read_text().splitlines()[1:]]
+    except OSError:
+        # A kernel without it has no such file.
+        return []
+
+
+def _of_groups(unit: UnitVerdict) -> dict[Feature, int]:
+    """Controllers that a unit has turned on for control groups of its own, as the agent must."""
+    found: dict[Feature, int] = {}
+    for pid, group in unit.processes.items():
+        inner = group.removeprefix(unit.unit.cgroup).count("/")
+        parents = [group.rsplit("/", count)[0] for count in range(1, inner + 1)]
+        for path in parents:
+            with suppress(OSError):
+                text = (_CGROUPS / path.lstrip("/") / "cgroup.subtree_control").read_text()
+                for name in text.split():
+                    if name in _CONTROLLERS:
+                        found.setdefault(_CONTROLLERS[name], pid)
+    return found
+
+
+def judge(units: Sequence[UnitVerdict], kernel: Kernel, running: str) -> list[UnitVerdict]:
+    """The same verdicts, worse for those that this kernel lacks something for."""
+    if kernel.release == running:
+        return list(units)
+    wanted = {
+        item.unit.name: {**_of_groups(item), **observe(item.processes)}
+        for item in units
+        if item.verdict is Verdict.CARRIED and not item.container
+    }
+    missing = lacking(kernel, running, {feature for own in wanted.values() for feature in own})
+    if not missing:
+        return list(units)
+    return [_judge(item, wanted.get(item.unit.name, {}), missing, kernel.release) for item in units]
+
+
+def _judge(
+    item: UnitVerdict, wanted: dict[Feature, int], missing: set[Feature], release: str
+) -> UnitVerdict:
+    failing = [feature for feature in wanted if feature in missing]
+    if not failing:
+        return item
+    verdict = Verdict.RESTARTED
+    if item.wish in ("carry", "block"):
+        verdict = Verdict.BLOCKS
+    elif item.unit.is_login or item.unit.is_manager or is_transient(item.unit):
+        verdict = Verdict.ENDS
+    reason = f"process {wanted[failing[0]]} uses {failing[0].words}, which {release} does not have"
+    return replace(item, verdict=verdict, reason=reason, remedy="change to another kernel")
