@@ -157,23 +157,38 @@ def test_killed_while_it_holds(lab: Lab, comm: str) -> None:
     lab.assert_fails(code=5, message="while it held the dumped processes")
 
 
-def test_a_dump_that_stands_still_once(lab: Lab) -> None:
+def test_a_dump_that_stands_still(lab: Lab) -> None:
+    """The second attempt restarts that unit, and carries all others."""
     then = {"phase": "hand over", "do": "term"}
-    lab.guest.fault("dump", "stop-criu", unit=CARRIED[0], then=then)
-    lab.assert_fails(code=5, message="SIGTERM")
+    unit = "/etc/systemd/system/late.service"
+    lab.guest.write(unit, "[Service]\nExecStart=/bin/sleep infinity\n")
+    lab.guest.text("systemctl daemon-reload && systemctl start late")
+    try:
+        start = lab.guest.start_of("late")
+        lab.guest.fault("dump", "stop-criu", unit="late.service", then=then)
+        lab.assert_fails(code=5, message="SIGTERM")
+        lab.guest.text("timeout 30 sh -c 'until systemctl is-active late; do sleep 0.2; done'")
+        assert lab.guest.start_of("late") != start
+    finally:
+        lab.guest.text(f"systemctl stop late; rm {unit}; systemctl daemon-reload")
     lines = lab.guest.text("cat /run/rekernel/events.jsonl").splitlines()
     events = [json.loads(line) for line in lines]
-    assert [event["name"] for event in events if event["kind"] == "begin"][-7:] == [
-        "dump", "give the dump up", "freeze", "lock network", "dump", "hand over", "undo",
+    assert [event["name"] for event in events if event["kind"] == "begin"][-8:] == [
+        "dump", "give the dump up", "describe host again", "freeze", "lock network", "dump",
+        "hand over", "undo",
     ]  # fmt: skip
-    assert any("tried once more" in event["name"] for event in events if event["kind"] == "note")
+    notes = [event["name"] for event in events if event["kind"] == "note"]
+    assert any("tried once more" in note for note in notes), notes
+    assert any(note.startswith("late.service: criu stood still") for note in notes), notes
 
 
-def test_a_dump_that_stands_still_again(lab: Lab) -> None:
-    # Never as far as the second "then".
-    then = {"phase": "dump", "do": "stop-criu", "then": {"phase": "hand over", "do": "term"}}
+def test_a_dump_that_stands_still_of_what_must_be_carried(lab: Lab) -> None:
+    """There is no second attempt."""
+    # Never as far as "then".
+    then = {"phase": "hand over", "do": "kill"}
     lab.guest.fault("dump", "stop-criu", unit=CARRIED[0], then=then)
-    newest = lab.assert_fails(code=5, message="nothing more from criu for 5 s")
+    message = "nothing more from criu for 5 s; it is not restarted: policy says carry"
+    newest = lab.assert_fails("--carry", CARRIED[0], code=5, message=message)
     text = lab.guest.text(f"cat /var/lib/rekernel/history/{newest['id']}/logs/*stuck.log")
     assert "criu: T (stopped)" in text
     assert "traced by" in text
