@@ -141,7 +141,11 @@ class Test:
         """Start it as its makefile does; return its process."""
         # A shell, because the makefile's line is one for a shell.
         words = ["sh", "-c", self.command]
-        self.run(words, "start", CRIU_S, self.path.parent, {**self.env, "ZDTM_THREAD_BOMB": "5"})
+        try:
+            environment = {**self.env, "ZDTM_THREAD_BOMB": "5"}
+            self.run(words, "start", CRIU_S, self.path.parent, environment)
+        except Failure as failure:
+            raise Failure(f"{failure}, {self.verdict()[1]}".rstrip(", ")) from None
         pid = self.pid()
         if pid is None or not alive(pid):
             raise Failure(f"start: no process, {self.verdict()[1]}")
