@@ -260,7 +260,9 @@ class _Run:
             self._guest.push(directory, "/etc/systemd/system")
             self._guest.run("systemctl daemon-reload", timeout=self._left(120))
             names = [test.unit for test in carried]
-            self._guest.run(["systemctl", "start", "--no-block", *names], timeout=self._left(_START_S))
+            self._guest.run(
+                ["systemctl", "start", "--no-block", *names], timeout=self._left(_START_S)
+            )
             deadline = Deadline(self._left(_START_S), "the start of the services")
             while "zdtm-" in self._guest.text("systemctl list-jobs --no-legend", timeout=120):
                 deadline.left()

@@ -20,8 +20,8 @@ from rekernel_lab.zdtm.result import Finding, Known, Result, Verdict, table
 COMMANDS = """\
 static/chroot\tmake -C ../lib true ./chroot --pidfile=chroot.pid --outfile=chroot.out \
 --dirname=chroot.dir.test --filename=chroot.test
-static/cgroup02\tmake -C ../lib true ./cgroup02 --pidfile=cgroup02.pid --outfile=cgroup02.out \
---dirname=cgroup02.test
+static/cgroup04\tmake -C ../lib true ./cgroup04 --pidfile=cgroup04.pid --outfile=cgroup04.out \
+--dirname=cgroup04.test
 static/inotify00\tmake -C ../lib true ./inotify00 --pidfile=inotify00.pid --outfile=inotify00.out \
 --dirname=inotify00.test
 static/mnt_ext_dev\tmake -C ../lib true ./mnt_ext_dev --pidfile=mnt_ext_dev.pid \
@@ -38,7 +38,7 @@ transition/fork\tmake -C ../lib true ./fork --pidfile=fork.pid --outfile=fork.ou
 transition/fork2\tmake -C ../lib true ./fork2 --pidfile=fork2.pid --outfile=fork2.out
 """
 DESCRIPTIONS = {
-    "static/cgroup02": """\
+    "static/cgroup04": """\
 {   'dopts': '--manage-cgroups --cgroup-root name=zdtmtst:/prefix',
     'flags': 'suid excl',
     'flavor': 'h',
@@ -66,8 +66,8 @@ def selection(tmp_path: Path) -> tests.Selection:
     for name, content in DESCRIPTIONS.items():
         (tmp_path / f"{name}.desc").write_text(content)
     (tmp_path / "static/chroot").unlink()
-    # Of cgroup02, and of macvlan in the place of another.
-    (tmp_path / "static/cgroup02.hook").write_text('[ "$1" == "--pre-restore" ] || exit 0\n')
+    # Of cgroup04, and of macvlan in the place of another.
+    (tmp_path / "static/cgroup04.hook").write_text('[ "$1" == "--pre-restore" ] || exit 0\n')
     (tmp_path / "transition/fork2.hook").write_text('if [ "$1" == "--post-start" ]; then\n')
     return tests.select(tmp_path, commands)
 
@@ -85,7 +85,7 @@ def test_start_commands() -> None:
 
 def test_every_test_is_run_or_left_out_for_a_reason(selection: tests.Selection) -> None:
     assert [test.name for test in selection.tests] == [
-        "static/cgroup02",
+        "static/cgroup04",
         "static/inotify00",
         "static/pid00",
         "static/unlink_fstat01+",
@@ -104,13 +104,13 @@ def test_every_test_is_run_or_left_out_for_a_reason(selection: tests.Selection) 
 
 
 def test_what_a_description_says(selection: tests.Selection) -> None:
-    cgroup02, inotify00 = (
-        by_name(selection, "static/cgroup02"),
+    cgroup04, inotify00 = (
+        by_name(selection, "static/cgroup04"),
         by_name(selection, "static/inotify00"),
     )
-    assert cgroup02.dump_options == ("--manage-cgroups", "--cgroup-root", "name=zdtmtst:/prefix")
-    assert cgroup02.restore_options[1:3] == ("--cgroup-root", "/newroot")
-    assert cgroup02.alone and cgroup02.env == {}
+    assert cgroup04.dump_options == ("--manage-cgroups", "--cgroup-root", "name=zdtmtst:/prefix")
+    assert cgroup04.restore_options[1:3] == ("--cgroup-root", "/newroot")
+    assert cgroup04.alone and cgroup04.env == {}
     assert inotify00.alone and inotify00.dump_options == ("--link-remap",)
     assert inotify00.env["ZDTM_UID"] == "18943"
     assert not by_name(selection, "transition/fork").alone
@@ -153,7 +153,7 @@ def test_only_some(selection: tests.Selection) -> None:
     assert len(names()) == 5
     assert names("static/*", without="*0*") == []
     assert names(without="static/*") == ["transition/fork"]
-    assert names(limit=2) == ["static/cgroup02", "static/inotify00"]
+    assert names(limit=2) == ["static/cgroup04", "static/inotify00"]
 
 
 def test_sources_of_the_same_archives() -> None:
