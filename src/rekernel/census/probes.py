@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.census import usage
+from rekernel.census import attempt, usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -29,6 +29,7 @@ from rekernel.plan import LOWEST_SAFE_PID, room_for
 from rekernel.records import record, replace
 from rekernel.room import Place
 from rekernel.run import run
+from rekernel.transition.undo import STATE, UndoList
 
 GIB = 1 << 30
 _MIB = 1 << 20
@@ -393,6 +394,16 @@ def pids(context: Context) -> Answer:
     return _ok(f"all carried processes are above {LOWEST_SAFE_PID}")
 
 
+def undone(context: Context) -> Answer:
+    """No attempt has left anything as it had made it: the next one would not begin."""
+    # One that is under way has a list, too.
+    path = context.root / STATE.relative_to("/")
+    left = () if attempt.unit_runs() else UndoList(path).left()
+    if left:
+        return _fail(f"an attempt is not undone: {left[-1]}", "rekernel abort")
+    return _ok("nothing is left of an attempt")
+
+
 PROBES: tuple[tuple[str, Probe], ...] = (
     ("architecture", architecture),
     ("programs", programs),
@@ -412,6 +423,7 @@ PROBES: tuple[tuple[str, Probe], ...] = (
     ("settings", settings),
     ("network", links),
     ("PIDs", pids),
+    ("attempts", undone),
 )
 
 

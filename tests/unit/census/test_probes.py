@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekernel import room, syscalls
-from rekernel.census import probes
+from rekernel.census import attempt, probes
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Context, Finding, Status
 from rekernel.census.usage import Usage
@@ -235,6 +235,19 @@ def test_low_pids() -> None:
     assert "1 carried processes are below PID 1000" in probes.pids(low)[1]
     # What restarts gets a new PID anyway.
     assert probes.pids(Context(units=(unit("a.service", Verdict.RESTARTED, 400),)))[0] is Status.OK
+
+
+def test_an_attempt_that_is_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "unit_runs", lambda: False)
+    assert probes.undone(Context(root=tmp_path)) == (Status.OK, "nothing is left of an attempt", "")
+    left = '[["unlock-network", "", "no nft"]]'
+    context = host(tmp_path, {"run/rekernel/undo.json": left})
+    status, reason, remedy = probes.undone(context)
+    assert (status, remedy) == (Status.FAIL, "rekernel abort")
+    assert reason.startswith("an attempt is not undone: unlock-network: no nft (by hand: nft ")
+    # What is under way is not left.
+    monkeypatch.setattr(attempt, "unit_runs", lambda: True)
+    assert probes.undone(context)[0] is Status.OK
 
 
 def test_userfaultfd(monkeypatch: pytest.MonkeyPatch) -> None:
