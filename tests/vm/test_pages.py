@@ -143,10 +143,6 @@ def check_shared(guest: Guest, pid: int) -> None:
 def test_chain_in_one_boot(carried: Carried) -> None:
     guest = carried.guest
     pid = guest.main_pid("pages.service")
-    shared = start_shared(guest)
-    room = guest.json("rekernel plan --json")["room"]
-    (needs,) = [unit for unit in room["units"] if unit["unit"] == "shared.service"]
-    assert (needs["shared_bytes"], needs["place"]) == (_SHARED_BYTES, "disk")
     kill_pager(guest, True)
     for number, prefix in enumerate((NEW, OLD, NEW), 1):
         if number == 2:
@@ -167,11 +163,7 @@ def test_chain_in_one_boot(carried: Carried) -> None:
             assert "record again" in [phase["name"] for phase in outcome.report["phases"]]
         check(carried, f"guest-check-{number}")
         report = outcome.report
-        if number == 1:
-            assert report["memory"]["disk_bytes"] > _SHARED_BYTES
-            check_shared(guest, shared)
-        else:
-            assert report["memory"]["disk_bytes"] == 0
+        assert report["memory"]["disk_bytes"] == 0
         assert report["connections"]["lost"] == []
         assert report["memory"]["backend"] == "region"
         assert report["memory"]["drain"]["pages_lost"] == 0
@@ -190,6 +182,11 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     pid, start = guest.main_pid("broken.service"), guest.start_of("broken.service")
     wait = f"until grep -q broken.data /proc/{pid}/maps; do sleep 1; done"
     guest.text(["timeout", "60", "sh", "-c", wait])
+    # Not in an upgrade before: with so much in the region, pages come home outside of it.
+    shared = start_shared(guest)
+    room = guest.json("rekernel plan --json")["room"]
+    (needs,) = [unit for unit in room["units"] if unit["unit"] == "shared.service"]
+    assert (needs["shared_bytes"], needs["place"]) == (_SHARED_BYTES, "disk")
     guest.fault("freeze file systems", "unlink", path="/var/lib/broken.data")
     guest.write("/etc/systemd/system/single@.service", _SINGLE)
     guest.text(f"systemctl enable --quiet --now {_BEFORE} {_AFTER}")
@@ -229,6 +226,8 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     guest.text(f"systemctl daemon-reload && systemctl stop {_AFTER}")
     assert guest.run(["systemctl", "start", _AFTER])[0] != 0
     guest.text(f"rm /run/rekernel/not-ended/{_AFTER} && systemctl start {_AFTER}")
+    assert report["memory"]["disk_bytes"] > _SHARED_BYTES
+    check_shared(guest, shared)
     check(carried, "guest-check-degraded")
     guest.text(
         f"systemctl disable --quiet --now broken.service {_BEFORE} {_AFTER};"
