@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from rekernel.agent.console import say
+from rekernel.agent.console import miss, say
 from rekernel.handover.netlink import ERROR, error_number, messages
 
 _MAXIMUM = Path("/proc/sys/net/netfilter/nf_conntrack_max")
@@ -31,7 +31,7 @@ def restore(requests: bytes, maximum: int) -> None:
                 _allow(maximum)
                 maximum = 0
     for number, count in refused.items():
-        say(f"connection tracking: {count} entries refused, error {number}")
+        miss(f"connection tracking: {count} entries refused, error {number}")
 
 
 def _allow(maximum: int) -> None:

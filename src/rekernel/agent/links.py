@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from rekernel import syscalls
 from rekernel.agent.beside import Beside
-from rekernel.agent.console import say
+from rekernel.agent.console import miss
 from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
 
@@ -51,7 +51,7 @@ class Links:
             for number, end in enumerate(link.ends):
                 _set_up(pair[number], end)
         except Exception as error:
-            say(f"what waits in a unix socket of process {link.ends[0].pid} is lost: {error}")
+            miss(f"what waits in a unix socket of process {link.ends[0].pid} is lost: {error}")
         if len(link.ends) == 1:
             pair[1].close()
 
@@ -81,7 +81,7 @@ def connect_datagrams(links: Sequence[DatagramLink]) -> None:
                 _connect_one(near, link)
         # All trees are held: nothing here is worth losing them.
         except Exception as error:
-            say(f"a datagram socket of process {link.pid} stays alone: {error}")
+            miss(f"a datagram socket of process {link.pid} stays alone: {error}")
 
 
 def _connect_one(near: socket.socket, link: DatagramLink) -> None:
@@ -90,7 +90,7 @@ def _connect_one(near: socket.socket, link: DatagramLink) -> None:
             _connect(near, link)
             return
         except OSError as error:
-            say(f"process {link.target_pid}, which {link.pid} sends to, is not there: {error}")
+            miss(f"process {link.target_pid}, which {link.pid} sends to, is not there: {error}")
     _connect_to_nobody(near)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rekernel import smallfiles
 from rekernel.agent import processes, sandboxes
-from rekernel.agent.console import say
+from rekernel.agent.console import miss, say
 from rekernel.agent.links import Links
 from rekernel.agent.terminals import REACH, Numbers
 from rekernel.agent.unkept import set_again
@@ -432,7 +432,7 @@ def _enter(pid: int, path: str) -> bool:
     try:
         smallfiles.write(f"{_CGROUPS}{path}/cgroup.procs", str(pid).encode())
     except OSError as error:
-        say(f"process {pid} could not enter {path}: {error.strerror}")
+        miss(f"process {pid} could not enter {path}: {error.strerror}")
         return False
     return True
 

@@ -29,7 +29,7 @@ from rekernel.agent import (
     watched,
 )
 from rekernel.agent.beside import Beside
-from rekernel.agent.console import Timeline, Tolerated, missing, say
+from rekernel.agent.console import Timeline, Tolerated, miss, missing, say
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import (
     CONNTRACK_BLOB,
@@ -200,7 +200,7 @@ def _go_on_after(what: str, step: Callable[[], object]) -> None:
         finally:
             watchdog.stop()
     except Exception as error:
-        say(f"{what} failed: {error}")
+        miss(f"{what}: {error}")
 
 
 def _set_up_host(
@@ -242,7 +242,7 @@ def _set_up_network(found: Network, tracked: bytes) -> None:
         try:
             conntrack.restore(tracked, found.conntrack_max)
         except OSError as error:
-            say(f"connection tracking: {error}")
+            miss(f"connection tracking: {error}")
 
 
 def _wait_for_probe(probe: int | str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rekernel import syscalls
 from rekernel.agent.beside import Beside
-from rekernel.agent.console import say
+from rekernel.agent.console import miss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ def remount(pid: int, wanted: Mapping[str, int]) -> None:
         _remount(pid, wanted)
     except (OSError, ValueError, IndexError) as error:
         # Its criu may just have ended: whoever waits for that will tell.
-        say(f"process {pid}: mounts may have other flags than before: {error}")
+        miss(f"process {pid}: mounts may have other flags than before: {error}")
 
 
 def _remount(pid: int, wanted: Mapping[str, int]) -> None:
@@ -53,7 +53,7 @@ def _remount(pid: int, wanted: Mapping[str, int]) -> None:
             raise
         failed.append(f"perhaps all: {error}")
     if failed:
-        say(f"process {pid}: mounts with other flags than before: {', '.join(failed)}")
+        miss(f"process {pid}: mounts with other flags than before: {', '.join(failed)}")
 
 
 def _in_namespace(pid: int, wanted: Mapping[str, int], failed: list[str]) -> None:

@@ -33,7 +33,7 @@ def pid(tmp_path: Path) -> Iterator[int]:
 
 def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(sandboxes, "say", said.append)
+    monkeypatch.setattr(sandboxes, "miss", said.append)
     before = sandboxes._flags(pid)
     ours = sandboxes._flags(os.getpid())
     # Its threads may hold locks just now, which nobody would ever release in a child.
@@ -55,7 +55,7 @@ def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_cannot_be_set_is_said(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(sandboxes, "say", said.append)
+    monkeypatch.setattr(sandboxes, "miss", said.append)
     # No mount; and one that another one hides.
     monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/usr/bin": 0, "/not/there": 0})
     sandboxes.remount(pid, {"/usr/bin": syscalls.MS_RDONLY, "/not/there": syscalls.MS_RDONLY})
@@ -72,7 +72,7 @@ def test_a_mount_that_never_returns(pid: int, monkeypatch: pytest.MonkeyPatch) -
     """All others would wait for it."""
     said: list[str] = []
     done = threading.Event()
-    monkeypatch.setattr(sandboxes, "say", said.append)
+    monkeypatch.setattr(sandboxes, "miss", said.append)
     monkeypatch.setattr(sandboxes, "_LIMIT_S", 0.1)
     monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/a": 0})
     monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted, failed: done.wait(60))

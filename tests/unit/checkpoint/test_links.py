@@ -32,7 +32,7 @@ def hold() -> Iterator[Hold]:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the agent says."""
     lines: list[str] = []
-    monkeypatch.setattr(agent_links, "say", lines.append)
+    monkeypatch.setattr(agent_links, "miss", lines.append)
     return lines
 
 

@@ -85,7 +85,7 @@ assert conntrack.observe() == []
 agent.restore(requests, 0)
 after = entries()
 assert after == before, (before, after)
-agent.say = print
+agent.miss = print
 agent.restore(netlink.message(0x100, 0x401, bytes(4)) * 3, 0)
 
 server.settimeout(10)
