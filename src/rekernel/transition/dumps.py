@@ -20,7 +20,8 @@ from rekernel.transition.seizing import Seizing
 from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
-# Seconds in which no criu that has yet to be done was given a processor, or wanted one, or wrote.
+# Seconds in which no criu that has yet to be done was given a processor, wanted one, waited for a
+# device, or wrote.
 PATIENCE_S = 4.0
 # Seconds without a byte more in their images and logs, however busy they are.
 _SILENCE_S = 20.0
@@ -140,14 +141,17 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _scheduled(pid: int) -> int:
+def _scheduled(pid: int, proc: Path = Path("/proc")) -> int:
     """Nanoseconds that a process had a processor or waited for one; 0 if that cannot be told.
 
-    Documentation/scheduler/sched-stats.rst
+    For one that waits for a device, a slow disk say, no two answers are the same: it gets on.
+    Documentation/scheduler/sched-stats.rst, proc_pid_stat(5)
     """
-    with suppress(OSError, ValueError):
-        ran, waited = Path(f"/proc/{pid}/schedstat").read_text().split()[:2]
-        return int(ran) + int(waited)
+    directory = proc / str(pid)
+    with suppress(OSError, ValueError, IndexError):
+        ran, waited = (directory / "schedstat").read_text().split()[:2]
+        state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
+        return int(ran) + int(waited) + (time.monotonic_ns() if state == "D" else 0)
     return 0
 
 

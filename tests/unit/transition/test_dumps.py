@@ -379,3 +379,13 @@ def test_only_what_has_its_criu_is_let_go(
         one_by_one.wait(lambda: None)
     assert thawed == ["/a"]
     assert not (tmp_path / "order").exists()
+
+
+@pytest.mark.parametrize(("state", "gets_on"), [("S", False), ("D", True)])
+def test_who_waits_for_a_device_gets_on(tmp_path: Path, state: str, gets_on: bool) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "schedstat").write_text("1000 500 3\n")
+    (tmp_path / "7" / "stat").write_text(f"7 (criu (1)) {state} 1 7 7 0\n")
+    first, second = (dumps._scheduled(7, tmp_path) for _ in range(2))
+    assert (first != second) is gets_on
+    assert gets_on or first == 1500
