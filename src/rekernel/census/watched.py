@@ -1,8 +1,8 @@
 """Watches of files (inotify, fanotify) that criu does not make again, or not everywhere.
 
 Of a deleted file it does if it makes the file again, too: a process of the same tree has it open
-(criu/fsnotify.c, get_mark_path). By a path it knows all others but symbolic links, for which
-:mod:`rekernel.checkpoint.watches` helps it with inotify.
+(criu/fsnotify.c, get_mark_path). By a path it knows all others, if the kernel has their names in
+memory, but for symbolic links: :mod:`rekernel.checkpoint.watches` helps it with both.
 """
 
 from __future__ import annotations
@@ -53,8 +53,14 @@ def _of_group(info: str) -> Obstacle | None:
 
 
 def _of_files(item: Descriptor, kind: str, own: Collection[int]) -> Iterator[Obstacle]:
-    for watched in watches.observe_all(item.pid, item.number):
-        if not watched.path:
+    for watched in _recalled(item):
+        if not watched.path and not watched.is_deleted:
+            yield Obstacle(
+                f"{kind} of a file whose name the kernel has forgotten "
+                f"(inode {watched.inode} below {watched.mounted_at})",
+                "restart it, or look for that file: find -xdev -inum, then ls -l",
+            )
+        elif not watched.path:
             if watched.fstype in _WITHOUT_HANDLES:
                 yield Obstacle(f"{kind} of a deleted file in a tmpfs")
             elif not _is_open(watched, own):
@@ -65,6 +71,14 @@ def _of_files(item: Descriptor, kind: str, own: Collection[int]) -> Iterator[Obs
             f"/proc/{item.pid}/root{watched.path}"
         ):
             yield Obstacle(f"{kind} of the symbolic link {watched.path}")
+
+
+def _recalled(item: Descriptor) -> list[watches.Watched]:
+    found = list(watches.observe_all(item.pid, item.number))
+    forgotten = [one for one in found if not one.path and not one.is_deleted]
+    for one in forgotten:
+        watches.recall(item.pid, one)
+    return list(watches.observe_all(item.pid, item.number)) if forgotten else found
 
 
 def _is_open(watched: watches.Watched, own: Collection[int]) -> bool:

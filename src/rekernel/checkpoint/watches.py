@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from rekernel.checkpoint.images import ImageError, entries, fields
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
 from rekernel.host import mounts
-from rekernel.records import record
+from rekernel.records import record, replace
+from rekernel.run import run
 
 LINK = "anon_inode:inotify"
 FANOTIFY = "anon_inode:[fanotify]"
@@ -34,6 +35,8 @@ _WATCH = 5
 _INODE, _DEVICE, _HANDLE = 2, 5, 7
 _BYTES, _TYPE, _NUMBERS, _PATH = 1, 2, 3, 4
 _GHOST_INODE = 5
+# Seconds that the search for a forgotten name may take.
+_SEARCH_S = 30
 # Bits of a device number that are its minor, in the kernel.
 _MINOR_BITS = 20
 # Of /proc/PID/fdinfo: inode, device, type of the handle, handle.
@@ -44,12 +47,17 @@ _LINE = re.compile(
 
 @record
 class Watched:
-    """``path``: "" for what has none any more. ``device``, ``inode``: as stat(2) has them."""
+    """``path``: "" for what is deleted, or whose name the kernel has not in memory any more.
+
+    ``device``, ``inode``: as stat(2) has them; ``mounted_at``: where its file system is.
+    """
 
     path: str
     device: int
     inode: int
     fstype: str
+    mounted_at: str = ""
+    is_deleted: bool = False
 
 
 def give_paths(
@@ -98,11 +106,13 @@ def _give_path(
             last = to
             numbers.append(value)
     handle = struct.pack(f"<{len(numbers)}Q", *numbers)[:size]
-    path = _find("self", device, kind, handle)
+    found = _find("self", device, kind, handle)
+    path = found.path if found else ""
     if not path:
         raise RekernelError(
             f"a file that somebody watches on {_name(device)} has no path any more",
-            "it was deleted: restart whoever watches it",
+            "it was deleted, or the kernel has forgotten its name: try again, or restart whoever "
+            "watches it",
         )
     name = next((name for name, of in known.items() if of == path), str(len(known)))
     room = last - first - 2 - len(WATCHED) - len(name)
@@ -142,30 +152,51 @@ def observe(pid: int, number: int) -> Iterator[str]:
 def observe_all(pid: int, number: int) -> Iterator[Watched]:
     """The same with what else is known of each."""
     info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
-    for inode, device, kind, handle in _LINE.findall(info):
-        packed = int(device, 16)
-        path = _find(str(pid), packed, int(kind, 16), bytes.fromhex(handle))
-        if path is not None:
-            name = _name(packed)
-            kinds = [item.fstype for item in mounts.observe(str(pid)) if item.device == name]
-            where = os.makedev(packed >> _MINOR_BITS, packed & (1 << _MINOR_BITS) - 1)
-            yield Watched(path, where, int(inode, 16), kinds[0] if kinds else "")
+    for _, device, kind, handle in _LINE.findall(info):
+        found = _find(str(pid), int(device, 16), int(kind, 16), bytes.fromhex(handle))
+        if found is not None:
+            yield found
+
+
+def recall(pid: int, item: Watched) -> None:
+    """Have the kernel know the name of a file again, by which criu finds it at the dump.
+
+    That may take a while: who has forgotten it can only look at every file.
+    """
+    argv = [
+        "timeout", str(_SEARCH_S), "find", f"/proc/{pid}/root{item.mounted_at}",
+        "-xdev", "-inum", str(item.inode), "-print0", "-quit",
+    ]  # fmt: skip
+    path = run(argv, check=False).partition("\0")[0]
+    # find itself goes by what directories list, which leaves nothing in memory.
+    with suppress(OSError):
+        os.lstat(path)
+
+
+def pin(pid: int, paths: Iterable[str]) -> list[int]:
+    """Descriptors that keep the kernel from forgetting these names, as a process sees them."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            found.append(os.open(f"/proc/{pid}/root{path}", flags))
+    return found
 
 
 def _name(device: int) -> str:
     return f"{device >> _MINOR_BITS}:{device & (1 << _MINOR_BITS) - 1}"
 
 
-def _find(pid: str, device: int, kind: int, handle: bytes) -> str | None:
-    """The path of the file with this handle as a process sees it; "" if it has none any more, None
-    if its file system is nowhere mounted.
-    """
+def _find(pid: str, device: int, kind: int, handle: bytes) -> Watched | None:
+    """The file with this handle as a process sees it; None if its file system is not mounted."""
+    number = os.makedev(device >> _MINOR_BITS, device & (1 << _MINOR_BITS) - 1)
     found = None
-    for mount in mounts.observe(pid):
+    # Where all of a file system is to be seen comes first.
+    for mount in sorted(mounts.observe(pid), key=lambda mount: mount.root != "/"):
         root = f"/proc/{pid}/root"
         if mount.device != _name(device) or not os.path.isdir(f"{root}{mount.target}"):
             continue
-        found = ""
+        found = found or Watched("", number, 0, mount.fstype, mount.target)
         directory = os.open(f"{root}{mount.target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fd = syscalls.open_by_handle(directory, kind, handle)
@@ -175,11 +206,14 @@ def _find(pid: str, device: int, kind: int, handle: bytes) -> str | None:
             os.close(directory)
         try:
             path = os.readlink(f"/proc/self/fd/{fd}")
-            inode = os.fstat(fd).st_ino
+            status = os.fstat(fd)
         finally:
             os.close(fd)
+        inode, gone = status.st_ino, status.st_nlink == 0
+        if found.inode != inode:
+            found = Watched("", number, inode, mount.fstype, mount.target, gone)
         # Of what the kernel has no name in memory the link says "/".
         with suppress(OSError):
             if path.startswith("/") and os.lstat(f"{root}{path}").st_ino == inode:
-                return path
+                return replace(found, path=path)
     return found

@@ -17,7 +17,7 @@ from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import survey
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import leaving, stopped
+from rekernel.checkpoint import leaving, stopped, watches
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
@@ -84,6 +84,7 @@ class Upgrade:
         self._containers = Containers(plan)
         self._places = Places(self._id, plan.where, self._undo)
         self._profiles: list[bytes] = []
+        self._pinned: list[int] = []
         # Since when everything stands still, in nanoseconds of real time.
         self._frozen_ns = 0
 
@@ -167,6 +168,9 @@ class Upgrade:
             probed.result()
             staging.tune_kernel(self._undo)
             carried = trees.describe(plan.own(Verdict.CARRIED), lazy=plan.where is not None)
+            # Until the end: criu finds what is watched by its name, while the kernel knows that.
+            for tree in carried:
+                self._pinned += watches.pin(tree.options.root_pid, tree.watched)
             host = self._observe_host(carried)
             again = {mount.target for mount in host.mounts}
             carried = trees.without_mounts_of_others(carried, again)

@@ -56,11 +56,34 @@ def test_a_deleted_file(inotify: Descriptor, tmp_path: Path) -> None:
 
 
 def test_a_deleted_file_in_a_tmpfs(inotify: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = watches.Watched("", 1, 2, "tmpfs")
+    gone = watches.Watched("", 1, 2, "tmpfs", "/run", is_deleted=True)
     monkeypatch.setattr(watches, "observe_all", lambda pid, number: iter([gone]))
     found = of_watches(inotify, [os.getpid()])
     assert found
     assert found.what == "a watch (inotify) of a deleted file in a tmpfs"
+
+
+def test_a_name_that_the_kernel_has_forgotten(
+    inotify: Descriptor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for, and then in memory again; if that fails criu would not find it either."""
+    path = tmp_path / "file"
+    path.touch()
+    watch(inotify, path)
+    known = list(watches.observe_all(inotify.pid, inotify.number))
+    forgotten = [replace(item, path="") for item in known]
+    looks = [forgotten, known]
+    monkeypatch.setattr(watches, "observe_all", lambda pid, number: iter(looks.pop(0)))
+    assert of_watches(inotify, []) is None
+    assert looks == []
+    asked: list[int] = []
+    monkeypatch.setattr(watches, "recall", lambda pid, item: asked.append(item.inode))
+    looks += [forgotten, forgotten]
+    found = of_watches(inotify, [])
+    assert asked == [path.stat().st_ino]
+    assert found
+    assert f"of a file whose name the kernel has forgotten (inode {asked[0]} below /" in found.what
+    assert "find -xdev -inum" in found.remedy
 
 
 def test_what_stays(inotify: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import pytest
 from checkpoint.imagefiles import image, message, varint
 from rekernel.checkpoint.amend import Wanted, amend, amend_images
 from rekernel.checkpoint.images import ImageError
-from rekernel.checkpoint.watches import LINK, observe, observe_all
+from rekernel.checkpoint.watches import LINK, Watched, observe, observe_all, pin, recall
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
+from rekernel.records import replace
 
 # sys/inotify.h
 _IN_ATTRIB, _IN_DONT_FOLLOW = 0x4, 0x02000000
@@ -146,3 +147,23 @@ def test_of_a_fanotify_group(tmp_path: Path) -> None:
     assert found.path == str(tmp_path)
     assert (found.device, found.inode) == (status.st_dev, status.st_ino)
     assert found.fstype
+
+
+def test_a_file_is_looked_for_by_its_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "with\nnew lines"
+    path.touch()
+    status = path.stat()
+    item = Watched("", status.st_dev, status.st_ino, "ext4", str(tmp_path))
+    asked: list[str] = []
+    monkeypatch.setattr(os, "lstat", lambda name: asked.append(name))
+    recall(os.getpid(), item)
+    recall(os.getpid(), replace(item, inode=1 << 60))
+    monkeypatch.undo()
+    assert asked == [f"/proc/{os.getpid()}/root{path}", ""]
+
+
+def test_names_that_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/nowhere")
+    (kept,) = pin(os.getpid(), [f"{tmp_path}/link", f"{tmp_path}/gone"])
+    assert os.readlink(f"/proc/self/fd/{kept}") == f"{tmp_path}/link"
+    os.close(kept)
