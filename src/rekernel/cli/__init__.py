@@ -10,7 +10,7 @@ from types import ModuleType
 
 from rekernel import __version__, run
 from rekernel.cli.common import Parser, VerbParsers, print_error
-from rekernel.errors import RekernelError, UsageError
+from rekernel.errors import NotPermittedError, RekernelError, UsageError
 from rekernel.systemd import bus
 
 # In the order of the help text; every module has add_parser(subparsers) and run(args) -> int.
@@ -90,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             raise
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            refusal = NotPermittedError(f"{error.filename}: this needs root", "try again with sudo")
+            print_error(refusal, in_json=in_json)
+            return refusal.exit_code
         defect = RekernelError(
             f"internal error: {type(error).__name__}: {error}",
             "please report this, with what --verbose prints",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import shutil
@@ -159,6 +160,20 @@ def test_defects_have_a_traceback_only_if_wanted(
     assert capsys.readouterr().err.startswith("rekernel: internal error: ZeroDivisionError: x\n")
     with pytest.raises(ZeroDivisionError):
         cli.main(["--verbose", "status"])
+
+
+@pytest.mark.parametrize(("user", "code"), [(1000, 8), (0, 1)])
+def test_what_only_root_may_read(
+    user: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: argparse.Namespace) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/sys/bus/dax/start")
+
+    monkeypatch.setattr("rekernel.cli.status.run", fail)
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    assert cli.main(["status"]) == code
+    words = "rekernel: /sys/bus/dax/start: this needs root\nhint: try again with sudo\n"
+    assert (capsys.readouterr().err == words) is (user != 0)
 
 
 @pytest.mark.parametrize("verb", ["check", "plan", "upgrade", "abort", "region-up", "finish"])
