@@ -47,6 +47,16 @@ def kill(pager: Pager, *roles: str) -> dict[str, int]:
     return found
 
 
+def wait_for_new(pager: Pager, before: dict[str, int], *roles: str) -> None:
+    """Until all three live, these as other processes; who is just beginning has no role yet."""
+
+    def all_live() -> bool:
+        found = pager.holders()
+        return len(found) == 3 and all(found[role] != before[role] for role in roles)
+
+    wait_for(all_live, "all three are back")
+
+
 @contextmanager
 def killing(pager: Pager, seed: int, *roles: str, pause: float = 0.03) -> Iterator[list[int]]:
     """Kill one of these again and again while the block runs; the PIDs."""
@@ -160,9 +170,7 @@ def test_two_at_once(world: WorldFactory, roles: tuple[str, ...]) -> None:
     client = w.client("hold")
     assert client.line() == "ready"
     before = kill(pager, *roles)
-    wait_for(lambda: len(pager.holders()) == 3, "all three are back")
-    after = pager.holders()
-    assert all(before[role] != after[role] for role in roles)
+    wait_for_new(pager, before, *roles)
     client.go()
     assert client.line() != "resident 2048"
     assert client.wait() == 0
@@ -179,8 +187,7 @@ def test_proc_may_be_elsewhere_by_then(world: WorldFactory) -> None:
     (w.directory / "go").touch()
     wait_for(lambda: (w.directory / "moved").exists(), "moved")
     before = kill(pager, "worker", "supervisor")
-    wait_for(lambda: len(pager.holders()) == 3, "all three are back")
-    assert pager.holders()["worker"] != before["worker"]
+    wait_for_new(pager, before, "worker", "supervisor")
     client.go()
     client.line()
     assert client.wait() == 0
