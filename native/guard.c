@@ -29,6 +29,35 @@
 static int (*run_worker)(void);
 static void (*run_last_words)(void);
 
+/* Whatever process it is of; the kernel has another error for one that has ended. */
+static bool is_pidfd(int fd)
+{
+	return fd >= 0 && (!syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) || errno != EBADF);
+}
+
+/*
+ * The kernel writes a number down before it looks for a signal: if that kills who
+ * clones, the number is nobody's, and soon somebody else's.
+ */
+static void forget_stale(void)
+{
+	int i;
+
+	for (i = 0; i < N_ROLES; i++)
+		if (!is_pidfd(state->pidfd[i]))
+			state->pidfd[i] = -1;
+}
+
+static bool is_of_another(int fd, enum role role)
+{
+	int i;
+
+	for (i = 0; i < N_ROLES; i++)
+		if (i != (int)role && state->pidfd[i] == fd)
+			return true;
+	return false;
+}
+
 static long send_signal(enum role role, int sig)
 {
 	return syscall(SYS_pidfd_send_signal, state->pidfd[role], sig, NULL, 0);
@@ -55,11 +84,13 @@ static void spawn(enum role role, void (*run)(void))
 
 	state->pidfd[role] = -1;
 	in_order();
-	if (old >= 0)
+	if (is_pidfd(old) && !is_of_another(old, role))
 		close(old);
 	pid = syscall(SYS_clone, CLONE_FILES | CLONE_PIDFD | SIGCHLD, 0, &state->pidfd[role], 0, 0);
-	if (pid < 0)
+	if (pid < 0) {
+		state->pidfd[role] = -1;
 		log_errno(errno, "cannot start a process");
+	}
 	if (pid) {
 		state->pid[role] = (int)pid;
 		return;
@@ -145,6 +176,8 @@ static noreturn void supervise(void)
 		struct pollfd pfd[3];
 		int status;
 
+		/* Before a new descriptor gets such a number. */
+		forget_stale();
 		if (!alive(ROLE_WITNESS)) {
 			reap(ROLE_WITNESS, &status);
 			spawn(ROLE_WITNESS, witness);
@@ -208,8 +241,10 @@ void guard_check(void)
 {
 	int status;
 
-	if (alive(ROLE_SUPERVISOR) || alive(ROLE_WITNESS))
+	/* In this order: the witness may be taking the other one's place just now. */
+	if (alive(ROLE_WITNESS) || alive(ROLE_SUPERVISOR))
 		return;
+	forget_stale();
 	reap(ROLE_WITNESS, &status);
 	log_line("supervisor and witness are gone: a new witness");
 	spawn(ROLE_WITNESS, bystander);

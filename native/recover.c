@@ -49,6 +49,9 @@ static enum kind kind_of(int dir, int fd)
 	snprintf(name, sizeof(name), "%d", fd);
 	n = readlinkat(dir, name, link, sizeof(link) - 1);
 	link[n < 0 ? 0 : n] = '\0';
+	/* Of the guards, whose roles may change meanwhile; "anon_inode:[pidfd]" before pidfs. */
+	if (n < 0 || strstr(link, "pidfd"))
+		return KIND_SETTLED;
 	if (!strncmp(link, "/memfd:" KEPT_NAME, strlen("/memfd:" KEPT_NAME)))
 		return KIND_SPACE;
 	if (strstr(link, "userfaultfd"))

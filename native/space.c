@@ -106,8 +106,11 @@ void space_serve(void)
 	struct uspace *s;
 
 	serving = true;
+	/* Woken threads fault at once: a space may be answered, and closed, before the next. */
+	pthread_mutex_lock(&space_list_lock);
 	for (s = space_list; s; s = s->next)
 		watch(s);
+	pthread_mutex_unlock(&space_list_lock);
 }
 
 struct uspace *space_open(const struct arrival *a, const struct image *image)
@@ -150,10 +153,12 @@ bool space_born(uint64_t number)
 {
 	const struct uspace *s;
 
-	for (s = space_list; s; s = s->next)
-		if (s->model.kept.head->born == number)
-			return true;
-	return false;
+	/* Who is in the list has its memory. */
+	pthread_mutex_lock(&space_list_lock);
+	for (s = space_list; s && s->model.kept.head->born != number; s = s->next)
+		;
+	pthread_mutex_unlock(&space_list_lock);
+	return s;
 }
 
 bool space_complete(const struct uspace *s)

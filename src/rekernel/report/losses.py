@@ -38,7 +38,7 @@ class Loss:
 
     def words(self) -> str:
         """One line for people."""
-        pages = f"{plural(self.pages, 'page')} of its memory"
+        pages = f"{plural(self.pages, 'page') if self.pages else 'pages'} of its memory"
         process = f"process {self.pid}" if self.pid else "a process"
         return f"{process}: {_WORDS[self.why].format(pages=pages)}"
 
@@ -56,9 +56,11 @@ def find(
     found: list[Loss] = []
     kinds = [(Why.UNREADABLE, "lost", int(drain.get("pages_lost", 0)))]
     kinds.append((Why.UNKNOWN, "unknown_processes", int(drain.get("unknown", 0))))
-    kinds.append((Why.STOPPED, "stopped", 0))
+    left = int(drain.get("bytes_left", 0)) // 4096
+    # Not every child that was forked since can be found.
+    kinds.append((Why.STOPPED, "stopped", left if drain.get("state") == "stopped" else 0))
     if unserved:
-        kinds.append((Why.UNSERVED, "missing", int(drain.get("bytes_left", 0)) // 4096))
+        kinds.append((Why.UNSERVED, "missing", left))
     for why, member, total in kinds:
         named = [
             Loss(int(item["pid"]), _unit(int(item["pid"]), units), int(item["pages"]), why)
@@ -69,6 +71,9 @@ def find(
         known = len(named) if why is Why.UNKNOWN else sum(item.pages for item in named)
         if total > known:
             found.append(Loss(0, "", total - known, why))
+    if unserved and all(item.why is not Why.UNSERVED for item in found):
+        # It had not yet said what it had to bring.
+        found.append(Loss(0, "", 0, Why.UNSERVED))
     return found
 
 

@@ -135,6 +135,31 @@ def test_memory_that_was_lost(
     assert "until every page that could be read was home" in shown
 
 
+@pytest.mark.parametrize(
+    ("drain", "unserved", "words"),
+    [
+        # A forked child that was not found.
+        (
+            {"state": "stopped", "bytes_left": 8192, "stopped": []},
+            False,
+            "a process: no pager could bring 2 pages of its memory: it is stopped",
+        ),
+        # Killed before it said what it had to bring.
+        (
+            {"state": "serving", "bytes_left": 0},
+            True,
+            "a process: the pager was killed, pages of its memory are zeros now",
+        ),
+    ],
+)
+def test_memory_that_was_lost_without_a_name(
+    agent: dict[str, Any], drain: dict[str, Any], unserved: bool, words: str
+) -> None:
+    report = builder.carried_over(agent, after(agent), drain=DRAIN | drain, unserved=unserved)
+    assert (report["outcome"], report["exit_code"]) == ("degraded", 4)
+    assert f"lost  {words}" in text.render(report)
+
+
 @pytest.mark.parametrize(("member", "pages"), [("pages_lost", 2), ("unknown", 2)])
 def test_memory_that_was_lost_of_nobody_knows_whom(
     agent: dict[str, Any], member: str, pages: int
