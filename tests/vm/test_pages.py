@@ -184,7 +184,7 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     guest.text(["timeout", "60", "sh", "-c", wait])
     # Not in an upgrade before: with so much in the region, pages come home outside of it.
     shared = start_shared(guest)
-    room = guest.json("rekernel plan --json")["room"]
+    room = guest.json(f"rekernel plan --json {guest.releases[OLD]}")["room"]
     (needs,) = [unit for unit in room["units"] if unit["unit"] == "shared.service"]
     assert (needs["shared_bytes"], needs["place"]) == (_SHARED_BYTES, "disk")
     guest.fault("freeze file systems", "unlink", path="/var/lib/broken.data")

@@ -59,7 +59,10 @@ def wait_for_new(pager: Pager, before: dict[str, int], *roles: str) -> None:
 
 @contextmanager
 def killing(pager: Pager, seed: int, *roles: str, pause: float = 0.03) -> Iterator[list[int]]:
-    """Kill one of these again and again while the block runs; the PIDs."""
+    """Kill one of these again and again while the block runs; the PIDs.
+
+    Of several kinds only while all three live: what survives is the death of any, not of all.
+    """
     over = threading.Event()
     killed: list[int] = []
     dice = random.Random(seed)
@@ -67,8 +70,9 @@ def killing(pager: Pager, seed: int, *roles: str, pause: float = 0.03) -> Iterat
     def work() -> None:
         while not over.is_set():
             role = dice.choice(roles)
-            pid = pager.holders().get(role)
-            if pid is not None:
+            found = pager.holders()
+            pid = found.get(role)
+            if pid is not None and (len(roles) == 1 or len(found) == 3):
                 try:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
