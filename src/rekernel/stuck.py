@@ -25,7 +25,7 @@ def where_they_wait(pids: Iterable[int]) -> str:
 def _describe(thread: Path) -> list[str]:
     status = dict(
         line.split(":\t", 1)
-        for line in (thread / "status").read_text().splitlines()
+        for line in (thread / "status").read_text(errors="replace").splitlines()
         if ":\t" in line
     )
     lines = [f"{thread.name} {status['Name']}: {status['State']}, traced by {status['TracerPid']}"]

@@ -269,7 +269,9 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
         if item.contents in reader or item.contents.startswith("/")
     }
     for tree in manifest.trees:
-        (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
+        # Those on a disk are there, or fail alone.
+        if not tree.images.startswith("/"):
+            (restore.WORK / tree.images).mkdir(parents=True, exist_ok=True)
     for entry in reader:
         if entry.name.startswith(f"{IMAGES_DIRECTORY}/"):
             with reader.view(entry.name) as image:

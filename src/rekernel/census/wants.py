@@ -81,7 +81,8 @@ def _of_process(pid: int, proc: Path, sockets: dict[str, dict[str, Feature]]) ->
     yield from (item for words, item in _BY_MAPPING if words in maps)
     if " /SYSV" in maps:
         yield Feature.SYSV
-    if "\nSeccomp:\t2\n" in (own / "status").read_text():
+    # A name that was cut to its length may be no text.
+    if b"\nSeccomp:\t2\n" in (own / "status").read_bytes():
         yield Feature.SECCOMP
     for name, item in _NAMESPACES:
         if os.readlink(own / "ns" / name) != os.readlink(proc / "self" / "ns" / name):

@@ -54,8 +54,8 @@ def target(item: Descriptor) -> int | None:
 
 def can_be_replaced(item: Descriptor) -> bool:
     """Whether the process may be made to replace it: a filter of its system calls might end it."""
-    status = Path(f"/proc/{item.pid}/status").read_text()
-    return "\nSeccomp:\t0\n" in status and _inodes_tell_apart()
+    status = Path(f"/proc/{item.pid}/status").read_bytes()
+    return b"\nSeccomp:\t0\n" in status and _inodes_tell_apart()
 
 
 def _inodes_tell_apart() -> bool:

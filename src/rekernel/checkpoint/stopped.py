@@ -40,7 +40,7 @@ def make_ready(pids: Iterable[int], proc: Path = Path("/proc")) -> list[int]:
     """
     found = []
     for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        with suppress(FileNotFoundError, ProcessLookupError, ChildProcessError, PermissionError):
             if _status(pid, proc)["State"].startswith("T"):
                 found.append(pid)
                 for thread in os.listdir(proc / str(pid) / "task"):

@@ -35,6 +35,8 @@ _WATCH = 5
 _INODE, _DEVICE, _HANDLE = 2, 5, 7
 _BYTES, _TYPE, _NUMBERS, _PATH = 1, 2, 3, 4
 _GHOST_INODE = 5
+# Bytes in which that is, whatever follows.
+_GHOST_HEAD = 1 << 16
 # Seconds that the search for a forgotten name may take.
 _SEARCH_S = 30
 # Bits of a device number that are its minor, in the kernel.
@@ -131,8 +133,9 @@ def ghosts(images: Path) -> set[int]:
     """
     found = set()
     for path in images.glob("ghost-file-*.img"):
-        data = bytearray(path.read_bytes())
-        # What follows the first entry is the file's own contents.
+        # What follows the first entry is the file's own contents, which may be large.
+        with path.open("rb") as file:
+            data = bytearray(file.read(_GHOST_HEAD))
         start, end = next(iter(entries(data)))
         values = {number: value for number, value, _, _ in fields(data, start, end)}
         found.add(values.get(_GHOST_INODE, 0))

@@ -86,6 +86,11 @@ def close_stale(history: History) -> None:
             forget()
         _remove_images(item)
         _record(history, builder.cut_off(item), RUN / "none")
+    # Of attempts that have their report, but were cut off before these were removed.
+    open_still = {str(item["id"]) for item in history.unfinished()}
+    for path in attempt.IMAGES.glob("*"):
+        if path.name not in open_still:
+            shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         history.release_room()
 
@@ -141,6 +146,8 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
             # The last one tells if it cannot be kept: memory comes back all the same.
             history.record(builder.carried_over(agent, seen, drain=drain, notes=notes), RUN)
 
+    # Restored from; the drain may last, and nobody would remove them after another boot.
+    _remove_images(agent)
     tell()
     drained_ns = _follow_drain(tell)
     # Whoever needed the old memory has it, or has zeros: nothing keeps the region any more.
@@ -157,7 +164,6 @@ def _finish_used(agent: dict[str, Any], history: History) -> None:
     _record(history, report)
     for name in ("restore", "upgrade"):
         shutil.rmtree(RUN / name, ignore_errors=True)
-    _remove_images(agent)
 
 
 def _record(history: History, report: dict[str, Any], run: Path | None = None) -> None:

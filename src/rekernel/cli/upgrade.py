@@ -48,6 +48,8 @@ _PROPERTIES = (
     # It must not be the victim of the memory shortage that it may cause, nor must criu, whose end
     # in the wrong instant would take a process along.
     "OOMScoreAdjust=-1000",
+    # One for each file that somebody watches, among others.
+    "LimitNOFILE=524288",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,8 @@ def _end(unit: str) -> list[int]:
 
     Returns the processes that could not be ended.
     """
-    groups = [group for group in _CGROUPS.rglob(unit) if group.is_dir()]
+    # Not rglob(): others end, too, and what vanishes meanwhile would be an error.
+    groups = [Path(path, unit) for path, names, _ in os.walk(_CGROUPS) if unit in names]
     for group in groups:
         with suppress(OSError):
             (group / "cgroup.kill").write_text("1")
@@ -182,10 +184,10 @@ def _end(unit: str) -> list[int]:
 
 def _processes_in(groups: Sequence[Path]) -> list[int]:
     found: list[int] = []
-    for file in (file for group in groups for file in group.rglob("cgroup.procs")):
+    for path in (path for group in groups for path, _, _ in os.walk(group)):
         # It may be gone meanwhile.
         with suppress(OSError):
-            found += map(int, file.read_text().split())
+            found += map(int, Path(path, "cgroup.procs").read_text().split())
     return sorted(found)
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 
 from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.errors import RekernelError
 from rekernel.records import replace
 from rekernel.systemd.volatile import is_transient
 from rekernel.transition.dumps import DumpAgainError, DumpFailedError
@@ -52,12 +53,17 @@ def without(
 ) -> tuple[list[CarriedTree], list[UnitVerdict]]:
     """The trees that are left without these units, and all units that have ended with them.
 
-    ``stop``: a unit that is started again later.
+    ``stop``: a unit that is started again later. Raises RekernelError if policy wants one carried.
     """
     gone: dict[str, UnitVerdict] = {}
     left = list(carried)
     while ended:
         for item in ended:
+            if item.verdict is Verdict.RESTARTED and item.wish in ("carry", "block"):
+                raise RekernelError(
+                    f"{item.unit.name} cannot be carried: {item.reason}; policy says {item.wish}",
+                    "carry what it depends on, too, or let it be restarted: see rekernel.toml(5)",
+                )
             gone[item.unit.name] = item
             note(f"{item.unit.name}: {item.reason}")
             if item.verdict is Verdict.RESTARTED:

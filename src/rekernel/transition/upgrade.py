@@ -217,7 +217,6 @@ class Upgrade:
         self._let_stand_in(carried)
         with cut.open_store(plan.where, store_file) as area:
             strays_at = room.stray_offset(len(area), strays) if plan.where else 0
-            left_out: list[UnitVerdict] = []
             try:
                 made = self._cut(dumps, carried, len(area), strays_at)
             except DumpAgainError as error:
@@ -232,7 +231,7 @@ class Upgrade:
                         raise
                 if left_out := late.to_restart(error, carried):
                     late.forget(self._places, carried, left_out)
-                    carried, host, more = self._without(left_out, carried)
+                    carried, host, more = self._without(left_out, carried, ended)
                     ended = [*ended, *more]
                     self._mounted = host.table
                 self._let_stand_in(carried)
@@ -278,7 +277,7 @@ class Upgrade:
                 "sysctls": settings,
                 "triggers": host.triggers,
                 "notes": self.notes,
-                "left_out": [item.unit.name for item in left_out],
+                "left_out": [item.unit.name for item in ended if item.verdict is Verdict.RESTARTED],
                 "units": [
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
                 ],
@@ -298,15 +297,20 @@ class Upgrade:
         cut.jump()
 
     def _without(
-        self, ended: Sequence[UnitVerdict], carried: Sequence[trees.CarriedTree]
+        self,
+        ended: Sequence[UnitVerdict],
+        carried: Sequence[trees.CarriedTree],
+        before: Sequence[UnitVerdict] = (),
     ) -> tuple[list[trees.CarriedTree], host_facts.HostFacts, list[UnitVerdict]]:
         with self._events.phase("describe host again"):
             left, gone = late.without(ended, carried, self._note, self._stop)
             # What was described for them must not come back.
-            return left, self._observe_host(left), gone
+            return left, self._observe_host(left, [*before, *gone]), gone
 
-    def _observe_host(self, carried: Sequence[trees.CarriedTree]) -> host_facts.HostFacts:
-        restarted = self._plan.own(Verdict.RESTARTED)
+    def _observe_host(
+        self, carried: Sequence[trees.CarriedTree], ended: Sequence[UnitVerdict] = ()
+    ) -> host_facts.HostFacts:
+        restarted = [*self._plan.own(Verdict.RESTARTED), *ended]
         return host_facts.observe(carried, [item.unit for item in restarted])
 
     def _let_stand_in(self, carried: Sequence[trees.CarriedTree]) -> None:

@@ -46,4 +46,5 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(attempt, "unit_active", lambda: False)
     monkeypatch.setattr(attempt, "OUTCOME", run / "outcome.json")
     monkeypatch.setattr(attempt, "boot_id", lambda: "this boot")
+    monkeypatch.setattr(attempt, "IMAGES", run / "images")
     return run

@@ -309,16 +309,21 @@ def test_finish_after_a_crash(
     forgotten: list[bool] = []
     monkeypatch.setattr(finish, "WANTED", str(run_directory / "containers.json"))
     monkeypatch.setattr(finish, "forget", lambda: forgotten.append(True))
-    monkeypatch.setattr(attempt, "IMAGES", run_directory / "images")
-    images = run_directory / "images" / ID
-    images.mkdir(parents=True)
-    (images / "store").touch()
+    images, reported, this_boot = (
+        run_directory / "images" / name for name in (ID, "20261121-220000", "20261122-230000")
+    )
+    for directory in (images, reported, this_boot):
+        directory.mkdir(parents=True)
+        (directory / "store").touch()
     history.begin(ID, {"boot_id": "another", "new_release": "7.3.4"})
     history.begin("20261122-230000", {"boot_id": "this boot"})
     assert finish.run(NO_ARGUMENTS) == 0
     assert "started anew during the upgrade" in history.get(ID)["error"]
     assert [item["id"] for item in history.unfinished()] == ["20261122-230000"]
+    # They have what processes had in memory.
     assert not images.exists()
+    assert not reported.exists()
+    assert this_boot.exists()
     assert forgotten == [True]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint.options import TreeOptions
+from rekernel.errors import RekernelError
 from rekernel.records import replace
 from rekernel.systemd.units import Unit
 from rekernel.transition import late
@@ -94,3 +95,14 @@ def test_what_was_written_of_them_is_forgotten(
     monkeypatch.setattr(places, "images", lambda unit, tree: tmp_path / tree)
     late.forget(places, trees, [trees[1].verdict])
     assert [path.name for path in tmp_path.iterdir()] == [trees[0].name]
+
+
+@pytest.mark.parametrize("wish", ["carry", "block"])
+def test_what_policy_wants_carried_does_not_end_with_others(wish: str) -> None:
+    wanted = tree("a.service", wish=wish).verdict
+    ended = replace(wanted, verdict=Verdict.RESTARTED, reason="it ended with its database")
+    stopped: list[str] = []
+    words = f"a.service cannot be carried: it ended with its database; policy says {wish}"
+    with pytest.raises(RekernelError, match=words):
+        late.without([ended], [], lambda text: None, stopped.append)
+    assert stopped == []
