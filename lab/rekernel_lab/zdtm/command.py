@@ -28,7 +28,7 @@ from rekernel_lab.upgrade import Upgrade
 from rekernel_lab.zdtm import suite, tests
 from rekernel_lab.zdtm.result import MEASURES_TIME, Finding, Result, Verdict, table
 from rekernel_lab.zdtm.suite import Suite
-from rekernel_lab.zdtm.tests import Selection, Test
+from rekernel_lab.zdtm.tests import SLICE, SLICE_FILE, Selection, Test
 
 _GUEST_PART = cache.REPOSITORY / "lab" / "zdtm" / "guest.py"
 _IN_GUEST = "/opt/zdtm"
@@ -257,6 +257,7 @@ class _Run:
             directory.chmod(0o755)
             for test in carried:
                 (directory / test.unit).write_text(test.unit_file(f"{_IN_GUEST}/zdtm"))
+            (directory / SLICE).write_text(SLICE_FILE)
             self._guest.push(directory, "/etc/systemd/system")
             self._guest.run("systemctl daemon-reload", timeout=self._left(120))
             names = [test.unit for test in carried]

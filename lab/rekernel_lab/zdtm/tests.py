@@ -55,6 +55,11 @@ LEFT_OUT: Mapping[str, str] = {
 }
 
 
+# The control group of all services, and its unit file: they get what nobody else wants.
+SLICE = "zdtm.slice"
+SLICE_FILE = "[Slice]\nCPUWeight=1\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Test:
     """A test that is to be run. `name` is its path in the suite: static/pid00."""
@@ -83,6 +88,8 @@ class Test:
                 "[Unit]",
                 f"Description=CRIU's test {self.name}",
                 "[Service]",
+                # Many of them never wait: together they would leave the guest nothing.
+                f"Slice={SLICE}",
                 "Type=forking",
                 f"PIDFile={directory}/{kind}/{name}.pid",
                 f"WorkingDirectory={directory}/{kind}",
