@@ -40,10 +40,11 @@ def _boot(vm: State) -> qemu.Boot:
     image = Image(vm.image)
     own = bootloader.parse_grub_cfg(bootloader.read_grub_cfg(vm.disk))
     bootloader.copy_initrd(vm.disk, vm.release, vm.initrd)
+    extra = f"{qemu.kernel_arguments(vm.machine.accelerator)} {vm.cmdline}"
     return qemu.Boot(
         kernel=image.kernel(vm.release),
         initrd=vm.initrd,
-        cmdline=bootloader.compose(own, vm.cmdline),
+        cmdline=bootloader.compose(own, extra),
     )
 
 
