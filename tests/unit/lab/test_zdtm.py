@@ -157,9 +157,7 @@ def test_only_some(selection: tests.Selection) -> None:
 
 
 def test_sources_of_the_same_archives() -> None:
-    lines = (
-        "deb http://mirror.test/debian trixie main\n\ndeb [signed-by=/k.gpg] http://m f main\n"
-    )
+    lines = "deb http://mirror.test/debian trixie main\n\ndeb [signed-by=/k.gpg] http://m f main\n"
     assert suite.deb_src(aptsources.parse_one_line(lines)) == (
         "deb-src http://mirror.test/debian trixie main\ndeb-src http://m f main\n"
     )
