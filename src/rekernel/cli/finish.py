@@ -192,11 +192,13 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
 
 def _add_containers(agent: dict[str, Any]) -> list[str]:
     """Podman's as trees of the agent; returns how long they stood still, in words."""
-    trees, notes = _containers()
+    trees, missing = _containers()
+    # Who is locked out, or was not started again, is not as before.
+    agent["missing"] = [*agent.get("missing", []), *missing]
     agent["trees"] = [*agent.get("trees", []), *trees]
     left = {item["unit"]: item["not_ended"] for item in trees if item.get("not_ended")}
     agent["not_ended"] = {**agent.get("not_ended", {}), **left}
-    return notes + [
+    return [
         f"container {item['name']} ran again "
         f"{(item['resumed_ns'] - agent['frozen_ns']) / 1e9:.1f} s after the freeze"
         for item in trees
@@ -218,7 +220,7 @@ def _containers() -> tuple[list[dict[str, Any]], list[str]]:
         time.sleep(_UNITS_POLL)
     notes = []
     if Path(WANTED).exists():
-        unlock()
+        notes += unlock()
         notes.append(f"{_CONTAINERS} did not bring all containers back: see its journal")
     result = brownout.read_json(RESULT) or {"trees": []}
     return result["trees"], [*notes, *result.get("problems", [])]

@@ -54,13 +54,13 @@ def run_all(wanted: Path = Path(WANTED), result: Path = RESULT) -> int:
                 trees.append(_restore(item))
                 _write(result, trees)
     finally:
-        unlock()
+        problems = unlock()
     # Once is enough. What nothing was restored from would come between later.
     if not lists["restore"]:
         forget()
     wanted.unlink(missing_ok=True)
     LEFT.unlink(missing_ok=True)
-    _write(result, trees, start_stopped())
+    _write(result, trees, [*problems, *start_stopped()])
     STOPPED.unlink(missing_ok=True)
     return sum(bool(item["failure"]) for item in trees)
 
@@ -80,10 +80,17 @@ def _write(result: Path, trees: list[dict[str, Any]], problems: Sequence[str] = 
     whole.rename(result)
 
 
-def unlock() -> None:
-    """Let everybody get to them again."""
+def unlock() -> list[str]:
+    """Let everybody get to them again; returns what still keeps them from that, in words."""
+    problems = []
     for family in ("inet", "bridge"):
-        run(["nft", "delete", "table", family, TABLE], check=False)
+        # In one transaction: to delete what is not there fails, and nothing but words tells why.
+        table = f"table {family} {TABLE}"
+        try:
+            run(["nft", "-f", "-"], stdin=f"{table}\ndelete {table}\n")
+        except RekernelError as error:
+            problems.append(f"nobody may get to containers yet: {table}: {error}")
+    return problems
 
 
 def start_stopped(stopped: Path = STOPPED) -> list[str]:

@@ -66,9 +66,11 @@ def test_what_is_left_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
         {"name": name, "unit": unit, "failure": "x", "not_ended": left}
         for name, unit, left in (("web", "libpod-1.scope", [7]), ("db", "libpod-2.scope", []))
     ]
-    monkeypatch.setattr(finish, "_containers", lambda: (trees, []))
-    told = agent(not_ended={"a.service": [9]})
-    finish._add_containers(told)
+    monkeypatch.setattr(finish, "_containers", lambda: (trees, ["c1 was not started again"]))
+    told = agent(not_ended={"a.service": [9]}, missing=["a table"])
+    assert finish._add_containers(told) == []
+    # With that the upgrade is degraded.
+    assert told["missing"] == ["a table", "c1 was not started again"]
     assert told["not_ended"] == {"a.service": [9], "libpod-1.scope": [7]}
 
 
