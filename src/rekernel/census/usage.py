@@ -1,8 +1,9 @@
 """What units have in memory, and how much of it a dump writes into files.
 
 Private pages stay where they are if there is a carry region. What criu writes down all the same is
-what is in use and has no name in a file system, shared memory above all, and private pages that the
-pager does not serve: locked into memory, or of a file and changed.
+what is in use and has no name in a file system, shared memory above all, private pages that the
+pager does not serve (locked into memory, or of a file and changed), and what waits in the queues of
+connections. Pipes and unix sockets hold little: room.py leaves a part free for such.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from rekernel.census.verdicts import UnitVerdict
 from rekernel.records import record
 
 _SECTOR = 512
+# TCP_LISTEN in include/net/tcp_states.h
+_LISTENS = "0A"
 # /proc/PID/maps: a mapping of what has no name any more, with its place, device and inode. Shared
 # memory never has one, be it anonymous, of System V or a memfd.
 _UNNAMED = re.compile(r"^(\S+) \S+ \S+ (\S+) (\d+) +/.* \(deleted\)$", re.M)
@@ -71,7 +74,8 @@ class Usage:
     """What a carried unit has in memory, in bytes.
 
     ``shared``: what has no name in a file system: shared memory (anonymous, of System V, memfds)
-    and deleted files. ``written``: private pages that do not stay in place.
+    and deleted files. ``written``: private pages that do not stay in place. ``queued``: what TCP
+    has received or sent, and nobody has read or acknowledged.
     """
 
     unit: str
@@ -81,24 +85,29 @@ class Usage:
     anonymous: int
     shared: int
     written: int
+    queued: int = 0
 
     @property
     def images(self) -> int:
         """What criu writes down beside a carry region."""
-        return self.shared + self.written + self.processes * _BASE
+        return self.shared + self.written + self.queued + self.processes * _BASE
 
     @property
     def all_images(self) -> int:
         """What criu writes down without one."""
-        return self.shared + self.anonymous + self.processes * _BASE
+        return self.shared + self.anonymous + self.queued + self.processes * _BASE
 
 
 def of_units(units: Sequence[UnitVerdict], pages: Survey | None) -> tuple[Usage, ...]:
     """Of each of these, in their order. ``pages``: None without a region."""
-    return tuple(_of_unit(item, pages.by_process if pages else None) for item in units)
+    in_place = pages.by_process if pages else None
+    queues = tcp_queues()
+    return tuple(_of_unit(item, in_place, queues) for item in units)
 
 
-def _of_unit(item: UnitVerdict, in_place: Mapping[int, int] | None) -> Usage:
+def _of_unit(
+    item: UnitVerdict, in_place: Mapping[int, int] | None, queues: Mapping[str, int]
+) -> Usage:
     pids = sorted(item.processes)
     memory = resident(pids, in_place)
     shared = memory.shared
@@ -114,7 +123,36 @@ def _of_unit(item: UnitVerdict, in_place: Mapping[int, int] | None) -> Usage:
         anonymous=memory.anonymous,
         shared=shared,
         written=memory.written,
+        queued=queued(pids, queues) if queues else 0,
     )
+
+
+def tcp_queues(net: Path = Path("/proc/self/net")) -> dict[str, int]:
+    """Link of a descriptor -> bytes in the queues of its connection, of those that have any.
+
+    proc_net_tcp.rst in the kernel's documentation.
+    """
+    found = {}
+    for name in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError):
+            for line in (net / name).read_text().splitlines()[1:]:
+                fields = line.split()
+                # Of a listener that is how many wait to be accepted.
+                size = sum(int(part, 16) for part in fields[4].split(":"))
+                if size and fields[3] != _LISTENS:
+                    found[f"socket:[{fields[9]}]"] = size
+    return found
+
+
+def queued(pids: Iterable[int], queues: Mapping[str, int]) -> int:
+    """Bytes in the queues of the connections that these processes have open, each once."""
+    links = set()
+    for pid in pids:
+        with suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    links.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return sum(queues[link] for link in links & queues.keys())
 
 
 def unnamed(pids: Iterable[int]) -> int:

@@ -146,6 +146,7 @@ def room_document(plan: Plan) -> dict[str, Any]:
                 "resident_bytes": item.resident,
                 "shared_bytes": item.shared,
                 "private_bytes": item.written,
+                "queued_bytes": item.queued,
                 "image_bytes": sizes[item.unit].size,
                 "place": str(sizes[item.unit].place),
             }

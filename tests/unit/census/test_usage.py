@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from rekernel.census import usage
 from rekernel.census.pages import Survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
+from rekernel.records import replace
 from rekernel.systemd.units import Unit
 
 MIB = 1 << 20
@@ -119,3 +122,26 @@ def test_resident_bytes_by_kind() -> None:
     assert found.shared >= 8 << 20
     assert found.anonymous > 1 << 20
     assert found.total >= found.anonymous + found.shared
+
+
+def test_what_waits_in_connections() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as near,
+        listener.accept()[0] as far,
+        # Not accepted: that is one connection that waits, not one byte.
+        socket.create_connection(listener.getsockname()),
+    ):
+        near.sendall(b"x" * 50_000)
+        deadline = time.monotonic() + 10
+        link = f"socket:[{os.fstat(far.fileno()).st_ino}]"
+        while (queues := usage.tcp_queues()).get(link) != 50_000:
+            assert time.monotonic() < deadline
+        assert f"socket:[{os.fstat(listener.fileno()).st_ino}]" not in queues
+        ours = {link: queues[link]}
+        # Twice the same process: each connection counts once.
+        assert usage.queued([os.getpid()] * 2, ours) == 50_000
+        assert usage.queued([os.getpid()], {}) == 0
+    found = Usage("x.service", False, 1, 0, 0, 0, 0, queued=50_000)
+    assert found.images - replace(found, queued=0).images == 50_000
+    assert found.all_images - replace(found, queued=0).all_images == 50_000

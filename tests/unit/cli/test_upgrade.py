@@ -123,6 +123,7 @@ def test_plan_tells_what_is_copied() -> None:
             "resident_bytes": 300 << 20,
             "shared_bytes": 600 << 20,
             "private_bytes": 0,
+            "queued_bytes": 0,
             "image_bytes": SHARED_IMAGE,
             "place": "disk",
         }
