@@ -23,6 +23,12 @@
 #define SLICES_PER_VMA	256u
 #define CHUNK_BYTES	(2ull << 20)
 
+static void gone(const struct record *rec, pid_t pid)
+{
+	if (rec->scanner.frozen)
+		die(EXIT_VANISHED, "process %d is gone", pid);
+}
+
 static void read_space(void *ctx, void *scratch, size_t i)
 {
 	struct record *rec = ctx;
@@ -30,7 +36,8 @@ static void read_space(void *ctx, void *scratch, size_t i)
 	size_t k, cap = 0;
 
 	(void)scratch;
-	vma_list_read(&space->vmas, space->pid, !rec->scanner.has_pagemap_scan);
+	if (!vma_list_read(&space->vmas, space->pid, !rec->scanner.has_pagemap_scan))
+		gone(rec, space->pid);
 	for (k = 0; k < space->vmas.n; k++) {
 		const struct vma *vma = &space->vmas.v[k];
 		uint64_t step, start;
@@ -68,8 +75,10 @@ static void buffer_free(void *scratch)
 static void scan_one(void *ctx, void *scratch, size_t i)
 {
 	struct record *rec = ctx;
+	pid_t pid = rec->work[i].space->pid;
 
-	scan_slice(&rec->scanner, scratch, rec->work[i].space->pid, rec->work[i].slice);
+	if (!scan_slice(&rec->scanner, scratch, pid, rec->work[i].slice))
+		gone(rec, pid);
 }
 
 static void sum_up(struct record *rec)

@@ -115,6 +115,7 @@ void run_list_add(struct run_list *list, uint64_t vaddr, uint64_t pfn, uint64_t 
 	list->v[list->n++] = (struct pm_run){ vaddr, pfn, (uint32_t)npages, flags };
 }
 
+/* -1 if there is no such process any more. */
 static int open_pagemap(pid_t pid)
 {
 	char path[64];
@@ -124,7 +125,7 @@ static int open_pagemap(pid_t pid)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ESRCH)
-			die(EXIT_VANISHED, "process %d is gone", pid);
+			return -1;
 		die_errno("cannot open %s", path);
 	}
 	return fd;
@@ -150,7 +151,7 @@ static uint64_t find_zero_pfn(int pagemap)
 	return entry & PAGEMAP_PFN;
 }
 
-void scanner_init(struct scanner *sc, const struct region *region, bool settle)
+void scanner_init(struct scanner *sc, const struct region *region, bool frozen)
 {
 	int pagemap = open_pagemap(getpid());
 	struct page_range_found found;
@@ -165,7 +166,7 @@ void scanner_init(struct scanner *sc, const struct region *region, bool settle)
 
 	arg.end = arg.start + PM_PAGE_SIZE;
 	sc->region = region;
-	sc->settle = settle;
+	sc->frozen = frozen;
 	sc->has_pagemap_scan = !getenv("REKERNEL_NO_PAGEMAP_SCAN") &&
 			       ioctl(pagemap, SCAN_IOCTL, &arg) >= 0;
 	sc->zero_pfn = find_zero_pfn(pagemap);
@@ -324,11 +325,13 @@ static void drop_zero_pages(const struct scanner *sc, struct scan_buffer *buf, s
 	slice->runs = kept;
 }
 
-void scan_slice(const struct scanner *sc, struct scan_buffer *buf, pid_t pid, struct slice *slice)
+bool scan_slice(const struct scanner *sc, struct scan_buffer *buf, pid_t pid, struct slice *slice)
 {
 	int pagemap = open_pagemap(pid);
 	int tries = 0;
 
+	if (pagemap < 0)
+		return false;
 	for (;;) {
 		slice->runs.n = 0;
 		slice->pages = 0;
@@ -339,10 +342,11 @@ void scan_slice(const struct scanner *sc, struct scan_buffer *buf, pid_t pid, st
 		else
 			read_range(sc, buf, pagemap, pid, slice, slice->start, slice->end);
 		/* A migration in progress looks like swap and is over soon. */
-		if (!sc->settle || !slice->swapped_pages || ++tries == SETTLE_TRIES)
+		if (!sc->frozen || !slice->swapped_pages || ++tries == SETTLE_TRIES)
 			break;
 		usleep(SETTLE_US);
 	}
 	close(pagemap);
 	drop_zero_pages(sc, buf, slice);
+	return true;
 }

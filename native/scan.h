@@ -47,11 +47,14 @@ struct scanner {
 	bool has_pagemap_scan;
 	uint64_t zero_pfn;
 	int kpageflags;		/* fd or -1 */
-	/* Try again if pages are being migrated; for a frozen process only. */
-	bool settle;
+	/*
+	 * Nobody runs, so nobody may be gone, and pages that are being migrated will
+	 * arrive.  Of running processes some end meanwhile: they have no pages then.
+	 */
+	bool frozen;
 };
 
-void scanner_init(struct scanner *sc, const struct region *region, bool settle);
+void scanner_init(struct scanner *sc, const struct region *region, bool frozen);
 
 /* Working memory of one thread. */
 struct scan_buffer {
@@ -63,10 +66,10 @@ void scan_buffer_init(struct scan_buffer *buf);
 void scan_buffer_free(struct scan_buffer *buf);
 
 /*
- * Fills slice->runs and the counters.  Ends the program with EXIT_VANISHED or
- * EXIT_NOT_PERMITTED.
+ * Fills slice->runs and the counters; false, and no pages, if there is no such
+ * process any more.  Ends the program with EXIT_NOT_PERMITTED.
  */
-void scan_slice(const struct scanner *sc, struct scan_buffer *buf, pid_t pid, struct slice *slice);
+bool scan_slice(const struct scanner *sc, struct scan_buffer *buf, pid_t pid, struct slice *slice);
 
 /* Adds to the last run if the page is its next one and of its kind. */
 void run_list_add(struct run_list *list, uint64_t vaddr, uint64_t pfn, uint64_t npages,

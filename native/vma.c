@@ -20,7 +20,8 @@ struct text {
 	size_t cap;
 };
 
-static void read_proc(struct text *t, pid_t pid, const char *name)
+/* False if there is no such process any more. */
+static bool read_proc(struct text *t, pid_t pid, const char *name)
 {
 	char path[64];
 	ssize_t n;
@@ -31,7 +32,7 @@ static void read_proc(struct text *t, pid_t pid, const char *name)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ESRCH)
-			die(EXIT_VANISHED, "process %d is gone", pid);
+			return false;
 		die_errno("cannot open %s", path);
 	}
 	do {
@@ -41,14 +42,16 @@ static void read_proc(struct text *t, pid_t pid, const char *name)
 		}
 		n = read(fd, t->s + t->len, t->cap - t->len - 1);
 		if (n < 0) {
-			if (errno == ESRCH)
-				die(EXIT_VANISHED, "process %d is gone", pid);
-			die_errno("cannot read %s", path);
+			if (errno != ESRCH)
+				die_errno("cannot read %s", path);
+			close(fd);
+			return false;
 		}
 		t->len += n;
 	} while (n);
 	t->s[t->len] = '\0';
 	close(fd);
+	return true;
 }
 
 bool vma_parse_line(const char *line, struct vma *vma, bool *qualifies)
@@ -122,11 +125,12 @@ static void parse(struct vma_list *list, struct text *t, bool detailed, bool dro
 	}
 }
 
-static void read_status(pid_t pid, struct text *t, pid_t *nspid, bool *locked)
+static bool read_status(pid_t pid, struct text *t, pid_t *nspid, bool *locked)
 {
 	char *line;
 
-	read_proc(t, pid, "status");
+	if (!read_proc(t, pid, "status"))
+		return false;
 	*nspid = pid;
 	*locked = false;
 	line = strstr(t->s, "\nNSpid:");
@@ -141,31 +145,40 @@ static void read_status(pid_t pid, struct text *t, pid_t *nspid, bool *locked)
 	line = strstr(t->s, "\nVmLck:");
 	if (line)
 		*locked = strtoull(line + 7, NULL, 10) != 0;
+	return true;
 }
 
-void vma_list_read(struct vma_list *list, pid_t pid, bool populated_only)
+static bool read_mappings(struct vma_list *list, struct text *t, pid_t pid, bool populated_only)
 {
-	struct text t = { 0 };
 	bool locked;
 	size_t i;
 
-	read_status(pid, &t, &list->nspid, &locked);
-	if (locked) {
-		/* Only smaps tells which mapping is locked; it costs a page-table walk. */
-		read_proc(&t, pid, "smaps");
-		parse(list, &t, true, false);
-	} else {
-		read_proc(&t, pid, "maps");
-		parse(list, &t, false, false);
-	}
+	if (!read_status(pid, t, &list->nspid, &locked))
+		return false;
+	/* Only smaps tells which mapping is locked; it costs a page-table walk. */
+	if (!read_proc(t, pid, locked ? "smaps" : "maps"))
+		return false;
+	parse(list, t, locked, false);
 	for (i = 0; populated_only && i < list->n; i++) {
 		if (list->v[i].end - list->v[i].start < HUGE_MAPPING)
 			continue;
-		read_proc(&t, pid, "smaps");
-		parse(list, &t, true, true);
+		if (!read_proc(t, pid, "smaps"))
+			return false;
+		parse(list, t, true, true);
 		break;
 	}
+	return true;
+}
+
+bool vma_list_read(struct vma_list *list, pid_t pid, bool populated_only)
+{
+	struct text t = { 0 };
+	bool there = read_mappings(list, &t, pid, populated_only);
+
+	if (!there)
+		list->n = 0;
 	free(t.s);
+	return there;
 }
 
 void vma_list_free(struct vma_list *list)

@@ -27,10 +27,10 @@ struct vma_list {
  * populated_only says that reading the page map of a huge empty mapping is slow
  * on this kernel: if there is one, ask smaps which mappings have pages at all.
  *
- * Ends the program with EXIT_VANISHED if there is no such process.  A process
- * without memory (zombie, kernel thread) has an empty list.
+ * False if there is no such process any more; the list is empty then.  So is that
+ * of a process without memory (zombie, kernel thread).
  */
-void vma_list_read(struct vma_list *list, pid_t pid, bool populated_only);
+bool vma_list_read(struct vma_list *list, pid_t pid, bool populated_only);
 void vma_list_free(struct vma_list *list);
 
 /* One mapping line of maps or smaps; false if it is none or does not qualify. */

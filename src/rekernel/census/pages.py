@@ -46,16 +46,20 @@ def parse(text: str) -> Survey:
     )
 
 
-def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:
-    """Look at these processes as they run; None if it cannot be told (no recorder, …).
+def look(pids: Sequence[int], regions: Sequence[Range]) -> Survey:
+    """Look at these processes as they run. Raises RekernelError if it cannot be told.
 
-    Only an estimate: the processes go on, and one may end meanwhile.
+    Only an estimate: the processes go on, and one that has ended has nothing.
     """
     if not pids:
         return Survey(0, 0)
+    words = [RECORDER, "stat", "--stray-chunks", "--region", region_option(regions)]
+    return parse(run([*words, *map(str, pids)]))
+
+
+def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:
+    """The same; None if it cannot be told (no recorder, not privileged, …)."""
     try:
-        where = region_option(regions)
-        words = [RECORDER, "stat", "--stray-chunks", "--region", where]
-        return parse(run([*words, *map(str, pids)]))
+        return look(pids, regions)
     except (RekernelError, ValueError, LookupError):
         return None

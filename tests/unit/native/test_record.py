@@ -266,12 +266,23 @@ def test_exit_14_map_does_not_fit(world: WorldFactory) -> None:
     assert device.read_bytes() == bytes(8192)
 
 
-def test_exit_3_vanished_process() -> None:
+def test_exit_3_vanished_process(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    done = run("stat", "--region", "none", os.getpid(), gone.pid)
+    done = run("record", "--region", "none", "--out", tmp_path / "map", os.getpid(), gone.pid)
     assert done.returncode == 3
     assert f"process {gone.pid} is gone" in done.stderr
+
+
+def test_a_running_process_may_end() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    done = run("stat", "--stray-chunks", "--region", "none", gone.pid, os.getpid())
+    assert done.returncode == 0, done.stderr
+    nobody, somebody = json.loads(done.stdout)["spaces"]
+    assert (nobody["pid"], nobody["pages"], nobody["stray_pages"]) == (gone.pid, 0, 0)
+    assert nobody["stray_chunks"] == []
+    assert somebody["stray_pages"] > 0
 
 
 def test_zombie_has_no_pages() -> None:
