@@ -37,7 +37,10 @@ def load_with_floor(kernel: Kernel, words: str) -> None:
 
     undo = UndoList(Path("/run/rekernel/bench-undo.json"))
     with mock.patch.object(syscalls, "kexec_file_load", with_floor):
-        staging.load_kernel(kernel, region.current(), None, f"{words} rdinit=/floor", undo)
+        loading, _ = staging.load_kernel(
+            kernel, region.current(), None, f"{words} rdinit=/floor", undo
+        )
+        loading.finish(lambda: None)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rekernel import syscalls
 from rekernel.agent import boot
 from rekernel.checkpoint.options import PROBE
-from rekernel.errors import BlockedError, NotPermittedError, RekernelError
+from rekernel.errors import BlockedError, RekernelError
 from rekernel.handover.config import AgentConfig, RaidArray
 from rekernel.handover.manifest import Extent
 from rekernel.host import apparmor, binds, disks, drivers, mounts, network, wireguard
@@ -21,6 +21,7 @@ from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
 from rekernel.memory.region import Layout
 from rekernel.run import run, start
+from rekernel.transition.loading import Loading
 from rekernel.transition.undo import UndoList
 
 SCRATCH = Path("/run/rekernel/upgrade")
@@ -102,8 +103,8 @@ def load_kernel(
     store_file: Path | None,
     cmdline: str,
     undo: UndoList,
-) -> tuple[RaidArray, ...]:
-    """Build the initrd and load it with the kernel; returns the arrays that it has.
+) -> tuple[Loading, tuple[RaidArray, ...]]:
+    """Build the initrd and begin to load it with the kernel; returns the arrays that it has, too.
 
     Raises RekernelError; loads nothing then.
     """
@@ -139,19 +140,8 @@ def load_kernel(
     scratch = SCRATCH / "initrd"
     # The name of a store on disk is another one each time.
     path = initrd.file_for(config, chosen, scratch, again=store_file is None)
-    undo.push("unload-kernel")
-    try:
-        syscalls.kexec_file_load(str(kernel.image), str(path), cmdline)
-    except PermissionError as error:
-        raise NotPermittedError(
-            f"the kernel refuses kexec_file_load: {error}",
-            "see kernel.kexec_load_disabled and /sys/kernel/security/lockdown",
-        ) from None
-    except OSError as error:
-        raise RekernelError(f"the kernel cannot load {kernel.image}: {error.strerror}") from error
-    # The kernel has its own copy.
-    scratch.unlink(missing_ok=True)
-    return config.arrays
+    loading = Loading(kernel.image, path, cmdline, undo, only_once=path == scratch)
+    return loading, config.arrays
 
 
 def probe_kernel() -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 from rekernel import room, syscalls
 from rekernel.census import snapshot
 from rekernel.census.connections import established
-from rekernel.census.pages import survey
+from rekernel.census.pages import look
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import leaving, stopped, watches
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
@@ -45,6 +45,7 @@ from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpAgainError, DumpJob, Dumps
 from rekernel.transition.events import EventStream
+from rekernel.transition.loading import Loading
 from rekernel.transition.places import Places
 from rekernel.transition.problem import Problem
 from rekernel.transition.undo import UndoList, thaw
@@ -80,6 +81,7 @@ class Upgrade:
         self._calibration = staging.TscCalibration()
         self._stand_in = StandIn(())
         self._journal: subprocess.Popen[bytes] | None = None
+        self._loading: Loading | None = None
         self._mounted: Sequence[MountInfo] = ()
         self._containers = Containers(plan)
         self._places = Places(self._id, plan.where, self._undo)
@@ -128,6 +130,8 @@ class Upgrade:
             self._stand_in.end()
             self._end_journal()
             dumps.close()
+            if self._loading is not None:
+                self._loading.end()
         finally:
             for problem in self._undo.run():
                 self._events.emit("note", f"not undone: {problem}", **asdict(problem))
@@ -154,7 +158,9 @@ class Upgrade:
             beside = ThreadPoolExecutor(1)
             probed = beside.submit(staging.probe_kernel)
             beside.shutdown(wait=False)
-            arrays = staging.load_kernel(plan.kernel, plan.where, store_file, words, self._undo)
+            self._loading, arrays = staging.load_kernel(
+                plan.kernel, plan.where, store_file, words, self._undo
+            )
         self._check()
         # Before some are changed for the upgrade itself.
         settings = sysctls.to_set_again()
@@ -182,13 +188,14 @@ class Upgrade:
                 self._note(f"the network may come back without this: {line}")
         self._check()
         leaving.pretend(PARENT, pids)
-        swapped = any(area.used_bytes for area in areas)
-        strays = self._gather(pids, swapped=swapped)
+        strays = self._gather(pids)
         free = room.observe(plan.where, plan.container_directory)
         sizes = room.tmpfs_sizes(host.contents)
         in_region = plan.where is not None
         self._places.settle(room.reckon(plan.usages, sizes, strays, free, region=in_region))
         self._check()
+        with self._events.phase("wait for kernel"):
+            self._loading.finish(self._check)
         with self._events.phase("stop what restarts"):
             # Before the services that run them.
             self._containers.stop(self._undo)
@@ -414,21 +421,20 @@ class Upgrade:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _gather(self, pids: list[int], *, swapped: bool) -> int:
+    def _gather(self, pids: list[int]) -> int:
         """Move strays into the region; returns the bytes that are left.
 
-        ``swapped``: there may be more of them than were planned, read in from swap.
+        Looked at anew: since the plan was made some were allocated, or read in from swap.
         """
-        plan = self._plan
-        if plan.where is None or plan.pages is None:
-            return 0
-        if not plan.pages.stray_bytes and not swapped:
+        if self._plan.where is None:
             return 0
         with self._events.phase("gather strays"):
-            region = ram_ranges(plan.where)
-            gather(pids, region)
-            found = survey(pids, region)
-        return found.stray_bytes if found is not None else plan.pages.stray_bytes
+            region = ram_ranges(self._plan.where)
+            found = look(pids, region)
+            if found.gatherable_bytes:
+                gather(pids, region)
+                found = look(pids, region)
+        return found.stray_bytes
 
     def _dump(
         self,

@@ -80,7 +80,8 @@ with socket.socket(socket.AF_UNIX) as hook:
     hook.recv(16)
 """
 # What the recorder of the page map says of three pages in place.
-_SUMMARY = {"pages": 3, "stray_pages": 0, "blocks": [{"start": 1 << 30, "used_pages": 3}]}
+_BLOCKS = [{"start": 1 << 30, "used_pages": 3}]
+_SUMMARY = {"pages": 3, "stray_pages": 0, "spaces": [], "blocks": _BLOCKS}
 # The first bytes of Debian's named profile, as 6.12 gives them back.
 POLICY = bytes.fromhex("04080076657273696f6e000207202000040800") + b"profile\x00\x07"
 
@@ -119,11 +120,6 @@ class Told:
         self.returncode = -signal.SIGKILL
 
 
-def _initrd(scratch: Path) -> Path:
-    scratch.write_bytes(b"initrd")
-    return scratch
-
-
 class Machine:
     """Two services that are carried, db and web, and one that restarts, kvm; swap is on."""
 
@@ -139,6 +135,8 @@ class Machine:
         # What each criu says when it fails, "" for one that holds; all else hold.
         self.criu_says: list[str] = []
         self.image_bytes = 100
+        # Pages outside of the region before the freeze.
+        self.strays = 0
         self.store_bytes = 1 << 20
         # What the next call of each of these raises.
         self.refuses: dict[str, OSError] = {}
@@ -207,6 +205,12 @@ class Machine:
         if name in self.refuses:
             raise self.refuses.pop(name)
 
+    def initrd(self, scratch: Path) -> Path:
+        """What kernel.initrd builds."""
+        self._call("initrd")
+        scratch.write_bytes(b"initrd")
+        return scratch
+
     def load(self, *_: object) -> None:
         """kexec_file_load(2)."""
         self._call("kexec_file_load")
@@ -273,6 +277,8 @@ class Machine:
                 self.journal = "on disk"
             case ["swapon", *_]:
                 self._swaps(on=True)
+            case [program, "stat", *_] if program == RECORDER:
+                return json.dumps({**_SUMMARY, "stray_pages": self.strays})
             case ["criu", "check", *_] | ["ss", *_] | ["/usr/lib/rekernel/rekernel-images", *_]:
                 pass
             case _:
@@ -422,7 +428,7 @@ def machine(
         dumps: {"HOOK_SOCKET": str(hook)},
         host_facts: {"observe": found.host},
         initrd: {
-            "file_for": lambda config, chosen, scratch, again: _initrd(scratch),
+            "file_for": lambda config, chosen, scratch, again: found.initrd(scratch),
             "module_waves": lambda chosen: (),
             "module_parameters": lambda chosen: {},
         },

@@ -9,9 +9,7 @@ import pytest
 
 from rekernel import syscalls
 from rekernel.errors import BlockedError
-from rekernel.kernel.installed import Kernel
 from rekernel.transition import staging
-from rekernel.transition.undo import UndoList
 
 
 def test_clock() -> None:
@@ -24,10 +22,6 @@ def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syscalls, "rdtsc", lambda: 5)
     with pytest.raises(BlockedError, match="the time stamp counter of this machine stands still"):
         staging.TscCalibration().hertz()
-
-
-def _load(kernel: Kernel, undo: UndoList) -> None:
-    staging.load_kernel(kernel, None, Path("/store"), "root=x", undo=undo)
 
 
 def test_what_is_kept_meanwhile_is_nobody_elses(

@@ -39,6 +39,8 @@ PHASES = [
     "load kernel",
     "swap off",
     "describe host",
+    "gather strays",
+    "wait for kernel",
     "stop what restarts",
     "sync",
     "freeze",
@@ -142,9 +144,10 @@ def test_the_order_of_what_everybody_notices(machine: Machine) -> None:
     """What restarts is stopped before the freeze, and nothing runs before the network does."""
     fail(machine.upgrade())
     first = {words: at for at, words in reversed([*enumerate(machine.called)])}
-    order = ["kexec_file_load", "swapoff -- /dev/vda2", "systemctl stop -- kvm.service",
+    order = ["swapoff -- /dev/vda2", "systemctl stop -- kvm.service",
              "journalctl --relinquish-var", "nft -f -", "freeze /", "reboot"]  # fmt: skip
     assert sorted(order, key=first.__getitem__) == order
+    assert first["kexec_file_load"] < first["systemctl stop -- kvm.service"]
     assert machine.undone.index("thaw-filesystem") < machine.undone.index("thaw")
     assert machine.undone.index("wait-dumps") < machine.undone.index("unlock-network")
     assert machine.undone[-2:] == ["unload-kernel", "remove"]
@@ -182,10 +185,12 @@ def unwilling(machine: Machine) -> None:
 
 
 FAILURES = [
-    ("load kernel", refusing("kexec_file_load"), "the kernel cannot load /boot/vmlinuz-7.3.4", 0),
+    ("load kernel", refusing("initrd"), "the upgrade failed: .*Input/output error", 1),
     ("swap off", broken("swapoff"), "swap on /dev/vda2 cannot be turned off", 0),
     # Its settings are changed after that.
     ("describe host", broken("criu check"), r"criu failed \(1\): it is broken", 3),
+    ("gather strays", broken(f"{RECORDER} stat"), r"rekernel-pagemap failed \(1\)", 0),
+    ("wait for kernel", refusing("kexec_file_load"), "kernel cannot load /boot/vmlinuz-7.3.4", 0),
     ("stop what restarts", broken("systemctl stop"), r"systemctl failed \(1\)", 0),
     ("sync", refusing("sync"), "the upgrade failed: .*Input/output error", 0),
     ("freeze", unfreezable, "web.service ended while the upgrade was prepared", 0),
@@ -279,7 +284,7 @@ def test_a_dump_that_is_made_again(machine: Machine) -> None:
     )
     upgrade = machine.upgrade()
     fail(upgrade)
-    cut_again = [*PHASES[:8], "give the dump up", *PHASES[5:]]
+    cut_again = [*PHASES[:10], "give the dump up", *PHASES[7:]]
     assert machine.phases == [*cut_again, "undo"]
     assert_as_before(machine, before)
     # All ran in between, and what was stopped before the freeze stayed stopped.
@@ -321,7 +326,7 @@ def test_nobody_cuts_again_before_all_is_undone(machine: Machine) -> None:
     machine.at["give the dump up"] = lambda: machine.broken.update({"nft": 1})
     upgrade = machine.upgrade()
     error = fail(upgrade)
-    assert machine.phases == [*PHASES[:8], "give the dump up", "undo"]
+    assert machine.phases == [*PHASES[:10], "give the dump up", "undo"]
     # It was done in the end, with all the rest.
     assert outcome(upgrade, error) == ("rolled-back", 5)
     assert machine.listed == [*steps_until("stop what restarts"), "unlock-network"]
@@ -443,7 +448,12 @@ def test_a_stop_while_it_must_settle(machine: Machine, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "program",
-    [RECORDER, "journalctl --relinquish-var", "nft", "/usr/lib/rekernel/rekernel-images"],
+    [
+        f"{RECORDER} record",
+        "journalctl --relinquish-var",
+        "nft",
+        "/usr/lib/rekernel/rekernel-images",
+    ],
 )
 def test_who_waits_for_a_program_can_be_stopped(program: str, machine: Machine) -> None:
     """In the blackout, and long before the limit."""
@@ -460,7 +470,7 @@ def test_who_waits_for_a_program_can_be_stopped(program: str, machine: Machine) 
 
 def test_a_recorder_that_does_not_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = machine.state()
-    machine.endless = (RECORDER,)
+    machine.endless = (f"{RECORDER} record",)
     monkeypatch.setattr(cut, "_RECORDER_S", 1)
     upgrade = machine.upgrade()
     error = fail(upgrade)
@@ -500,7 +510,7 @@ def test_what_ended_before_the_freeze(machine: Machine, monkeypatch: pytest.Monk
     """It restarts; what was described for it is described again, and does not come back."""
     machine.at["sync"] = lambda: (machine.group("web.service") / "cgroup.procs").write_text("")
     fail(machine.upgrade())
-    assert machine.phases == [*PHASES[:5], "describe host again", *PHASES[5:], "undo"]
+    assert machine.phases == [*PHASES[:7], "describe host again", *PHASES[7:], "undo"]
     manifest = machine.handed_over
     assert manifest is not None
     assert [tree.unit for tree in manifest.trees] == ["db.service"]
@@ -565,8 +575,20 @@ def test_no_room_is_known_before_anything_is_frozen(
     error = fail(upgrade)
     assert "/var/lib/rekernel/images has 0 MiB free" in str(error)
     assert outcome(upgrade, error) == ("refused", 3)
-    assert machine.phases == [*PHASES[:3], "undo"]
-    assert machine.listed == steps_until("describe host")
+    assert machine.phases == [*PHASES[:4], "undo"]
+    assert machine.listed == steps_until("gather strays")
+    assert_as_before(machine, before)
+
+
+def test_strays_are_counted_as_of_now(machine: Machine) -> None:
+    """Not as of the plan: a process may have got memory since."""
+    before = machine.state()
+    machine.strays = 200_000
+    upgrade = machine.upgrade()
+    error = fail(upgrade)
+    assert "781 MiB of the services' memory lie outside of the carry region" in str(error)
+    assert outcome(upgrade, error) == ("refused", 3)
+    assert machine.phases[-2:] == ["gather strays", "undo"]
     assert_as_before(machine, before)
 
 
