@@ -205,7 +205,7 @@ def reckon(
     placed = _placed(items, capacity, free.memory - _SPARE_MEMORY - strays)
     room = Room(tuple(placed), free, capacity, strays)
     if strays > stray_capacity(free.store):
-        return replace(room, lack=_too_many_strays(strays, free.store))
+        return replace(room, lack=_too_many_strays(strays, free))
     return replace(room, lack=_disk_lack(room.bytes_in(Place.DISK), containers, room))
 
 
@@ -234,16 +234,22 @@ def _larger_store(room: Room) -> str:
     if not room.free.store or 2 * late > room.free.memory - _SPARE_MEMORY:
         return ""
     wanted = room.free.store - room.capacity + room.bytes_in(Place.STORE) + late
-    wanted += wanted // (_SPARE_PART - 1)
-    wanted = -(-wanted // _ROUND) * _ROUND
-    return f"`rekernel setup --store {wanted // _MIB}M` and a reboot"
+    return _store_of(wanted + wanted // (_SPARE_PART - 1))
 
 
-def _too_many_strays(strays: int, store: int) -> Lack:
+def _store_of(size: int) -> str:
+    return f"`rekernel setup --store {-(-size // _ROUND) * _ROUND // _MIB}M` and a reboot"
+
+
+def _too_many_strays(strays: int, free: Free) -> Lack:
+    remedy = "restart the largest of them, for memory in the region, or use --memory=image"
+    # What stray_capacity() is the other way round; the store takes from what is free.
+    if 2 * strays <= free.memory - _SPARE_MEMORY:
+        remedy += f", or {_store_of(2 * strays)}"
     return Lack(
         f"{strays // _MIB} MiB of the services' memory lie outside of the carry region, "
-        f"{stray_capacity(store) // _MIB} MiB of that can be copied",
-        "restart the largest of them, so that it is allocated in the region, or use --memory=image",
+        f"{stray_capacity(free.store) // _MIB} MiB of that can be copied",
+        remedy,
     )
 
 

@@ -127,7 +127,13 @@ def test_strays_take_of_the_store() -> None:
     with pytest.raises(BlockedError, match="65 MiB of the services' memory lie outside") as caught:
         reckon(usage(), strays=65 * MIB).assert_enough()
     assert "64 MiB of that can be copied" in caught.value.message
-    assert "--memory=image" in caught.value.hint
+    assert caught.value.hint.endswith(
+        "or use --memory=image, or `rekernel setup --store 192M` and a reboot"
+    )
+    poor = replace(FREE, memory=150 * MIB)
+    with pytest.raises(BlockedError) as caught:
+        reckon(usage(), free=poor, strays=65 * MIB).assert_enough()
+    assert caught.value.hint.endswith("or use --memory=image")
 
 
 def test_room_for_strays() -> None:
