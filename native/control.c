@@ -71,6 +71,10 @@ static void command(struct client *c, char *line)
 		}
 		fault_set_window((unsigned int)pages);
 		tell_status(c);
+	} else if (!strcmp(line, "complete") && !arg) {
+		log_line("no restore begins any more");
+		status_expect_no_more();
+		tell_status(c);
 	} else if (!strcmp(line, "quit") && !arg) {
 		if (status_spaces_left()) {
 			tell(c, "{\"error\":\"pages are not home yet: drain first, or abort\"}\n");

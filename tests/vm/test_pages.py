@@ -12,15 +12,35 @@ from rekernel_lab.session import IN_GUEST
 from vm.support import NEW, OLD, Guest, resumed
 
 # A service that cannot come back: what it has mapped is gone when it is restored.
-_PROGRAM = "f = open('/var/lib/broken.data', 'r+b'); area = mmap.mmap(f.fileno(), 0); f.close()"
-_BROKEN = f"""\
+_PROGRAM = """\
+#!/usr/bin/python3
+import mmap
+import os
+import time
+
+# Trees enough that some are given up before their criu has begun.
+for _ in range(4):
+    if not os.fork():
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        break
+else:
+    for _ in range(4):
+        os.wait()
+with open("/var/lib/broken.data", "r+b") as file:
+    area = mmap.mmap(file.fileno(), 0)
+time.sleep(10**6)
+"""
+_BROKEN_TREES = 5
+_BROKEN = """\
 [Unit]
 Description=Maps a file that vanishes
 
 [Service]
 RuntimeDirectory=broken
 ExecStartPre=/usr/bin/dd if=/dev/zero of=/var/lib/broken.data bs=4096 count=4 status=none
-ExecStart=/usr/bin/python3 -c "import mmap, time; {_PROGRAM}; time.sleep(10**6)"
+ExecStart=/usr/local/bin/broken
 
 [Install]
 WantedBy=multi-user.target
@@ -177,10 +197,13 @@ def test_chain_in_one_boot(carried: Carried) -> None:
 
 def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     guest = carried.guest
+    guest.write("/usr/local/bin/broken", _PROGRAM)
+    guest.text("chmod 755 /usr/local/bin/broken")
     guest.write("/etc/systemd/system/broken.service", _BROKEN)
     guest.text("systemctl daemon-reload && systemctl enable --quiet --now broken.service")
-    pid, start = guest.main_pid("broken.service"), guest.start_of("broken.service")
-    wait = f"until grep -q broken.data /proc/{pid}/maps; do sleep 1; done"
+    start = guest.start_of("broken.service")
+    mapped = "grep -ls broken.data /proc/[0-9]*/maps | wc -l"
+    wait = f"until [ $({mapped}) = {_BROKEN_TREES} ]; do sleep 0.5; done"
     guest.text(["timeout", "60", "sh", "-c", wait])
     # Not in an upgrade before: with so much in the region, pages come home outside of it.
     shared = start_shared(guest)
@@ -227,6 +250,8 @@ def test_a_tree_that_cannot_be_restored(carried: Carried) -> None:
     assert guest.run(["systemctl", "start", _AFTER])[0] != 0
     guest.text(f"rm /run/rekernel/not-ended/{_AFTER} && systemctl start {_AFTER}")
     assert report["memory"]["disk_bytes"] > _SHARED_BYTES
+    # Nobody waits for those that were given up.
+    assert guest.json("rekernel status --json")["region"]["drain_bytes"] == 0
     check_shared(guest, shared)
     check(carried, "guest-check-degraded")
     guest.text(

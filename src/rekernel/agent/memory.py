@@ -92,7 +92,7 @@ def start_pager(
 
     It reads the page map where that lies in the store, and checks it.
 
-    It brings single pages until :func:`widen_pager`: they come to lie outside of the region, and
+    It brings single pages until :func:`tell_pager`: they come to lie outside of the region, and
     would have to be copied at the next upgrade.
     A device shows its extents one after the other, in the order of physical addresses.
     """
@@ -125,12 +125,16 @@ def start_pager(
     )  # fmt: skip
 
 
-def widen_pager() -> None:
-    """Bring neighbours along from now on. Raises OSError if the pager cannot be told."""
+def tell_pager() -> None:
+    """No restore begins any more, and bring neighbours along from now on.
+
+    Else it would wait for trees that were given up before their criu asked for pages. Raises
+    OSError if the pager cannot be told.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(5.0)
         connection.connect(_CONTROL)
-        connection.sendall(b"window 16\n")
+        connection.sendall(b"complete\nwindow 16\n")
         connection.recv(1)
 
 

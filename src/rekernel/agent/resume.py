@@ -170,6 +170,7 @@ def _restore(
         _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
         if freed is not None:
             _go_on_after("making RAM of the free part of the region", freed.join)
+            _go_on_after("telling the pager of it", memory.tell_pager)
         raise
     with timeline.phase("commit"):
         _go_on_after("the commit", lambda: restore.commit(restores))
@@ -184,7 +185,7 @@ def _restore(
     _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
     if freed is not None:
         _go_on_after("making RAM of the free part of the region", freed.finish)
-        _go_on_after("telling the pager of it", memory.widen_pager)
+        _go_on_after("telling the pager of it", memory.tell_pager)
     report = functools.partial(_report, manifest, timeline, restores, zero, started, resumed)
     _go_on_after("the report", lambda: report(result))
     return _init_with_state(manifest, restores, journal)

@@ -361,6 +361,36 @@ def test_drain_before_the_restore_waits_for_it(world: WorldFactory) -> None:
     assert pager.process.wait() == 0
 
 
+def test_a_restore_that_never_comes(world: WorldFactory) -> None:
+    """Of a tree that was given up before its criu had begun; the others' pages come home."""
+    w = world(512, "all").recorded()
+    missing = w.directory / "missing.sock"
+    pager = w.pager("--listen", missing, "--exit-when-drained")
+    assert w.client("read").wait() == 0
+    assert pager.ask("drain")["state"] == "draining"
+    time.sleep(0.3)
+    assert (pager.status()["state"], pager.status()["restores_waiting"]) == ("draining", 1)
+    pager.ask("complete")
+    assert pager.process.wait() == 0
+    assert json.loads(w.log().splitlines()[-1])["state"] == "drained"
+
+
+def test_complete_waits_for_a_restore_that_has_begun(world: WorldFactory) -> None:
+    w = world(4096, "all").recorded()
+    pager = w.pager("--exit-when-drained")
+    client = w.client("hold")
+    client.line()
+    pager.ask("complete")
+    pager.ask("drain 1M")
+    time.sleep(0.3)
+    assert pager.status()["state"] == "draining"
+    pager.ask("drain")
+    assert pager.process.wait() == 0
+    client.go()
+    assert client.line() == "resident 4096"
+    assert client.wait() == 0
+
+
 def test_sigterm_brings_everything_home_first(world: WorldFactory) -> None:
     w = world(4096, "all").recorded()
     pager = w.pager()
