@@ -8,6 +8,7 @@ from vm.support import run_scenario
 
 CARRIED = (
     "bus-client",
+    "halves",
     "nginx",
     "oddities",
     "php8.4-fpm",

@@ -21,12 +21,21 @@ from rekernel.run import run, run_json
 
 TABLE = "rekernel_lock"
 
-# All packets, loopback included: two carried ends of one connection must not acknowledge
+# What a peer has half closed criu brings into that state with a FIN that it sends in its name, from
+# here to here, with this mark (SOCCR_MARK in its soccr/soccr.h).
+_CRIU_MARK = 0xC114
+# All other packets, loopback included: two carried ends of one connection must not acknowledge
 # data to each other while one of them is already written down.
 LOCK_RULES = f"""
 table inet {TABLE} {{
-    chain input {{ type filter hook input priority -400; policy drop; }}
-    chain output {{ type filter hook output priority -400; policy drop; }}
+    chain input {{
+        type filter hook input priority -400; policy drop;
+        iifname "lo" meta mark {_CRIU_MARK:#x} accept
+    }}
+    chain output {{
+        type filter hook output priority -400; policy drop;
+        oifname "lo" meta mark {_CRIU_MARK:#x} accept
+    }}
     chain forward {{ type filter hook forward priority -400; policy drop; }}
 }}
 """
