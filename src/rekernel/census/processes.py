@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,13 +10,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import smallfiles
+from rekernel.census.strangers import unit_of
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.records import record
 
 _PROC = Path("/proc")
 # include/linux/sched.h: PF_KTHREAD, in field 9 of /proc/PID/stat.
 _KERNEL_THREAD = 0x00200000
-_UNIT = re.compile(r"/([^/]+\.(?:service|scope))(?:/|$)")
 
 
 class Fate(StrEnum):
@@ -96,15 +95,9 @@ def account(processes: Sequence[Process], units: Sequence[UnitVerdict]) -> list[
     # A container starts and ends processes all the time.
     containers = {item.unit.name: item for item in units if item.container}
     return [
-        _account(process, owners.get(process.pid) or containers.get(_unit_of(process)))
+        _account(process, owners.get(process.pid) or containers.get(unit_of(process.cgroup)))
         for process in processes
     ]
-
-
-def _unit_of(process: Process) -> str:
-    """The service or scope that it runs in, "" if it is none."""
-    match = _UNIT.search(process.cgroup)
-    return match[1] if match else ""
 
 
 def _account(process: Process, unit: UnitVerdict | None) -> Account:
@@ -114,13 +107,12 @@ def _account(process: Process, unit: UnitVerdict | None) -> Account:
         return Account(process, Fate.PLUMBING, "init.scope", "init: takes over what was carried")
     if unit is not None:
         return Account(process, Fate(unit.verdict), unit.unit.name, unit.reason)
-    name = _unit_of(process)
+    name = unit_of(process.cgroup)
     if name.endswith(".service"):
         # Started or stopped between the two looks.
         return Account(process, Fate.RESTARTED, name, "its service changes just now")
     if name:
-        reason = "only services, logins and podman's containers are carried so far"
-        return Account(process, Fate.ENDS, name, reason)
+        return Account(process, Fate.ENDS, name, "it changes just now")
     return Account(process, Fate.ENDS, process.cgroup or "/", "it belongs to no unit")
 
 

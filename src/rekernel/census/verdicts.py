@@ -6,11 +6,11 @@ import fnmatch
 import functools
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from rekernel.census import obstacles, sharing
+from rekernel.census import obstacles, sharing, strangers
 from rekernel.checkpoint import unixsockets
 from rekernel.checkpoint.options import trees_of
 from rekernel.checkpoint.unixsockets import (
@@ -269,7 +269,21 @@ def judge(units: Sequence[Unit], policy: Policy, parents: dict[int, int]) -> lis
         lenders.setdefault(name, set()).update(other for other, _ in others)
     for name, managers in _managers_of(found).items():
         lenders.setdefault(name, set()).update(managers)
-    return _with_broken_connections(_with_lenders(found, lenders), sockets)
+    found = _with_broken_connections(_with_lenders(found, lenders), sockets)
+    owned = {pid for pids in processes_by_unit.values() for pid in pids}
+    return [*found, *_strangers(processes_by_unit, owned, policy, parents)]
+
+
+def _strangers(
+    known: Iterable[str], owned: Iterable[int], policy: Policy, parents: Mapping[int, int]
+) -> Iterator[UnitVerdict]:
+    """What belongs to none of the units, as if it were some."""
+    for item in strangers.find(set(known), set(owned), parents):
+        wish = policy.wish(item.unit.name)
+        verdict = Verdict.BLOCKS if wish in ("carry", "block") else Verdict.ENDS
+        yield UnitVerdict(
+            item.unit, verdict, item.reason, item.remedy, item.processes, item.roots, wish=wish
+        )
 
 
 def _managers_of(units: Sequence[UnitVerdict]) -> dict[str, set[str]]:

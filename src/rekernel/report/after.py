@@ -26,7 +26,8 @@ def observe(agent: Mapping[str, Any], history: History) -> After:
     What the processes are like is kept in the history. Raises RekernelError if systemd does not
     answer.
     """
-    wanted = names(agent)
+    # What was no unit has a control group for a name.
+    wanted = [name for name in names(agent) if not name.startswith("/")]
     units = {}
     pids: list[int] = []
     carried = set(names(agent, "carried"))

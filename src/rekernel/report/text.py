@@ -266,7 +266,7 @@ def _others(report: Mapping[str, Any], paint: Paint) -> list[str]:
     ended = [unit for unit in report["units"] if unit["verdict"] == "ends"]
     if ended:
         rows = [[unit["unit"], unit["reason"]] for unit in ended]
-        lines += [paint.bold(f"{plural(len(ended), 'login')} ended"), *table(rows)]
+        lines += [paint.bold(f"{plural(len(ended), 'unit')} ended"), *table(rows)]
     plumbing = [unit["unit"] for unit in report["units"] if unit["verdict"] == "plumbing"]
     if plumbing:
         names = ", ".join(name.removesuffix(".service") for name in plumbing)

@@ -20,7 +20,7 @@ _OF_SERVICES = (
 _WITH_CGROUP = ("ControlGroup", "Slice")
 _HAVE_CGROUP = (".service", ".scope", ".slice", ".socket")
 # Of a unit that something is done for.
-_ACTIVE = ("active", "activating", "deactivating", "reloading", "refreshing")
+ACTIVE = ("active", "activating", "deactivating", "reloading", "refreshing")
 
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -137,15 +137,16 @@ def running_services() -> list[Unit]:
 
 def running_units() -> list[Unit]:
     """Every service that is active in any way, every login, every container, and its monitor."""
-    names = active(".service", ".scope")
-    own = [name for name in names if name.endswith(".service") or is_login(name)]
-    of_containers = [
-        name for name in names if is_container(name) or name.startswith("libpod-conmon-")
-    ]
-    return show([*own, *of_containers])
+    return show([name for name in active(".service", ".scope") if may_travel(name)])
 
 
-def active(*types: str, states: Sequence[str] = _ACTIVE, patterns: Sequence[str] = ()) -> list[str]:
+def may_travel(name: str) -> bool:
+    """Whether units with such a name can be carried or restarted: no other scopes."""
+    is_service = name.endswith(".service")
+    return is_service or is_login(name) or is_container(name) or name.startswith("libpod-conmon-")
+
+
+def active(*types: str, states: Sequence[str] = ACTIVE, patterns: Sequence[str] = ()) -> list[str]:
     """Names of the units of these types (".service", …) in these states, sorted.
 
     Raises NoSystemdError.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rekernel.census import obstacles, sharing, verdicts
+from rekernel.census import obstacles, sharing, strangers, verdicts
 from rekernel.census.obstacle import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
@@ -26,6 +26,7 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         "rekernel.systemd.units.processes_of", lambda cgroup: dict.fromkeys((10, 11), cgroup)
     )
     monkeypatch.setattr(logins, "observe", dict)
+    monkeypatch.setattr(strangers, "find", lambda *_: [])
 
 
 def unit(name: str = "app.service", sub: str = "running", **properties: str) -> Unit:

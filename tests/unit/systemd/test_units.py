@@ -71,10 +71,10 @@ def test_which_units_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "show", lambda names: [unit(name, "") for name in names])
     assert [item.name for item in units.running_services()] == ["a.service", "z.service"]
     assert [item.name for item in units.running_units()] == [
-        "a.service", "session-1.scope", "z.service", f"libpod-{'0' * 64}.scope",
-        "libpod-conmon-7.scope",
+        "a.service", f"libpod-{'0' * 64}.scope", "libpod-conmon-7.scope", "session-1.scope",
+        "z.service",
     ]  # fmt: skip
-    assert Listing.asked == [*units._ACTIVE]
+    assert Listing.asked == [*units.ACTIVE]
     units.exited("a*")
     assert Listing.asked == ["exited", "a*"]
 
