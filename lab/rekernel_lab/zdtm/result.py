@@ -44,12 +44,14 @@ class Known:
 KNOWN: Mapping[str, Known] = {
     "static/cow00": Known("pages that a fork shares are copied, not shared, afterwards"),
     "static/cow01": Known("pages that a fork shares are copied, not shared, afterwards"),
+    "static/socket-tcp-ipt-nfconntrack": Known("a network namespace of its own", beforehand=True),
+    "static/socket-tcp-nft-nfconntrack": Known("a network namespace of its own", beforehand=True),
     "static/socket_udplite": Known("kernels of 2026 have no UDP-Lite", beforehand=True),
 }
 
 # Tests that compare their clocks with how long they ran: excused if they fail with criu alone, too,
 # while all others run.
-MEASURES_TIME: tuple[str, ...] = ()
+MEASURES_TIME: tuple[str, ...] = ("static/timers01",)
 
 
 @dataclass(frozen=True, slots=True)
