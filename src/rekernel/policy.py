@@ -37,7 +37,8 @@ class Policy:
 
 
 def _full(name: str) -> str:
-    return name if "." in name else f"{name}.service"
+    # With a slash it is the control group of what no unit has.
+    return name if "." in name or name.startswith("/") else f"{name}.service"
 
 
 def load(carry: Sequence[str] = (), restart: Sequence[str] = (), config: Path = CONFIG) -> Policy:

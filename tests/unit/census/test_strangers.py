@@ -9,7 +9,7 @@ import pytest
 
 from rekernel.census import strangers, verdicts
 from rekernel.census.verdicts import Verdict
-from rekernel.policy import Policy
+from rekernel.policy import Policy, load
 from rekernel.systemd.units import Unit
 
 # init, a thread of the kernel and what it has started, a service's own, and others.
@@ -81,3 +81,11 @@ def test_as_verdicts(
     shown = verdicts.judge([], policy, {})
     assert [item.unit.name for item in shown] == ["/yard", "gone.service", "machine-web.scope"]
     assert [item.verdict for item in shown] == [Verdict.ENDS, Verdict.ENDS, verdict]
+
+
+def test_a_policy_for_what_has_no_unit(tmp_path: Path) -> None:
+    config = tmp_path / "rekernel.toml"
+    config.write_text('[units]\n"/lxc*" = "block"\napp = "carry"\n')
+    policy = load(config=config)
+    assert policy.wish("/lxc") == "block"
+    assert policy.wish("app.service") == "carry"
