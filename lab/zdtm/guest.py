@@ -344,7 +344,10 @@ def plain(spec_path: str) -> dict[str, Any]:
 
 def ready(spec_path: str) -> dict[str, Any]:
     """Let tests prepare the machine as zdtm.py would: some load a profile while they check it."""
-    return {test.name: attempt(test.check) for test in read(spec_path)}
+    tests = read(spec_path)
+    for test in tests:
+        test.clean_out()
+    return {test.name: attempt(test.check) for test in tests}
 
 
 def end(spec_path: str) -> dict[str, Any]:

@@ -37,6 +37,8 @@ _BESIDE = "/opt/zdtm-beside"
 _LOGS = "/var/log/zdtm"
 _HISTORY = "/var/lib/rekernel/history"
 
+_SYN_RETRIES = "net.ipv4.tcp_syn_retries=20"
+
 # Raise this when the way a test is run with criu alone changes.
 _PLAIN_LAYOUT = 2
 
@@ -207,7 +209,14 @@ class _Run:
         hasty = [test for test in carried if test.name in HASTY]
         with self._progress.step("What the tests need of the machine"):
             self._part("ready", _IN_GUEST, carried, _START_S)
+        # For who waits for an answer that is filtered, and comes only at the end.
+        self._guest.run(f"sysctl --quiet --write {_SYN_RETRIES}", timeout=self._left(60))
         units = self._start(patient)
+        # Two that began at once may have taken the same port.
+        for test in patient:
+            if units[test.unit]["ActiveState"] != "active":
+                self._part("ready", _IN_GUEST, [test], _START_S)
+                units |= self._start([test])
         under_load = self._under_load(carried)
         beforehand = self._beforehand()
         units |= self._start(hasty)

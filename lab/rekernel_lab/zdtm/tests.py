@@ -64,7 +64,7 @@ LEFT_OUT: Mapping[str, str] = {
 HASTY = (
     # Its timers may have lost 300 s.
     "static/timers01",
-    # The kernel sends a SYN for two minutes (tcp_syn_retries).
+    # The kernel sends a SYN at longer and longer intervals.
     "static/socket-tcp-syn-sent",
 )
 
