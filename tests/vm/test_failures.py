@@ -333,6 +333,30 @@ def test_a_unit_that_can_be_carried_no_more(lab: Lab) -> None:
     assert newest["outcome"] == "refused"
 
 
+def test_what_no_unit_has_is_told(lab: Lab) -> None:
+    """A scope that is no login, and a process in a control group of its own."""
+    scope = "systemd-run --scope --unit=stranger.scope --quiet -- sleep 901"
+    own = "mkdir /sys/fs/cgroup/yard && echo $$ > /sys/fs/cgroup/yard/cgroup.procs && sleep 902"
+    for words in (scope, own):
+        lab.guest.text(["setsid", "--fork", "sh", "-c", f"exec >/dev/null 2>&1; {words}"])
+    try:
+        lab.guest.text(
+            "timeout 30 sh -c 'until pgrep -fx \"sleep 90[12]\" | wc -l | grep 2; do :; done'"
+        )
+        units = {unit["unit"]: unit for unit in lab.guest.json("rekernel check --json")["units"]}
+        for name, reason in (("stranger.scope", "a scope"), ("/yard", "it belongs to no unit")):
+            assert units[name]["verdict"] == "ends"
+            assert reason in units[name]["reason"]
+        lab.guest.write("/etc/rekernel/rekernel.toml", '[units]\n"/yard" = "block"\n')
+        code, output = lab.upgrade()
+        assert code == 3, output
+        assert "these units block the upgrade: /yard (it belongs to no unit)" in output
+    finally:
+        lab.guest.text("rm -f /etc/rekernel/rekernel.toml; pkill -fx 'sleep 90[12]'; sleep 0.5")
+        lab.guest.text("until rmdir /sys/fs/cgroup/yard; do sleep 0.2; done")
+    lab.assert_unharmed()
+
+
 @pytest.mark.parametrize("phase", ["describe host", "dump"])
 def test_no_space_in_run(lab: Lab, phase: str) -> None:
     lab.guest.fault(phase, "fill", directory="/run")

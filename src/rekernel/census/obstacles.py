@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum, auto
-from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.census import watched
 from rekernel.census.obstacle import Obstacle
 from rekernel.checkpoint import handles, pressure
@@ -214,7 +214,7 @@ def _device_of(path: str) -> int:
 
 
 def _maps(pid: int) -> str:
-    return os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
+    return os.fsdecode(smallfiles.read(f"/proc/{pid}/maps"))
 
 
 def _injects_into_shared_code(maps: str) -> bool:
@@ -281,7 +281,7 @@ def of_mapping(name: str, *, own_ipc: bool) -> Obstacle | None:
 
 
 def _status(pid: int) -> dict[str, str]:
-    text = os.fsdecode(Path(f"/proc/{pid}/status").read_bytes())
+    text = os.fsdecode(smallfiles.read(f"/proc/{pid}/status"))
     return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
 
 
@@ -302,9 +302,10 @@ def _of_process(pid: int) -> Iterator[Obstacle]:
             "reload that AppArmor profile",
         )
     deadline = time.monotonic() + _DISK_WAIT_S
-    while _status(pid).get("State", "").startswith("D"):
+    while status.get("State", "").startswith("D"):
         if time.monotonic() < deadline:
             time.sleep(0.02)
+            status = _status(pid)
             continue
         yield Obstacle(
             f"process {pid} is in uninterruptible sleep", "see which device or mount it waits for"

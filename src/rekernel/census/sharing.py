@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Generic, TypeVar
 
+from rekernel import smallfiles
 from rekernel.checkpoint.externals import SLAVE
 from rekernel.records import record
 
@@ -63,7 +63,7 @@ def of_process(pid: int) -> dict[tuple[str, str], str]:
                 path = f"/proc/{pid}/fd/{number}"
                 found |= _of_descriptor(pid, number, os.readlink(path))
     with suppress(OSError):
-        maps = os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())
+        maps = os.fsdecode(smallfiles.read(f"/proc/{pid}/maps"))
         for device, inode, name in _SHARED.findall(maps):
             words = "a memfd" if name.startswith("/memfd:") else "shared memory"
             if name.startswith("/SYSV"):
@@ -85,7 +85,7 @@ def _of_descriptor(pid: int, number: str, link: str) -> dict[tuple[str, str], st
     if slave:
         return {("terminal", slave[1]): "a terminal"}
     if _MASTER.match(link):
-        info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
+        info = smallfiles.read(f"/proc/{pid}/fdinfo/{number}").decode()
         index = _MASTER_INDEX.search(info)
         if index:
             return {("terminal", index[1]): "a terminal", ("master", index[1]): "a terminal"}

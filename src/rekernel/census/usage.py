@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.census.pages import Survey
 from rekernel.census.verdicts import UnitVerdict
 from rekernel.records import record
@@ -52,7 +53,7 @@ def resident(pids: Iterable[int], in_place: Mapping[int, int] | None = None) -> 
     for pid in pids:
         found = {"Pss:": 0, "Pss_Anon:": 0, "Pss_Shmem:": 0, "SwapPss:": 0, "Anonymous:": 0}
         try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            text = smallfiles.read(f"/proc/{pid}/smaps_rollup").decode()
         except OSError:
             continue
         for line in text.splitlines():
@@ -178,7 +179,7 @@ def mapped(maps: str) -> list[str]:
 
 def _paths(pid: int) -> Iterator[str]:
     with suppress(OSError):
-        for place in mapped(os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes())):
+        for place in mapped(os.fsdecode(smallfiles.read(f"/proc/{pid}/maps"))):
             yield f"/proc/{pid}/map_files/{place}"
     with suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fd"):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.kernel.features import Feature, lacking
 from rekernel.kernel.installed import Kernel
@@ -55,38 +56,50 @@ _CONTROLLERS = {
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def observe(pids: Iterable[int], proc: Path = _PROC) -> dict[Feature, int]:
-    """What these processes use, with the first that does; one that is gone uses nothing."""
-    found: dict[Feature, int] = {}
-    sockets: dict[str, dict[str, Feature]] = {}
-    for pid in pids:
-        with suppress(OSError):
-            for item in _of_process(pid, proc, sockets):
-                found.setdefault(item, pid)
-    return found
+class Observer:
+    """Looks at the processes of several units; what they have in common it reads once."""
+
+    def __init__(self, proc: Path = _PROC) -> None:
+        self._proc = proc
+        self._spaces = {name: os.readlink(f"{proc}/self/ns/{name}") for name, _ in _NAMESPACES}
+        # By network namespace.
+        self._sockets: dict[str, dict[str, Feature]] = {}
+
+    def observe(self, pids: Iterable[int]) -> dict[Feature, int]:
+        """What these processes use, with the first that does; one that is gone uses nothing."""
+        found: dict[Feature, int] = {}
+        for pid in pids:
+            with suppress(OSError):
+                for item in self._of_process(pid):
+                    found.setdefault(item, pid)
+        return found
+
+    def _of_process(self, pid: int) -> Iterator[Feature]:
+        own = f"{self._proc}/{pid}"
+        network = os.readlink(f"{own}/ns/net")
+        if network not in self._sockets:
+            self._sockets[network] = dict(_sockets(Path(own, "net")))
+        sockets = self._sockets[network]
+        for name in os.listdir(f"{own}/fd"):
+            with suppress(FileNotFoundError):
+                link = os.readlink(f"{own}/fd/{name}")
+                yield from (item for start, item in _BY_LINK if link.startswith(start))
+                if link in sockets:
+                    yield sockets[link]
+        yield from _of_memory(own)
+        for name, item in _NAMESPACES:
+            if os.readlink(f"{own}/ns/{name}") != self._spaces[name]:
+                yield item
 
 
-def _of_process(pid: int, proc: Path, sockets: dict[str, dict[str, Feature]]) -> Iterator[Feature]:
-    own = proc / str(pid)
-    network = os.readlink(own / "ns/net")
-    if network not in sockets:
-        sockets[network] = dict(_sockets(own / "net"))
-    for name in os.listdir(own / "fd"):
-        with suppress(FileNotFoundError):
-            link = os.readlink(own / "fd" / name)
-            yield from (item for start, item in _BY_LINK if link.startswith(start))
-            if link in sockets[network]:
-                yield sockets[network][link]
-    maps = os.fsdecode((own / "maps").read_bytes())
+def _of_memory(own: str) -> Iterator[Feature]:
+    maps = os.fsdecode(smallfiles.read(f"{own}/maps"))
     yield from (item for words, item in _BY_MAPPING if words in maps)
     if " /SYSV" in maps:
         yield Feature.SYSV
     # A name that was cut to its length may be no text.
-    if b"\nSeccomp:\t2\n" in (own / "status").read_bytes():
+    if b"\nSeccomp:\t2\n" in smallfiles.read(f"{own}/status"):
         yield Feature.SECCOMP
-    for name, item in _NAMESPACES:
-        if os.readlink(own / "ns" / name) != os.readlink(proc / "self" / "ns" / name):
-            yield item
 
 
 def _sockets(net: Path) -> Iterator[tuple[str, Feature]]:
@@ -127,8 +140,9 @@ def judge(units: Sequence[UnitVerdict], kernel: Kernel, running: str) -> list[Un
     """The same verdicts, worse for those that this kernel lacks something for."""
     if kernel.release == running:
         return list(units)
+    observer = Observer()
     wanted = {
-        item.unit.name: {**_of_groups(item), **observe(item.processes)}
+        item.unit.name: {**_of_groups(item), **observer.observe(item.processes)}
         for item in units
         if item.verdict is Verdict.CARRIED and not item.container
     }

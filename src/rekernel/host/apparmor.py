@@ -6,12 +6,14 @@ its profile back only if that is loaded (criu/lsm.c). Policy is what apparmor_pa
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.errors import RekernelError
 
 _SECURITY = Path("/sys/kernel/security/apparmor")
@@ -31,7 +33,7 @@ def label(pid: int) -> str:
     """What confines a process, "" for nothing: a profile, or several with "//&" between them."""
     # Without AppArmor it is not there, or cannot be read.
     with suppress(OSError):
-        text = Path(f"/proc/{pid}/attr/apparmor/current").read_text(errors="surrogateescape")
+        text = os.fsdecode(smallfiles.read(f"/proc/{pid}/attr/apparmor/current"))
         match = _LABEL.match(text)
         found = match[1] if match else ""
         return "" if found == "unconfined" else found

@@ -6,7 +6,9 @@ neighbours is named by :func:`unsupported`, never left out silently.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,16 @@ table inet {TABLE} {{
 UNLOCK_RULES = f"delete table inet {TABLE}\n"
 
 _FAMILIES = ("-4", "-6")
+_ASKED = {
+    "links": ["ip", "-json", "-details", "link", "show"],
+    "addresses": ["ip", "-json", "address", "show"],
+    **{f"routes {it}": ["ip", "-json", it, "route", "show", "table", "all"] for it in _FAMILIES},
+    "neighbours": ["ip", "-json", "neighbour", "show"],
+    "proxies": ["ip", "-json", "neighbour", "show", "proxy"],
+    **{f"rules {it}": ["ip", "-json", it, "rule", "show"] for it in _FAMILIES},
+    "qdiscs": ["tc", "-json", "qdisc", "show"],
+    "namespaces": ["ip", "-json", "netns", "list-id"],
+}
 # What every network namespace starts with: priority -> table (ip-rule(8)).
 _DEFAULT_RULES = {
     "-4": {0: "local", 32766: "main", 32767: "default"},
@@ -115,32 +127,27 @@ def kinds() -> list[str]:
 
 def observe() -> NetworkFacts:
     """Read everything that :func:`describe` needs. Changes nothing."""
-    links = run_json(["ip", "-json", "-details", "link", "show"])
-    tunnels, unread = _observe_tunnels(links)
+    # A dozen programs, each of which mostly begins and ends.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        filtering = pool.submit(packetfilter.observe)
+        others = pool.submit(lambda: [*_observe_others()])
+        shown = dict(zip(_ASKED, pool.map(run_json, _ASKED.values()), strict=True))
+    tunnels, unread = _observe_tunnels(shown["links"])
     return NetworkFacts(
-        links=links,
-        addresses=run_json(["ip", "-json", "address", "show"]),
+        links=shown["links"],
+        addresses=shown["addresses"],
         routes=[
-            *(
-                route | {"family": family}
-                for family in ("-4", "-6")
-                for route in run_json(["ip", "-json", family, "route", "show", "table", "all"])
-            )
+            route | {"family": family}
+            for family in _FAMILIES
+            for route in shown[f"routes {family}"]
         ],
-        neighbours=[
-            *run_json(["ip", "-json", "neighbour", "show"]),
-            *run_json(["ip", "-json", "neighbour", "show", "proxy"]),
-        ],
-        filter=packetfilter.observe(),
-        rules={family: run_json(["ip", "-json", family, "rule", "show"]) for family in _FAMILIES},
-        qdiscs=run_json(["tc", "-json", "qdisc", "show"]),
-        others=(*unread, *_observe_others()),
+        neighbours=[*shown["neighbours"], *shown["proxies"]],
+        filter=filtering.result(),
+        rules={family: shown[f"rules {family}"] for family in _FAMILIES},
+        qdiscs=shown["qdiscs"],
+        others=(*unread, *others.result()),
         conntrack_max=conntrack.maximum(),
-        namespaces={
-            item["nsid"]: item["name"]
-            for item in run_json(["ip", "-json", "netns", "list-id"])
-            if "name" in item
-        },
+        namespaces={item["nsid"]: item["name"] for item in shown["namespaces"] if "name" in item},
         ipv6=dict(_observe_ipv6()),
         tunnels=tunnels,
     )

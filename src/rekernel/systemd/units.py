@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.containers.model import is_container
 from rekernel.records import record
 from rekernel.systemd import bus
@@ -136,8 +139,24 @@ def running_services() -> list[Unit]:
 
 
 def running_units() -> list[Unit]:
-    """Every service that is active in any way, every login, every container, and its monitor."""
-    return show([name for name in active(".service", ".scope") if may_travel(name)])
+    """Every service that is active in any way, every login, every container, and its monitor.
+
+    Only those with processes: most services of a machine have done what they are for.
+    """
+    names = [name for name in active(".service", ".scope") if may_travel(name)]
+    with bus.Bus() as systemd:
+        groups = systemd.get([(name, bus.interface_of(name), "ControlGroup") for name in names])
+    return show([name for name, path in zip(names, groups, strict=True) if _is_populated(path)])
+
+
+def _is_populated(cgroup: str | None) -> bool:
+    """Whether there are processes at or below this control group (admin-guide/cgroup-v2.rst)."""
+    if not cgroup:
+        return False
+    try:
+        return b"populated 1" in smallfiles.read(f"{_CGROUPS}/{cgroup.lstrip('/')}/cgroup.events")
+    except OSError:
+        return False
 
 
 def may_travel(name: str) -> bool:
@@ -183,13 +202,10 @@ def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict
 def processes_of(cgroup: str) -> dict[int, str]:
     """PID -> control group, for everything at or below this control group."""
     found = {}
-    top = _CGROUPS / cgroup.lstrip("/")
-    for procs in [top / "cgroup.procs", *top.glob("**/cgroup.procs")]:
-        try:
-            text = procs.read_text()
-        except OSError:
-            continue
-        path = "/" + str(procs.parent.relative_to(_CGROUPS))
-        for line in text.split():
-            found[int(line)] = path
+    top = f"{_CGROUPS}/{cgroup.lstrip('/')}"
+    for directory, _, _ in os.walk(top):
+        with suppress(OSError):
+            path = directory.removeprefix(str(_CGROUPS))
+            for pid in smallfiles.read(f"{directory}/cgroup.procs").split():
+                found[int(pid)] = path
     return found

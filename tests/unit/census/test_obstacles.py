@@ -179,7 +179,7 @@ def test_a_process_with_shared_memory_of_system_v() -> None:
 
 
 def test_a_sleep_that_ends_and_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = ["S (sleeping)", *["D (disk sleep)"] * 3, "R (running)"]
+    states = [*["D (disk sleep)"] * 3, "R (running)"]
     monkeypatch.setattr(obstacles, "_status", lambda pid: {"State": states.pop(0)})
     assert list(obstacles._of_process(7)) == []
     assert states == []

@@ -31,7 +31,7 @@ def test_a_process_of_ours() -> None:
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netfilter:
             netfilter.bind((0, 0))
-            found = wants.observe([1 << 30, os.getpid()])
+            found = wants.Observer().observe([1 << 30, os.getpid()])
     finally:
         os.close(fd)
         os.close(memory)
@@ -76,7 +76,7 @@ def test_a_list_of_sockets(tmp_path: Path) -> None:
 def test_what_becomes_of_it(
     item: UnitVerdict, fate: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wants, "observe", lambda pids: dict.fromkeys([Feature.UDPLITE], 7))
+    monkeypatch.setattr(wants.Observer, "observe", lambda *_: {Feature.UDPLITE: 7})
     monkeypatch.setattr(wants, "lacking", lambda kernel, running, wanted: set(wanted))
     (found,) = wants.judge([item], NEXT, "6.12")
     assert found.verdict is fate
@@ -85,7 +85,7 @@ def test_what_becomes_of_it(
 
 
 def test_who_needs_nothing_of_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wants, "observe", lambda pids: dict.fromkeys([Feature.UDPLITE], 7))
+    monkeypatch.setattr(wants.Observer, "observe", lambda *_: {Feature.UDPLITE: 7})
     monkeypatch.setattr(wants, "lacking", lambda kernel, running, wanted: set())
     carried, plumbing = verdict(), verdict("b.service", which=Verdict.PLUMBING)
     assert wants.judge([carried, plumbing], NEXT, "6.12") == [carried, plumbing]

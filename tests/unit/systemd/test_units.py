@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -62,18 +63,31 @@ class Listing:
         Listing.asked = [*states, *patterns]
         return [
             "z.service", "a.service", "session-1.scope", "run-1.scope", "x.socket", "y.timer",
-            "libpod-conmon-7.scope", f"libpod-{'0' * 64}.scope", "user.slice",
+            "libpod-conmon-7.scope", f"libpod-{'0' * 64}.scope", "user.slice", "idle.service",
+            "none.service",
         ]  # fmt: skip
 
+    def get(self, wanted: Sequence[tuple[str, str, str]]) -> list[str | None]:
+        assert {name for _, _, name in wanted} == {"ControlGroup"}
+        return [f"/{unit}" if unit != "none.service" else None for unit, _, _ in wanted]
 
-def test_which_units_count(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_which_units_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "Bus", Listing)
-    monkeypatch.setattr(units, "show", lambda names: [unit(name, "") for name in names])
-    assert [item.name for item in units.running_services()] == ["a.service", "z.service"]
-    assert [item.name for item in units.running_units()] == [
+    monkeypatch.setattr(units, "_CGROUPS", tmp_path)
+    with_processes = [
         "a.service", f"libpod-{'0' * 64}.scope", "libpod-conmon-7.scope", "session-1.scope",
         "z.service",
     ]  # fmt: skip
+    for name in [*with_processes, "idle.service"]:
+        (tmp_path / name).mkdir()
+        populated = name in with_processes
+        (tmp_path / name / "cgroup.events").write_text(f"populated {populated:d}\nfrozen 0\n")
+    monkeypatch.setattr(units, "show", lambda names: [unit(name, "") for name in names])
+    assert [item.name for item in units.running_services()] == [
+        "a.service", "idle.service", "none.service", "z.service",
+    ]  # fmt: skip
+    assert [item.name for item in units.running_units()] == with_processes
     assert Listing.asked == [*units.ACTIVE]
     units.exited("a*")
     assert Listing.asked == ["exited", "a*"]
