@@ -15,23 +15,13 @@ if TYPE_CHECKING:
 
 ROOT = Path("/sys/fs/cgroup")
 
-# What systemd uses everywhere.
-_USUAL = ("memory", "pids")
 # What whom a group is delegated to may write, beside making groups below it (systemd.exec(5),
 # Documentation/admin-guide/cgroup-v2.rst).
 _DELEGATED = ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 
 
 def make(groups: Sequence[Cgroup]) -> None:
-    """These, each listed before those below it, and the groups above all of them."""
-    listed = {item.path for item in groups}
-    above = {str(parent) for item in groups for parent in Path(item.path).parents} - listed
-    wanted = {name for item in groups for name in item.passed_on.split()}
-    for path in sorted(above, key=len):
-        with Tolerated(f"control group {path}"):
-            directory = ROOT / path.lstrip("/")
-            directory.mkdir(exist_ok=True)
-            _pass_on(directory, sorted(wanted.union(_USUAL)))
+    """These, each listed before those below it."""
     for item in groups:
         with Tolerated(f"control group {item.path}"):
             _make(ROOT / item.path.lstrip("/"), item)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rekernel import syscalls
+from rekernel import smallfiles, syscalls
 
 # Names of the files beside a report.
 BEFORE, AFTER = "processes-before.json", "processes-after.json"
@@ -77,47 +77,49 @@ _ANONYMOUS = re.compile(r"(socket|pipe):\[\d+\]$")
 def take(pids: Iterable[int], proc: Path = Path("/proc")) -> Snapshot:
     """PID -> attribute -> value; a process that ends meanwhile is left out."""
     found: Snapshot = {}
+    ours = {name: os.readlink(f"{proc}/self/ns/{name}") for name in _NAMESPACES}
     for pid in pids:
         with suppress(OSError):
-            found[str(pid)] = _of_process(proc / str(pid), proc)
+            found[str(pid)] = _of_process(pid, f"{proc}/{pid}", ours)
     return found
 
 
-def _text(path: Path) -> str:
-    return os.fsdecode(path.read_bytes())
+def _text(path: str) -> str:
+    return os.fsdecode(smallfiles.read(path))
 
 
-def _of_process(directory: Path, proc: Path) -> dict[str, Any]:
+def _of_process(pid: int, directory: str, ours: Mapping[str, str]) -> dict[str, Any]:
+    """``directory``: of the process below /proc. ``ours``: the links of our own namespaces."""
     values: dict[str, Any] = {}
-    for line in _text(directory / "status").splitlines():
+    for line in _text(f"{directory}/status").splitlines():
         name, _, value = line.partition(":")
         if name in _STATUS:
             values[_STATUS[name]] = " ".join(value.split())
     # The name is in parentheses and may hold anything; field 3 is what follows it.
-    fields = _text(directory / "stat").rpartition(")")[2].split()
+    fields = _text(f"{directory}/stat").rpartition(")")[2].split()
     values |= {words: fields[number - 3] for number, words in _STAT.items()}
     for name, words in _FILES.items():
         # Not every kernel is built with each of them.
         with suppress(FileNotFoundError):
-            values[words] = _text(directory / name).strip()
-    for line in _text(directory / "limits").splitlines()[1:]:
+            values[words] = _text(f"{directory}/{name}").strip()
+    for line in _text(f"{directory}/limits").splitlines()[1:]:
         # "Max open files            1024                 524288               files"
         name, *limits = re.split(r"\s{2,}", line.strip())
         values[f"limit: {name.lower()}"] = " / ".join(limits[:2])
     with suppress(ProcessLookupError):
-        values["I/O priority"] = syscalls.ioprio_get(int(directory.name))
-    values |= {words: os.readlink(directory / name) for name, words in _LINKS.items()}
+        values["I/O priority"] = syscalls.ioprio_get(pid)
+    values |= {words: os.readlink(f"{directory}/{name}") for name, words in _LINKS.items()}
     for name in _NAMESPACES:
-        own = os.readlink(directory / "ns" / name) != os.readlink(proc / "self" / "ns" / name)
+        own = os.readlink(f"{directory}/ns/{name}") != ours[name]
         values[f"{name} name space"] = "its own" if own else "the host's"
-    values["descriptors"] = dict(_descriptors(directory / "fd"))
+    values["descriptors"] = dict(_descriptors(f"{directory}/fd"))
     return values
 
 
-def _descriptors(directory: Path) -> Iterator[tuple[str, str]]:
+def _descriptors(directory: str) -> Iterator[tuple[str, str]]:
     for number in sorted(os.listdir(directory), key=int):
         with suppress(FileNotFoundError):
-            link = os.readlink(directory / number)
+            link = os.readlink(f"{directory}/{number}")
             match = _ANONYMOUS.match(link)
             yield number, f"a {match[1]}" if match else link
 

@@ -202,7 +202,7 @@ class DatagramLink:
 
 @record
 class Cgroup:
-    """A control group of a carried unit, or one below it."""
+    """A control group of a carried unit, or one above or below it."""
 
     # Below /sys/fs/cgroup.
     path: str

@@ -1,11 +1,11 @@
-"""The control groups of carried units, with what their owners have set in those below."""
+"""The control groups of carried units and those above, with what their owners have set below."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from rekernel import smallfiles
 from rekernel.handover.manifest import Cgroup
@@ -13,7 +13,7 @@ from rekernel.handover.manifest import Cgroup
 _ROOT = Path("/sys/fs/cgroup")
 
 # What can be set and what it is by itself (Documentation/admin-guide/cgroup-v2.rst). In a unit's
-# own group systemd sets these again, from its configuration.
+# own group and those above systemd sets these again, from its configuration.
 _USUAL = {
     "cgroup.max.depth": "max",
     "cgroup.max.descendants": "max",
@@ -37,6 +37,15 @@ _USUAL = {
     "memory.swap.max": "max",
     "pids.max": "max",
 }
+# What must not wait for that: without their shares of the processors systemd would be one of many
+# that want them, and begin minutes later. Limits must: a restore may need more than what it makes.
+_SHARES = frozenset({"cpu.idle", "cpu.weight"})
+
+
+def above(groups: Iterable[str], root: Path = _ROOT) -> list[Cgroup]:
+    """The control groups that these lie in, the root too, each before those below it."""
+    paths = {str(parent) for path in groups for parent in PurePath(path).parents}
+    return [_group(f"{root}{path}".rstrip("/"), root, _SHARES) for path in sorted(paths)]
 
 
 def observe(unit_group: str, root: Path = _ROOT) -> list[Cgroup]:
@@ -47,18 +56,20 @@ def observe(unit_group: str, root: Path = _ROOT) -> list[Cgroup]:
         inner.sort()
         # One that is removed meanwhile has no processes either.
         with suppress(FileNotFoundError):
-            status = os.stat(directory)
-            found.append(
-                Cgroup(
-                    path=directory.removeprefix(str(root)),
-                    uid=status.st_uid,
-                    gid=status.st_gid,
-                    passed_on=_read(f"{directory}/cgroup.subtree_control"),
-                    # Which of them there are depends on what the group above passes on.
-                    settings={} if directory == top else _settings(directory, names),
-                )
-            )
+            # Which of them there are depends on what the group above passes on.
+            found.append(_group(directory, root, _SHARES if directory == top else names))
     return found
+
+
+def _group(directory: str, root: Path, names: Collection[str]) -> Cgroup:
+    status = os.stat(directory)
+    return Cgroup(
+        path=directory.removeprefix(str(root)) or "/",
+        uid=status.st_uid,
+        gid=status.st_gid,
+        passed_on=_read(f"{directory}/cgroup.subtree_control"),
+        settings=_settings(directory, names),
+    )
 
 
 def _settings(directory: str, names: Collection[str]) -> dict[str, str]:
@@ -68,6 +79,9 @@ def _settings(directory: str, names: Collection[str]) -> dict[str, str]:
             value = _read(f"{directory}/{name}")
             if value != _USUAL[name]:
                 found[name] = value
+    if found.get("cpu.idle") == "1":
+        # It has none then.
+        found.pop("cpu.weight", None)
     return found
 
 

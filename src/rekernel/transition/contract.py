@@ -55,6 +55,7 @@ def manifest(
     host = attempt.host
     places = attempt.places
     targets = [item.target for item in host.contents]
+    groups = [*dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)]
     return Manifest(
         schema=SCHEMA,
         id=attempt.id,
@@ -77,10 +78,9 @@ def manifest(
             trees.for_manifest(tree, places.for_agent(tree.verdict.unit.name, tree.name))
             for tree in made.trees
         ),
-        cgroups=tuple(
-            group
-            for unit in dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)
-            for group in cgroups.observe(unit)
+        cgroups=(
+            *cgroups.above(groups),
+            *(group for path in groups for group in cgroups.observe(path)),
         ),
         patience_s=cut.patience(report),
         highest_pid=trees.highest_number(made.trees),

@@ -19,18 +19,34 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_those_above_pass_on_what_is_needed_below(root: Path) -> None:
-    agent.make([Cgroup("/system.slice/a.service", passed_on="cpu"), Cgroup("/user.slice")])
-    assert (root / "user.slice").is_dir()
+def test_shares_of_the_processors_are_there_at_once(tmp_path: Path, root: Path) -> None:
+    """Also in groups that systemd sets up by itself; limits are left to it."""
+    old = tmp_path / "old"
+    shares = {"": {}, "batch.slice": {"cpu.weight": "1", "memory.max": "9"},
+              "batch.slice/a.service": {"cpu.idle": "1", "cpu.weight": "0", "cpu.max": "1 9"},
+              "batch.slice/a.service/x": {"cpu.idle": "0", "cpu.weight": "100"}}  # fmt: skip
+    for path, settings in shares.items():
+        (old / path).mkdir(parents=True)
+        (old / path / "cgroup.subtree_control").write_text(
+            "cpu memory\n" if path[-1:] != "x" else ""
+        )
+        for name, value in settings.items():
+            (old / path / name).write_text(f"{value}\n")
+    found = [
+        *cgroups.above(["/batch.slice/a.service"], old),
+        *cgroups.observe("/batch.slice/a.service", old),
+    ]
+    assert found == [
+        Cgroup("/", passed_on="cpu memory"),
+        Cgroup("/batch.slice", passed_on="cpu memory", settings={"cpu.weight": "1"}),
+        Cgroup("/batch.slice/a.service", passed_on="cpu memory", settings={"cpu.idle": "1"}),
+        Cgroup("/batch.slice/a.service/x"),
+    ]
+    agent.make(found)
+    assert (root / "batch.slice/cpu.weight").read_text() == "1"
     # A file keeps what was written last; the kernel adds them up.
-    for path, last in (
-        ("", "+pids"),
-        ("system.slice", "+pids"),
-        ("system.slice/a.service", "+cpu"),
-    ):
-        assert (root / path / "cgroup.subtree_control").read_text() == last
-    # No processes may be in a group that passes controllers on.
-    assert not (root / "user.slice/cgroup.subtree_control").exists()
+    assert (root / "cgroup.subtree_control").read_text() == "+memory"
+    assert (root / "batch.slice/a.service/x").is_dir()
 
 
 def test_from_the_old_side_to_the_new(tmp_path: Path, root: Path) -> None:
@@ -59,7 +75,7 @@ def test_from_the_old_side_to_the_new(tmp_path: Path, root: Path) -> None:
             },
         ),
     ]
-    agent.make(found)
+    agent.make([Cgroup("/system.slice"), *found])
     made = root / "system.slice/a.service"
     assert (made / "x/y/pids.max").read_text() == "77"
     assert (made / "x/y/io.max").read_text() == "8:16 rbps=2 wbps=max"

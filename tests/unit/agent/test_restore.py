@@ -81,7 +81,7 @@ def tree(
     pid: int | None = None,
     inherited: Sequence[Inherited] = (),
 ) -> Tree:
-    cgroups.make([Cgroup(f"/system.slice/{name}.service")])
+    cgroups.make([Cgroup("/system.slice"), Cgroup(f"/system.slice/{name}.service")])
     for file in ("cgroup.procs", "cgroup.kill"):
         (cgroups.ROOT / f"system.slice/{name}.service" / file).touch()
     # No process has such a PID.

@@ -164,6 +164,8 @@ class Machine:
             (self.group(name) / "cgroup.events").write_text("populated 1\nfrozen 1\n")
             (self.group(name) / "cgroup.freeze").write_text("0")
             (self.group(name) / "cgroup.subtree_control").write_text("")
+        for path in (self.cgroups, self.cgroups / "system.slice"):
+            (path / "cgroup.subtree_control").write_text("cpu\n")
         for name in ("khugepaged", "ksm", "overcommit"):
             (directory / name).write_text("7")
         policy = directory / "apparmor/policy/profiles/named.1"
@@ -409,7 +411,10 @@ def machine(
             "label": lambda pid: "named" if pid == two_processes[0] else "",
         },
         attempt: {"IMAGES": tmp_path / "disk"},
-        cgroups: {"observe": functools.partial(cgroups.observe, root=found.cgroups)},
+        cgroups: {
+            name: functools.partial(getattr(cgroups, name), root=found.cgroups)
+            for name in ("above", "observe")
+        },
         conntrack: {"_LOADED": tmp_path / "none"},
         cut: {
             "CGROUPS": found.cgroups,

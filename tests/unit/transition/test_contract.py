@@ -145,6 +145,7 @@ def test_control_groups_of_each_unit_once(attempt: Attempt, made: Cut, machine: 
     twice = replace(made, trees=[*made.trees, made.trees[1]])
     found = contract.manifest(attempt, twice, IN_PLACE, REPORT, CLOCK).cgroups
     assert [item.path for item in found] == [
+        "/", "/system.slice",
         "/system.slice/db.service", "/system.slice/web.service", "/system.slice/web.service/worker",
     ]  # fmt: skip
     assert found[-1].settings == {"pids.max": "50"}
