@@ -37,6 +37,8 @@ _SPARE_PART = 16
 # Larger ones are where disk or store makes a difference; all others are many small files.
 _LARGE = 16 * _MIB
 _LEAST_STRAYS = 16 * _MIB
+# Of what goes to the disk so many are named, the largest.
+_NAMED = 5
 # What a store of another size is rounded up to.
 _ROUND = 64 * _MIB
 
@@ -123,7 +125,12 @@ class Room:
         late = [item for item in self.items if item.place is Place.DISK]
         if not self.free.store or not late:
             return None
-        names = ", ".join(f"{item.name} ({item.size // _MIB} MiB)" for item in late)
+        largest = sorted(late, key=lambda item: -item.size)
+        named, rest = largest[:_NAMED], largest[_NAMED:]
+        words = [f"{item.name} ({item.size // _MIB} MiB)" for item in named]
+        if rest:
+            words.append(f"{len(rest)} more ({sum(item.size for item in rest) // _MIB} MiB)")
+        names = ", ".join(words)
         setting = _larger_store(self)
         remedy = f"to keep it in memory: {setting}" if setting else "there is no memory for it"
         return Lack(f"by way of the disk: {names}", remedy)

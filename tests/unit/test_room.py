@@ -74,6 +74,15 @@ def test_more_shared_memory_than_the_store_holds() -> None:
     assert "`rekernel setup --store 704M` and a reboot" in slow.remedy
 
 
+def test_only_the_largest_are_named() -> None:
+    slow = reckon(*(usage(f"{n}.service", shared=n * MIB) for n in range(200, 209))).by_way_of_disk
+    assert slow is not None
+    assert slow.reason == (
+        "by way of the disk: 208.service (208 MiB), 207.service (207 MiB), 206.service (206 MiB), "
+        "205.service (205 MiB), 204.service (204 MiB), 4 more (806 MiB)"
+    )
+
+
 @pytest.mark.parametrize("shared", [110, 160, 600, 790])
 def test_the_store_that_is_told_is_large_enough(shared: int) -> None:
     used = (usage(shared=shared * MIB, anonymous=GIB), usage("web.service", shared=60 * MIB))
