@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from rekernel import smallfiles
+
 _PROC_SYS = Path("/proc/sys")
 
 # Applied by systemd-sysctl only after the commit, so what counts for sockets and memory at the
@@ -120,5 +122,5 @@ def _read(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         # An interface may be gone, and some have no value yet.
         with contextlib.suppress(OSError):
-            found[name] = (_PROC_SYS / name).read_text(errors="surrogateescape").strip()
+            found[name] = os.fsdecode(smallfiles.read(f"{_PROC_SYS}/{name}")).strip()
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +131,25 @@ def test_a_pager_that_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pid = processes.start(["sh", "-c", "echo one; echo the map is damaged"], log=str(log))
     with pytest.raises(RegionError, match=r"the pager did not start: the map is damaged"):
         memory.wait_for_pager(pid, [str(tmp_path / "socket")], timeout=60)
+
+
+def test_the_pager_is_told_of_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nobody else comes, before anything else: it must not wait for trees that were given up."""
+    monkeypatch.setattr(memory, "_CONTROL", str(tmp_path / "pager.sock"))
+    with socket.create_server(memory._CONTROL, family=socket.AF_UNIX) as listener:
+        told = threading.Thread(target=memory.tell_pager)
+        told.start()
+        connection, _ = listener.accept()
+        with connection:
+            lines = connection.makefile("rwb", buffering=0)
+            assert [lines.readline(), lines.readline()] == [b"complete\n", b"window 16\n"]
+            assert told.is_alive()
+            lines.write(b"{}\n")
+            told.join(5)
+        assert not told.is_alive()
+
+
+def test_a_pager_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CONTROL", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        memory.tell_pager()
