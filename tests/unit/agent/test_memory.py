@@ -134,7 +134,7 @@ def test_a_pager_that_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_pager_is_told_of_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That nobody else comes, before anything else: it must not wait for trees that were given up."""
+    """That nobody else comes, first of all: it must not wait for trees that were given up."""
     monkeypatch.setattr(memory, "_CONTROL", str(tmp_path / "pager.sock"))
     with socket.create_server(memory._CONTROL, family=socket.AF_UNIX) as listener:
         told = threading.Thread(target=memory.tell_pager)
