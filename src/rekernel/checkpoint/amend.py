@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from rekernel.checkpoint import executables, handles, mountpoints, timers, unixentries, watches
+from rekernel.checkpoint import (
+    executables,
+    foreground,
+    handles,
+    mountpoints,
+    timers,
+    unixentries,
+    watches,
+)
 from rekernel.checkpoint.images import entries, fields
 from rekernel.checkpoint.unixentries import UnixEntry
 from rekernel.records import field, record
@@ -75,7 +83,9 @@ def amend_images(trees: Iterable[Path], wanted: Wanted) -> Amended:
     unconnected: set[int] = set()
     with_descriptors: set[int] = set()
     watched: dict[str, str] = {}
-    for directory in trees:
+    directories = list(trees)
+    _settle_terminals(directories)
+    for directory in directories:
         path = directory / "files.img"
         if not path.exists():
             continue
@@ -96,3 +106,19 @@ def amend_images(trees: Iterable[Path], wanted: Wanted) -> Amended:
             numbers = set(unixentries.with_descriptors(bytearray(queues.read_bytes())))
             with_descriptors |= {item.inode for item in sockets if item.number in numbers}
     return Amended(frozenset(unconnected), frozenset(with_descriptors), watched)
+
+
+def _settle_terminals(directories: Iterable[Path]) -> None:
+    """Terminals of jobs that have ended go back to their shells."""
+    alive: set[int] = set()
+    terminals = []
+    for directory in directories:
+        tree = directory / "pstree.img"
+        if tree.exists():
+            alive |= foreground.groups(bytearray(tree.read_bytes()))
+        terminals.append(directory / "tty-info.img")
+    for path in terminals:
+        if path.exists():
+            data = bytearray(path.read_bytes())
+            if foreground.take_back(data, alive):
+                path.write_bytes(data)
