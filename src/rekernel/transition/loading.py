@@ -55,4 +55,4 @@ class Loading:
 def _load(image: Path, initrd: Path, cmdline: str, only_once: bool) -> None:
     syscalls.kexec_file_load(str(image), str(initrd), cmdline)
     if only_once:
-        initrd.unlink()
+        initrd.unlink(missing_ok=True)

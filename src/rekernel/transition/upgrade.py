@@ -130,9 +130,9 @@ class Upgrade:
             self._stand_in.end()
             self._end_journal()
             dumps.close()
+        finally:
             if self._loading is not None:
                 self._loading.end()
-        finally:
             for problem in self._undo.run():
                 self._events.emit("note", f"not undone: {problem}", **asdict(problem))
 

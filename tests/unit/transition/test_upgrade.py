@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rekernel import syscalls
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import Verdict
 from rekernel.checkpoint import links
@@ -411,6 +412,28 @@ def test_a_defect_while_letting_go(machine: Machine, monkeypatch: pytest.MonkeyP
         upgrade.run()
     assert upgrade.left == ()
     assert_as_before(machine, before)
+
+
+def test_nothing_is_unloaded_while_it_loads(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else fails while an attempt is taken back."""
+
+    def load_slowly(*words: object) -> None:
+        time.sleep(1)
+        machine.load(*words)
+
+    def fail_to_close(self: Dumps) -> None:
+        raise ValueError("a defect")
+
+    before = machine.state()
+    monkeypatch.setattr(syscalls, "kexec_file_load", load_slowly)
+    monkeypatch.setattr(Dumps, "close", fail_to_close)
+    machine.at["swap off"] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(ValueError, match="a defect"):
+        machine.upgrade().run()
+    assert machine.called.index("kexec_file_load") < machine.called.index("kexec_unload")
+    assert machine.state() == before
 
 
 def test_what_must_settle(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
