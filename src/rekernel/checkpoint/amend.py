@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from rekernel import smallfiles
 from rekernel.checkpoint import (
     executables,
     foreground,
@@ -108,17 +110,20 @@ def amend_images(trees: Iterable[Path], wanted: Wanted) -> Amended:
     return Amended(frozenset(unconnected), frozenset(with_descriptors), watched)
 
 
-def _settle_terminals(directories: Iterable[Path]) -> None:
+def _settle_terminals(directories: Sequence[Path]) -> None:
     """Terminals of jobs that have ended go back to their shells."""
-    alive: set[int] = set()
-    terminals = []
+    terminals = {}
     for directory in directories:
-        tree = directory / "pstree.img"
-        if tree.exists():
-            alive |= foreground.groups(bytearray(tree.read_bytes()))
-        terminals.append(directory / "tty-info.img")
-    for path in terminals:
-        if path.exists():
-            data = bytearray(path.read_bytes())
-            if foreground.take_back(data, alive):
-                path.write_bytes(data)
+        path = f"{directory}/tty-info.img"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            terminals[path] = bytearray(smallfiles.read(path))
+    # Most machines have none, and then the others need not be read.
+    if not terminals:
+        return
+    alive: set[int] = set()
+    for directory in directories:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            alive |= foreground.groups(bytearray(smallfiles.read(f"{directory}/pstree.img")))
+    for path, data in terminals.items():
+        if foreground.take_back(data, alive):
+            smallfiles.write(path, bytes(data))
