@@ -310,3 +310,19 @@ def test_what_was_found_with_criu_alone_is_kept(
 def test_the_command_line() -> None:
     arguments = cli.parser().parse_args(["zdtm", "--only", "a,b*", "--limit", "3", "--from", "7"])
     assert (arguments.only, arguments.limit, arguments.kernel_from) == ("a,b*", 3, "7")
+
+
+def test_what_the_reports_say_of_a_unit() -> None:
+    """Of several upgrades the first that lost it, also if that was the very first."""
+    run = object.__new__(command._Run)
+    run._result = result.Result()
+
+    def report(*units: tuple[str, bool, str]) -> None:
+        named = [{"unit": name, "kept": kept, "failure": why} for name, kept, why in units]
+        run._result.upgrades.append({"report": {"units": named}})
+
+    report(("a", False, "first"), ("b", True, ""), ("c", True, ""))
+    report(("a", True, ""), ("b", False, "second"), ("c", True, "last"))
+    assert {name: unit["failure"] for name, unit in run._kept().items()} == {
+        "a": "first", "b": "second", "c": "last",
+    }  # fmt: skip
