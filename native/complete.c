@@ -18,14 +18,12 @@
 #include <unistd.h>
 
 #include "image.h"
+#include "mm_image.h"
 #include "pagemap_format.h"
 #include "util.h"
 
-/* criu/include/magic.h, images/mm.proto, vma.proto and pagemap.proto, criu/include/image.h */
-#define MM_MAGIC	0x57492820u
+/* criu/include/magic.h, images/pagemap.proto, criu/include/image.h */
 #define PAGEMAP_MAGIC	0x56084025u
-enum { MM_VMAS = 14 };
-enum { VMA_START = 1, VMA_END = 2, VMA_FLAGS = 6, VMA_STATUS = 7 };
 enum { HEAD_PAGES_ID = 1 };
 enum { PE_VADDR = 1, PE_COMPAT_NR_PAGES = 2, PE_FLAGS = 4, PE_NR_PAGES = 5 };
 #define STATUS_VSYSCALL	(1u << 2)
@@ -43,12 +41,6 @@ struct range {
 struct ranges {
 	struct range *v;
 	size_t n;
-	size_t cap;
-};
-
-struct buffer {
-	unsigned char *data;
-	size_t len;
 	size_t cap;
 };
 
@@ -73,16 +65,6 @@ static void add_range(struct ranges *list, uint64_t start, uint64_t end)
 		list->v = xrealloc(list->v, list->cap, sizeof(*list->v));
 	}
 	list->v[list->n++] = (struct range){ start, end };
-}
-
-static void append(struct buffer *buf, const void *data, size_t len)
-{
-	if (buf->cap - buf->len < len) {
-		buf->cap = 2 * buf->cap + len + 4096;
-		buf->data = xrealloc(buf->data, buf->cap, 1);
-	}
-	memcpy(buf->data + buf->len, data, len);
-	buf->len += len;
 }
 
 /* What CRIU registers with userfaultfd: vma_entry_can_be_lazy() in its vma.h. */
@@ -136,23 +118,6 @@ static void read_pages(struct work *w, const char *path)
 	close(fd);
 }
 
-static size_t put_varint(unsigned char *to, uint64_t value)
-{
-	size_t n = 0;
-
-	for (; value >= 0x80; value >>= 7)
-		to[n++] = value | 0x80;
-	to[n++] = value;
-	return n;
-}
-
-static size_t put_number(unsigned char *to, uint32_t number, uint64_t value)
-{
-	size_t n = put_varint(to, number << 3);
-
-	return n + put_varint(to + n, value);
-}
-
 static void flush_entry(struct work *w)
 {
 	unsigned char entry[64];
@@ -161,13 +126,13 @@ static void flush_entry(struct work *w)
 
 	if (!pages)
 		return;
-	len = put_number(entry, PE_VADDR, w->last.start);
+	len = image_put_number(entry, PE_VADDR, w->last.start);
 	/* Required, and not looked at beside the other. */
-	len += put_number(entry + len, PE_COMPAT_NR_PAGES, 0);
-	len += put_number(entry + len, PE_FLAGS, w->last_flags);
-	len += put_number(entry + len, PE_NR_PAGES, pages);
-	append(&w->map, &len, sizeof(len));
-	append(&w->map, entry, len);
+	len += image_put_number(entry + len, PE_COMPAT_NR_PAGES, 0);
+	len += image_put_number(entry + len, PE_FLAGS, w->last_flags);
+	len += image_put_number(entry + len, PE_NR_PAGES, pages);
+	buffer_append(&w->map, &len, sizeof(len));
+	buffer_append(&w->map, entry, len);
 	w->last = (struct range){ 0, 0 };
 }
 
@@ -264,15 +229,6 @@ static void open_files(struct work *w, const char *new_pages)
 		die_errno("cannot write %s", new_pages);
 }
 
-static void write_map(const struct work *w, const char *path)
-{
-	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
-
-	if (fd < 0 || write(fd, w->map.data, w->map.len) != (ssize_t)w->map.len)
-		die_errno("cannot write %s", path);
-	close(fd);
-}
-
 static uint64_t pages_id(struct message head)
 {
 	struct field field;
@@ -300,11 +256,11 @@ void complete(const char *directory, pid_t pid)
 		snprintf(new_pages, sizeof(new_pages), "%s.new", pages);
 		read_pages(&w, pages);
 		open_files(&w, new_pages);
-		append(&w.map, img.data, entry.end);
+		buffer_append(&w.map, img.data, entry.end);
 		while (image_next(&img, &entry))
 			settle_entry(&w, entry);
 		flush_entry(&w);
-		write_map(&w, path);
+		buffer_write(&w.map, path);
 		close(w.mem);
 		close(w.out);
 		if (rename(new_pages, pages) < 0)

@@ -131,3 +131,46 @@ bool message_next(struct message *message, struct field *field)
 	field->end = message->at;
 	return true;
 }
+
+void buffer_append(struct buffer *buf, const void *data, size_t len)
+{
+	if (buf->cap - buf->len < len) {
+		buf->cap = 2 * buf->cap + len + 4096;
+		buf->data = xrealloc(buf->data, buf->cap, 1);
+	}
+	memcpy(buf->data + buf->len, data, len);
+	buf->len += len;
+}
+
+void buffer_write(const struct buffer *buf, const char *path)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, buf->data, buf->len) != (ssize_t)buf->len)
+		die_errno("cannot write %s", path);
+	close(fd);
+}
+
+size_t image_put_varint(unsigned char *to, uint64_t value)
+{
+	size_t n = 0;
+
+	for (; value >= 0x80; value >>= 7)
+		to[n++] = value | 0x80;
+	to[n++] = value;
+	return n;
+}
+
+size_t image_put_number(unsigned char *to, uint32_t number, uint64_t value)
+{
+	size_t n = image_put_varint(to, number << 3 | VARINT);
+
+	return n + image_put_varint(to + n, value);
+}
+
+size_t image_put_bytes(unsigned char *to, uint32_t number, uint64_t len)
+{
+	size_t n = image_put_varint(to, number << 3 | BYTES);
+
+	return n + image_put_varint(to + n, len);
+}

@@ -41,4 +41,20 @@ struct field {
 /* The next field of a message; false after the last one. Ends the program if it is cut off. */
 bool message_next(struct message *message, struct field *field);
 
+/* An image that is being made. */
+struct buffer {
+	unsigned char *data;
+	size_t len;
+	size_t cap;
+};
+
+void buffer_append(struct buffer *buf, const void *data, size_t len);
+/* Makes it all that the existing file contains; ends the program if that fails. */
+void buffer_write(const struct buffer *buf, const char *path);
+
+/* Each writes 20 bytes at most and returns how many: a number, or how long what follows is. */
+size_t image_put_varint(unsigned char *to, uint64_t value);
+size_t image_put_number(unsigned char *to, uint32_t number, uint64_t value);
+size_t image_put_bytes(unsigned char *to, uint32_t number, uint64_t len);
+
 #endif

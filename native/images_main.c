@@ -2,20 +2,25 @@
 /* rekernel-images: command line; see README.md. */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "areas.h"
 #include "complete.h"
 #include "parallel.h"
 #include "util.h"
 
 static const char usage_text[] =
-"usage: rekernel-images DIRECTORY...\n"
+"usage: rekernel-images [--whole] DIRECTORY...\n"
 "\n"
-"Complete what criu dump --track-mem --prev-images-dir has written to the directories, while the\n"
-"processes still stand where they were dumped: pages that the pager serves are marked as lazy,\n"
-"others that the images lack are written down.\n";
+"Mend what criu dump has written to the directories: areas of 8 TiB or more are split, as criu\n"
+"cannot fill them again. Then complete what criu dump --track-mem --prev-images-dir has written,\n"
+"while the processes still stand where they were dumped: pages that the pager serves are marked as\n"
+"lazy, others that the images lack are written down.\n"
+"\n"
+"  --whole   the images have all pages; only mend them\n";
 
 struct job {
 	const char *directory;
@@ -26,6 +31,7 @@ struct jobs {
 	struct job *v;
 	size_t n;
 	size_t cap;
+	bool whole;
 };
 
 /* Every process with memory has a pagemap-PID.img; pagemap-shmem-ID.img is of shared memory. */
@@ -51,26 +57,29 @@ static void collect(struct jobs *jobs, const char *path)
 	closedir(directory);
 }
 
-static void complete_one(void *ctx, void *scratch, size_t i)
+static void mend_one(void *ctx, void *scratch, size_t i)
 {
-	const struct job *job = (struct job *)ctx + i;
+	const struct jobs *jobs = ctx;
+	const struct job *job = &jobs->v[i];
 
 	(void)scratch;
-	complete(job->directory, job->pid);
+	split_areas(job->directory, job->pid);
+	if (!jobs->whole)
+		complete(job->directory, job->pid);
 }
 
 int main(int argc, char **argv)
 {
-	struct jobs jobs = { 0 };
-	int i;
+	struct jobs jobs = { .whole = argc > 2 && !strcmp(argv[1], "--whole") };
+	int first = jobs.whole ? 2 : 1, i;
 
-	if (argc < 2 || argv[1][0] == '-') {
+	if (argc <= first || argv[first][0] == '-') {
 		fputs(usage_text, argc == 2 && !strcmp(argv[1], "--help") ? stdout : stderr);
 		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_OK : EXIT_USAGE;
 	}
-	for (i = 1; i < argc; i++)
+	for (i = first; i < argc; i++)
 		collect(&jobs, argv[i]);
-	parallel_run(&(struct parallel){ .fn = complete_one, .ctx = jobs.v, .n = jobs.n });
+	parallel_run(&(struct parallel){ .fn = mend_one, .ctx = &jobs, .n = jobs.n });
 	free(jobs.v);
 	return EXIT_OK;
 }

@@ -155,7 +155,8 @@ static void make_reserved(void)
 	if (base == MAP_FAILED ||
 	    mmap(NULL, RESERVED_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
 		die("reserved");
-	fill_all(describe(RESERVED, "reserved", base + RESERVED_SIZE - size, size));
+	/* At its start, from where more pages follow than an int can count. */
+	fill_all(describe(RESERVED, "reserved", base, size));
 }
 
 static void make_chunks(void)

@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles
+from rekernel.checkpoint import areas
 from rekernel.run import run
 
-_PROGRAM = "/usr/lib/rekernel/rekernel-images"
 # criu/include/magic.h
 _COMMON, _INVENTORY, _PAGEMAP = 0x54564319, 0x58313116, 0x56084025
 # The version of criu's images, and a time in microseconds that no process was started after.
@@ -69,12 +69,13 @@ def _clear_soft_dirty(pids: Iterable[int]) -> None:
 
 
 def complete(images: Sequence[Path]) -> None:
-    """Mark what criu left out as lazy, or write it down. Raises CommandFailedError.
+    """Mark what criu left out as lazy, or write it down; split what is too large for criu.
 
+    Raises CommandFailedError.
     The processes must still stand where they were dumped.
     """
     for directory in images:
         with suppress(FileNotFoundError):
             (directory / "parent").unlink()
     if images:
-        run([_PROGRAM, *map(str, images)])
+        run([areas.PROGRAM, *map(str, images)])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from rekernel.census.verdicts import Verdict
+from rekernel.checkpoint import areas
 from rekernel.containers import checkpoint
 from rekernel.containers.checkpoint import WANTED
 from rekernel.containers.model import STOPPED
@@ -89,6 +90,7 @@ class Containers:
 
     def seal(self) -> None:
         """What else is needed of them, while they stand still. Raises RekernelError."""
+        areas.split([checkpoint.images(container) for container in self._carried])
         for container in self._carried:
             checkpoint.add_shared_memory(container)
 

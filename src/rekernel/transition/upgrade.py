@@ -17,7 +17,7 @@ from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import look
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import leaving, stopped, watches
+from rekernel.checkpoint import areas, leaving, stopped, watches
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
@@ -481,6 +481,7 @@ class Upgrade:
         self._containers.seal()
         images = [job.images for job in jobs]
         if not in_place:
+            areas.split(images)
             return None, amend_images(images, wanted)
         # Only now: a page that is written while criu is inside of its process may be copied.
         recorder = self._recorder(pids, store_bytes, strays_at)

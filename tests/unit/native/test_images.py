@@ -80,9 +80,13 @@ class World:
     def pagemap(self) -> Path:
         return self.directory / f"pagemap-{os.getpid()}.img"
 
-    def run(self) -> subprocess.CompletedProcess[str]:
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [IMAGES, self.directory], capture_output=True, text=True, check=False, timeout=60
+            [IMAGES, *options, self.directory],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
 
     def read(self) -> list[Entry]:
@@ -230,3 +234,48 @@ def test_usage() -> None:
     done = subprocess.run([IMAGES, "/nowhere"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "cannot read /nowhere" in done.stderr
+
+
+def test_areas_that_criu_cannot_fill(world: World) -> None:
+    """criu counts pages to the end of an area in an int; what touches is one again when mapped."""
+    tib, kib = 1 << 40, 1 << 10
+    start = 0x10000000000 + 64 * kib
+    world.write([(0, 8, PRIVATE | ANONYMOUS)], [(0, 8, PRESENT)], b"w" * 8 * PAGE)
+    memory = world.directory / f"mm-{os.getpid()}.img"
+    areas = [
+        (start, 9 * tib, 0, PRIVATE | ANONYMOUS),
+        (start + 9 * tib, 8 * tib - PAGE, 0, PRIVATE | ANONYMOUS),
+        (start + 18 * tib, 8 * tib, 5 * PAGE, PRIVATE),
+        (start + 27 * tib, 9 * tib, 0, ANONYMOUS | 1),
+    ]
+    parts = [
+        message(f1=at, f2=at + size, f3=offset, f4=7, f5=3, f6=flags, f7=513, f8=1, f9=4)
+        for at, size, offset, flags in areas
+    ]
+    vmas = [varint(14 << 3 | 2) + varint(len(part)) + part for part in parts]
+    memory.write_bytes(image(MM, [message(f1=4096) + b"".join(vmas) + message(f15=1)]))
+    pagemap = world.pagemap.read_bytes()
+    done = world.run("--whole")
+    assert done.returncode == 0, done.stderr
+    data = bytearray(memory.read_bytes())
+    [(at, end)] = entries(data)
+    mm = list(fields(data, at, end))
+    assert [number for number, *_ in mm] == [1, *[14] * (3 + 1 + 3 + 1), 15]
+    found = []
+    for number, _, at, end in mm:
+        if number == 14:
+            row = {number: value for number, value, _, _ in fields(data, at, end)}
+            assert (row[4], row[5], row[7], row[8], row[9]) == (7, 3, 513, 1, 4)
+            found.append((row[1], row[2] - row[1], row[3], row[6]))
+    cut = 4 * tib - (start + 18 * tib) % (4 * tib)
+    assert found == [
+        (start, 3 * tib - 64 * kib, 0, PRIVATE | ANONYMOUS),
+        (4 * tib, 4 * tib, 0, PRIVATE | ANONYMOUS),
+        (8 * tib, 2 * tib + 64 * kib, 0, PRIVATE | ANONYMOUS),
+        areas[1],
+        (start + 18 * tib, cut, 5 * PAGE, PRIVATE),
+        (start + 18 * tib + cut, 4 * tib, 5 * PAGE + cut, PRIVATE),
+        (start + 22 * tib + cut, 4 * tib - cut, 5 * PAGE + cut + 4 * tib, PRIVATE),
+        areas[3],
+    ]
+    assert (world.pagemap.read_bytes(), world.pages) == (pagemap, b"w" * 8 * PAGE)
