@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from rekernel.census.processes import parents
-from rekernel.checkpoint.options import PROBE
+from rekernel.criu.options import PROBE
 
 LOAD = Path(__file__).with_name("load.py")
 OPTIONS = ("--tcp-established", "--network-lock", "skip", "--file-locks", "--ext-unix-sk",

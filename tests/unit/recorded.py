@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rekernel.checkpoint.externals import Descriptor
+from rekernel.criu.externals import Descriptor
 from rekernel.host import packetfilter
 from rekernel.host.mounts import MountInfo, parse_mountinfo
 from rekernel.host.network import NetworkFacts

@@ -20,7 +20,7 @@ from rekernel import smallfiles
 from rekernel.census import watched
 from rekernel.census.obstacle import Obstacle
 from rekernel.checkpoint import handles, pressure
-from rekernel.checkpoint.externals import HUNG, Descriptor, descriptors, socket_of
+from rekernel.criu.externals import HUNG, Descriptor, descriptors, socket_of
 from rekernel.host import apparmor
 from rekernel.host.mounts import stays_behind
 

@@ -18,7 +18,7 @@ from rekernel.census import attempt, usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint.canary import CanaryResult, try_canary
+from rekernel.criu.canary import CanaryResult, try_canary
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.host import disks, drivers, loops, mounts, network, network_trial, sysctls
 from rekernel.host import swap as swap_areas

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rekernel import smallfiles
-from rekernel.checkpoint.options import trees_of
+from rekernel.criu.options import trees_of
 from rekernel.records import record
 from rekernel.systemd.units import ACTIVE, Unit, may_travel, show
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rekernel.census import obstacles, sharing, strangers
 from rekernel.checkpoint import unixsockets
-from rekernel.checkpoint.options import trees_of
 from rekernel.checkpoint.unixsockets import (
     JOURNAL_STDOUT,
     UnixSocket,
@@ -23,6 +22,7 @@ from rekernel.checkpoint.unixsockets import (
 )
 from rekernel.containers import docker, podman
 from rekernel.containers.model import Container
+from rekernel.criu.options import trees_of
 from rekernel.policy import Policy
 from rekernel.records import field, record, replace
 from rekernel.systemd import logins, unitfiles

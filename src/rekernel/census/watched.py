@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rekernel.census.obstacle import Obstacle
 from rekernel.checkpoint import watches
-from rekernel.checkpoint.externals import Descriptor, descriptors
+from rekernel.criu.externals import Descriptor, descriptors
 from rekernel.host.mounts import stays_behind
 
 # Of /proc/PID/fdinfo; what criu reads of it (criu/proc_parse.c) are marks of inodes and of mounts.

@@ -7,17 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles
-from rekernel.checkpoint import (
-    executables,
-    foreground,
-    handles,
-    mountpoints,
-    timers,
-    unixentries,
-    watches,
-)
-from rekernel.checkpoint.images import entries, fields
+from rekernel.checkpoint import foreground, handles, mountpoints, timers, unixentries, watches
 from rekernel.checkpoint.unixentries import UnixEntry
+from rekernel.criu import executables
+from rekernel.criu.images import entries, fields
 from rekernel.records import field, record
 
 # Fields of file_entry (criu's images/fdinfo.proto).

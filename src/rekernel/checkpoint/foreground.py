@@ -7,7 +7,7 @@ lost. So the shell gets it in the image, as it does with its next step.
 
 from __future__ import annotations
 
-from rekernel.checkpoint.images import ImageError, entries, fields, set_varint
+from rekernel.criu.images import ImageError, entries, fields, set_varint
 
 # Of pstree_entry and tty_info_entry (criu's images/pstree.proto, tty.proto).
 _PGID = 3

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
-from rekernel.checkpoint.externals import Descriptor, descriptors
-from rekernel.checkpoint.images import ImageError, fields, set_varint
-from rekernel.checkpoint.inside import inside
+from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.images import ImageError, fields, set_varint
+from rekernel.criu.remote_syscall import inside
 from rekernel.records import record
 from rekernel.run import start
 

@@ -15,7 +15,6 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from rekernel.checkpoint.externals import External, socket_of
 from rekernel.checkpoint.unixsockets import (
     JOURNAL_STDOUT,
     UnixSocket,
@@ -26,6 +25,7 @@ from rekernel.checkpoint.unixsockets import (
     sent_to_init,
     unaccepted,
 )
+from rekernel.criu.externals import External, socket_of
 from rekernel.errors import RekernelError
 from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from rekernel.checkpoint.images import entries, fields
+from rekernel.criu.images import entries, fields
 
 # Fields of mnt_entry (criu's images/mnt.proto); the second one says what the first one is.
 _SOURCE, _EXT_KEY = 8, 18

@@ -11,7 +11,7 @@ are both one byte there, so nothing moves.
 
 from __future__ import annotations
 
-from rekernel.checkpoint.images import ImageError, fields
+from rekernel.criu.images import ImageError, fields
 
 # Fields of timerfd_entry.
 _TICKS, _VSEC, _VNSEC, _ISEC, _INSEC = 5, 7, 8, 9, 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rekernel.checkpoint.images import ImageError, fields, set_varint
+from rekernel.criu.images import ImageError, fields, set_varint
 from rekernel.records import record
 
 # Fields of unix_sk_entry (criu's images/sk-unix.proto).

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.checkpoint.images import ImageError, entries, fields
+from rekernel.criu.images import ImageError, entries, fields
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
 from rekernel.host import mounts

@@ -11,7 +11,6 @@ from rekernel.census import processes, wants
 from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all, with_memory
 from rekernel.census.processes import Account, Fate, account, totals
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
-from rekernel.checkpoint.canary import Beside
 from rekernel.cli.common import (
     VerbParsers,
     add_memory_option,
@@ -21,6 +20,7 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.cli.verdicts import unit_document, verdict_lines
+from rekernel.criu.canary import Beside
 from rekernel.kernel.installed import choose, installed, running_release
 from rekernel.report.layout import Paint, table
 from rekernel.systemd.units import running_units

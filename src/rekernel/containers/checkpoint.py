@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekernel.checkpoint.options import HOOK
 from rekernel.containers.model import Container
+from rekernel.criu.options import HOOK
 from rekernel.run import CommandFailedError, run
 
 # On the next kernel: which containers to bring back (manifest.files).

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint import areas
 from rekernel.containers import checkpoint
 from rekernel.containers.checkpoint import WANTED
 from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT
+from rekernel.criu import large_areas
 from rekernel.handover.manifest import Network
 from rekernel.plan import Plan
 from rekernel.records import replace
@@ -90,7 +90,7 @@ class Containers:
 
     def seal(self) -> None:
         """What else is needed of them, while they stand still. Raises RekernelError."""
-        areas.split([checkpoint.images(container) for container in self._carried])
+        large_areas.split([checkpoint.images(container) for container in self._carried])
         for container in self._carried:
             checkpoint.add_shared_memory(container)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from rekernel import syscalls
-from rekernel.checkpoint.options import RESTORE_ROOT
+from rekernel.criu.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
 from rekernel.host import (
     binds,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.agent import boot
-from rekernel.checkpoint.options import PROBE
+from rekernel.criu.options import PROBE
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.handover.config import AgentConfig, RaidArray
 from rekernel.handover.manifest import Extent

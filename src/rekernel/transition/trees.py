@@ -15,9 +15,10 @@ from rekernel.agent.terminals import REACH
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals, handles, links, unkept, watches
+from rekernel.checkpoint import handles, links, unkept, watches
 from rekernel.checkpoint.amend import Amended
-from rekernel.checkpoint.options import (
+from rekernel.criu import externals
+from rekernel.criu.options import (
     TreeOptions,
     holds_namespace,
     led_elsewhere,

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.checkpoint import handles, repair
+from rekernel.checkpoint import handles
 from rekernel.containers import checkpoint
+from rekernel.criu import tcp_repair
 from rekernel.host import apparmor, mounts, network, swap
 from rekernel.records import record, replace
 from rekernel.run import run
@@ -123,7 +124,7 @@ def _thaw_filesystem(mountpoint: str) -> None:
 
 
 def _end_repair(pids: str) -> None:
-    repair.end(int(pid) for pid in pids.split())
+    tcp_repair.end(int(pid) for pid in pids.split())
 
 
 def own_cgroup() -> str:

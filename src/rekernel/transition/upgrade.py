@@ -17,11 +17,12 @@ from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import look
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import areas, leaving, stopped, watches
+from rekernel.checkpoint import watches
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.checkpoint.handles import StandIn
 from rekernel.checkpoint.links import Taken, UnsettledError
-from rekernel.checkpoint.options import dump_argv
+from rekernel.criu import large_areas, parent_images, stopped
+from rekernel.criu.options import dump_argv
 from rekernel.errors import (
     BlockedError,
     CancelledError,
@@ -166,10 +167,10 @@ class Upgrade:
         settings = sysctls.to_set_again()
         if not sysctls.are_noted():
             self._note("what was changed by hand below /proc/sys is not set again: see check")
-        areas = swap.observe()
-        if areas:
+        swap_areas = swap.observe()
+        if swap_areas:
             with self._events.phase("swap off"):
-                staging.swap_off(areas, self._undo, self._check)
+                staging.swap_off(swap_areas, self._undo, self._check)
         with self._events.phase("describe host"):
             probed.result()
             staging.tune_kernel(self._undo)
@@ -187,7 +188,7 @@ class Upgrade:
             for line in network_trial.refused(host.network):
                 self._note(f"the network may come back without this: {line}")
         self._check()
-        leaving.pretend(PARENT, pids)
+        parent_images.pretend(PARENT, pids)
         strays = self._gather(pids)
         free = room.observe(plan.where, plan.container_directory)
         sizes = room.tmpfs_sizes(host.contents)
@@ -280,7 +281,7 @@ class Upgrade:
                 "resident_bytes": plan.resident_bytes,
                 "container_bytes": plan.container_bytes,
                 "connections": connections,
-                "swaps": [[area.name, area.priority] for area in areas],
+                "swaps": [[area.name, area.priority] for area in swap_areas],
                 "sysctls": settings,
                 "triggers": host.triggers,
                 "notes": self.notes,
@@ -473,20 +474,20 @@ class Upgrade:
         wanted = Wanted(links.disconnected, stand_ins, canonical)
         in_place = self._plan.where is not None
         if in_place:
-            leaving.pretend(PARENT, pids, again=True)
-            leaving.nothing_written(pids)
+            parent_images.pretend(PARENT, pids, again=True)
+            parent_images.nothing_written(pids)
         dumps.start([*self._containers.jobs(work), *jobs], everyone)
         dumps.wait(self._check)
         dumps.freeze(everyone)
         self._containers.seal()
         images = [job.images for job in jobs]
         if not in_place:
-            areas.split(images)
+            large_areas.split(images)
             return None, amend_images(images, wanted)
         # Only now: a page that is written while criu is inside of its process may be copied.
         recorder = self._recorder(pids, store_bytes, strays_at)
         try:
-            leaving.complete(images)
+            parent_images.complete(images)
             record = recorder.finish(self._plan.resident_bytes)
             return record, amend_images(images, wanted)
         except BaseException:

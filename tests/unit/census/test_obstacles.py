@@ -21,8 +21,8 @@ import pytest
 from rekernel.census import obstacles
 from rekernel.census.obstacle import Obstacle
 from rekernel.census.obstacles import of_descriptor, of_mapping, of_socket
-from rekernel.checkpoint import externals
-from rekernel.checkpoint.externals import Descriptor, descriptors
+from rekernel.criu import externals
+from rekernel.criu.externals import Descriptor, descriptors
 
 QUEUES = 77
 

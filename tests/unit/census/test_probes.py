@@ -12,8 +12,8 @@ from rekernel.census.pages import Survey
 from rekernel.census.probes import Context, Finding, Status
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import canary
-from rekernel.checkpoint.canary import CanaryError, CanaryResult
+from rekernel.criu import canary
+from rekernel.criu.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.host import disks, drivers, loops, network, network_trial
 from rekernel.host.loops import Loops

@@ -13,7 +13,7 @@ import pytest
 from rekernel.census import watched
 from rekernel.census.watched import of_watches
 from rekernel.checkpoint import watches
-from rekernel.checkpoint.externals import Descriptor, descriptors
+from rekernel.criu.externals import Descriptor, descriptors
 from rekernel.records import replace
 
 _IN_ATTRIB = 4

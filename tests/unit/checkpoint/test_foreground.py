@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from imagefiles import image, message
 
-from checkpoint.imagefiles import image, message
 from rekernel.checkpoint import foreground
 from rekernel.checkpoint.amend import Wanted, amend_images
-from rekernel.checkpoint.images import ImageError, entries, fields
+from rekernel.criu.images import ImageError, entries, fields
 
 SHELL, JOB, OTHER = 10603, 12701, 12800
 

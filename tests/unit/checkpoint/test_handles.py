@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from imagefiles import image, message
 
-from checkpoint.imagefiles import image, message
 from rekernel.checkpoint import handles
 from rekernel.checkpoint.amend import Wanted, amend
-from rekernel.checkpoint.externals import Descriptor, descriptors
 from rekernel.checkpoint.handles import StandIn, can_be_replaced, put_back, target
-from rekernel.checkpoint.images import ImageError
+from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.images import ImageError
 
 GONE = (1 << 64) - 1
 

@@ -16,8 +16,8 @@ from holding import Hold, holding
 from rekernel.agent import links as agent_links
 from rekernel.agent.links import Links, connect_datagrams
 from rekernel.checkpoint import links, unixsockets
-from rekernel.checkpoint.externals import External
 from rekernel.checkpoint.links import Member, Taken, UnsettledError, take
+from rekernel.criu.externals import External
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import DatagramLink
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rekernel.checkpoint import mountpoints
-from rekernel.checkpoint.images import ImageError, entries, fields
+from rekernel.criu.images import ImageError, entries, fields
 
 MAGIC = struct.pack("<II", 0x54564319, 0x55563928)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from rekernel.checkpoint import pressure
-from rekernel.checkpoint.externals import files
 from rekernel.checkpoint.pressure import is_watch, told
+from rekernel.criu.externals import files
 
 OWN = b"full 100000 1000000\0"
 

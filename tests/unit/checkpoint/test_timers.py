@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from imagefiles import image, message
 
 from rekernel.checkpoint.amend import Wanted, amend, amend_images
-from rekernel.checkpoint.images import ImageError
-
-from .imagefiles import image, message
+from rekernel.criu.images import ImageError
 
 
 def rearm(data: bytearray) -> int:

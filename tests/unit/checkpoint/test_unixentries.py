@@ -6,11 +6,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from imagefiles import image, message
 
 from rekernel.checkpoint.amend import Wanted, amend, amend_images
-from rekernel.checkpoint.images import ImageError, entries, fields
-
-from .imagefiles import image, message
+from rekernel.criu.images import ImageError, entries, fields
 
 OTHER = message(f1=1, f2=9, f3=message(f1=9, f2=0o100000, f3=0, f6=b"/var/log/x"))
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imagefiles import image, message, varint
 
-from checkpoint.imagefiles import image, message, varint
 from rekernel.checkpoint.amend import Wanted, amend, amend_images
-from rekernel.checkpoint.images import ImageError
 from rekernel.checkpoint.watches import LINK, Watched, observe, observe_all, pin, recall
+from rekernel.criu.images import ImageError
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
 from rekernel.records import replace

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.checkpoint.images import entries, fields
+from rekernel.criu.images import entries, fields
 
 from .conftest import PROGRAMS
 

@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint.externals import External
 from rekernel.checkpoint.links import Taken
-from rekernel.checkpoint.options import TreeOptions, restore_argv
+from rekernel.criu.externals import External
+from rekernel.criu.options import TreeOptions, restore_argv
 from rekernel.handover.manifest import (
     SCHEMA,
     Clock,

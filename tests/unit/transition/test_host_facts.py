@@ -15,7 +15,7 @@ from recorded import RECORDED, Recorded
 from rekernel import syscalls
 from rekernel.agent import superblocks
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint.options import RESTORE_ROOT, TreeOptions
+from rekernel.criu.options import RESTORE_ROOT, TreeOptions
 from rekernel.handover.manifest import FILTER
 from rekernel.host import conntrack, ifupdown, mounts, sysctls
 from rekernel.records import replace

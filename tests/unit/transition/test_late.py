@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint.options import TreeOptions
+from rekernel.criu.options import TreeOptions
 from rekernel.errors import RekernelError
 from rekernel.records import replace
 from rekernel.systemd.units import Unit

@@ -10,11 +10,12 @@ import pytest
 
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import externals, links
+from rekernel.checkpoint import links
 from rekernel.checkpoint.amend import Amended
-from rekernel.checkpoint.externals import Descriptor, External
 from rekernel.checkpoint.links import Taken, UnsettledError
-from rekernel.checkpoint.options import TreeOptions
+from rekernel.criu import externals
+from rekernel.criu.externals import Descriptor, External
+from rekernel.criu.options import TreeOptions
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Inherited, Unkept
 from rekernel.records import replace

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles
-from rekernel.checkpoint import areas
+from rekernel.criu import large_areas
 from rekernel.run import run
 
 # criu/include/magic.h
@@ -78,4 +78,4 @@ def complete(images: Sequence[Path]) -> None:
         with suppress(FileNotFoundError):
             (directory / "parent").unlink()
     if images:
-        run([areas.PROGRAM, *map(str, images)])
+        run([large_areas.PROGRAM, *map(str, images)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.checkpoint.inside import inside
+from rekernel.criu.remote_syscall import inside
 
 _NR_CLOSE, _NR_GETPID, _NR_DUP3 = 3, 39, 292
 

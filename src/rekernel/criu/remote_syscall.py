@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from rekernel.checkpoint.ptrace import (
+from rekernel.criu.ptrace import (
     CONT,
     EVENT_STOP,
     GETREGS,

@@ -7,8 +7,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from rekernel.checkpoint import leaving
-from rekernel.checkpoint.images import entries, fields
+from rekernel.criu import parent_images
+from rekernel.criu.images import entries, fields
 
 PAGE = 4096
 
@@ -18,9 +18,9 @@ def test_all_of_user_space_is_there(tmp_path: Path) -> None:
     parent.mkdir()
     # Of one for which there was no room.
     (parent / "inventory.img").touch()
-    leaving.pretend(parent, [7, 8])
+    parent_images.pretend(parent, [7, 8])
     assert (parent / "inventory.img").stat().st_size
-    leaving.pretend(parent, [8, 9], again=True)
+    parent_images.pretend(parent, [8, 9], again=True)
     assert sorted(path.name for path in parent.iterdir()) == [
         "inventory.img",
         "pagemap-7.img",
@@ -39,7 +39,7 @@ def test_all_of_user_space_is_there(tmp_path: Path) -> None:
 
 
 def test_inventory(tmp_path: Path) -> None:
-    leaving.pretend(tmp_path, [])
+    parent_images.pretend(tmp_path, [])
     data = bytearray((tmp_path / "inventory.img").read_bytes())
     magic, length = struct.unpack_from("<II", data)
     assert (magic, length) == (0x58313116, len(data) - 8)
@@ -53,5 +53,5 @@ def test_a_process_without_memory() -> None:
     process = subprocess.Popen(["true"])
     # A zombie now.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    leaving.nothing_written([process.pid, os.getpid()])
+    parent_images.nothing_written([process.pid, os.getpid()])
     process.wait()

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.checkpoint.options import (
-    RESTORE_ROOT,
-    TreeOptions,
-    dump_argv,
-    restore_argv,
-    trees_of,
-)
+from rekernel.criu.options import RESTORE_ROOT, TreeOptions, dump_argv, restore_argv, trees_of
 
 BOTH = {"--tcp-established", "--file-locks", "--ext-unix-sk", "--link-remap"}
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from rekernel.checkpoint import repair
+from rekernel.criu import tcp_repair
 
 _TCP_REPAIR = 19
 
@@ -26,12 +26,12 @@ def test_a_connection_can_be_read_again() -> None:
                 pytest.skip("needs CAP_NET_ADMIN")
             with pytest.raises(PermissionError):
                 near.recv(1)
-            assert repair.end([os.getpid()]) == 1
+            assert tcp_repair.end([os.getpid()]) == 1
             assert near.recv(1) == b"x"
-            assert repair.end([os.getpid()]) == 0
+            assert tcp_repair.end([os.getpid()]) == 0
             near.sendall(b"y")
             assert far.recv(1) == b"y"
 
 
 def test_a_process_that_is_gone() -> None:
-    assert repair.end([1 << 30]) == 0
+    assert tcp_repair.end([1 << 30]) == 0

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from rekernel.checkpoint.images import ImageError, entries, fields, set_varint
+from rekernel.criu.images import ImageError, entries, fields, set_varint
 from rekernel.errors import RekernelError
 from rekernel.records import record
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.checkpoint.stopped import make_ready
+from rekernel.criu.stopped import make_ready
 
 _STOP, _TSTP = 1 << signal.SIGSTOP - 1, 1 << signal.SIGTSTP - 1
 _NR_TGKILL = 234

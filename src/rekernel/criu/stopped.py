@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from rekernel.checkpoint.ptrace import CONT, INTERRUPT, WALL, blocking, ptrace, seized
+from rekernel.criu.ptrace import CONT, INTERRUPT, WALL, blocking, ptrace, seized
 
 # Those that criu knows, and lets pass one after the other.
 _KNOWN = (signal.SIGSTOP, signal.SIGTSTP)

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from imagefiles import image, message
 
-from checkpoint.imagefiles import image, message
 from rekernel.checkpoint.amend import Wanted, amend_images
-from rekernel.checkpoint.executables import separate
-from rekernel.checkpoint.images import ImageError
+from rekernel.criu.executables import separate
+from rekernel.criu.images import ImageError
 from rekernel.errors import RekernelError
 
 PATH_ONLY = os.O_PATH | os.O_CLOEXEC

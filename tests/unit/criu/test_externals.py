@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from recorded import Recorded, on_each_kernel
 
-from rekernel.checkpoint import externals
-from rekernel.checkpoint.externals import External
+from rekernel.criu import externals
+from rekernel.criu.externals import External
 from rekernel.handover.manifest import Inherited
 
 
