@@ -26,6 +26,7 @@ print(json.dumps(found))
 _OURS = {
     "rekernel",
     "rekernel.agent",
+    "rekernel.carry",
     "rekernel.handover",
     "rekernel.memory",
     "rekernel.memory.dax",
@@ -34,7 +35,7 @@ _OURS = {
     "rekernel.stuck",
     "rekernel.syscalls",
 }
-_OUR_PACKAGES = ("rekernel.agent.", "rekernel.handover.")
+_OUR_PACKAGES = ("rekernel.agent.", "rekernel.carry.", "rekernel.handover.")
 _SLOW = {
     "argparse",
     "asyncio",

@@ -475,7 +475,7 @@ def test_agent_that_stands_still(lab: Lab) -> None:
     start = guest.start_of("redis-server.service")
     with guest.changed(
         ("transition/cut.py", "^_PATIENCE_S = .*", "_PATIENCE_S = 10"),
-        ("agent/network.py", "^def set_up(.*", r"&\n    time.sleep(3600)"),
+        ("carry/network/restore.py", "^def set_up(.*", r"&\n    time.sleep(3600)"),
     ):
         outcome = guest.upgrade(OLD)
     assert outcome.release == guest.releases[OLD], guest.explain(outcome)

@@ -18,11 +18,9 @@ from rekernel.agent import (
     apparmor,
     boot,
     cgroups,
-    conntrack,
     links,
     loops,
     memory,
-    network,
     processes,
     restore,
     watchdog,
@@ -30,6 +28,8 @@ from rekernel.agent import (
 )
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, Tolerated, miss, missing, say
+from rekernel.carry.conntrack import restore as conntrack
+from rekernel.carry.network import restore as network
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import (
     CONNTRACK_BLOB,

@@ -14,13 +14,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.carry.network import observe as network
+from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt, usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu.canary import CanaryResult, try_canary
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, drivers, loops, mounts, network, network_trial, sysctls
+from rekernel.host import disks, drivers, loops, mounts, sysctls
 from rekernel.host import swap as swap_areas
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release

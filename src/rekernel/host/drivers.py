@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rekernel.host import disks, loops, network
+from rekernel.carry.network import observe as network
+from rekernel.host import disks, loops
 from rekernel.host.mounts import MountInfo
 from rekernel.kernel import modules
 from rekernel.kernel.fitness import Needs

@@ -6,19 +6,12 @@ import os
 from collections.abc import Sequence
 
 from rekernel import syscalls
+from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.network import ifupdown
+from rekernel.carry.network import observe as network
 from rekernel.criu.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import (
-    binds,
-    conntrack,
-    disks,
-    ifupdown,
-    loops,
-    mounts,
-    network,
-    support,
-    sysctls,
-)
+from rekernel.host import binds, disks, loops, mounts, support, sysctls
 from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
 from rekernel.records import record, replace
 from rekernel.systemd import adoption, logins, settled, volatile

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from rekernel import room, syscalls
+from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.network import trial as network_trial
 from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import look
@@ -32,7 +34,7 @@ from rekernel.errors import (
 )
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, binds, conntrack, network_trial, raid, swap, sysctls
+from rekernel.host import apparmor, binds, raid, swap, sysctls
 from rekernel.host.mounts import MountInfo
 from rekernel.kernel import cmdline
 from rekernel.memory.gather import gather

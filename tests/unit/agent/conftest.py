@@ -1,30 +1,5 @@
-"""The agent speaks to the kernel log: here, to a file."""
+"""What is said goes to a file."""
 
-from __future__ import annotations
+from said import said
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from rekernel.agent import console
-
-
-class Said:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def lines(self) -> list[str]:
-        return self._path.read_text().splitlines()
-
-
-@pytest.fixture(autouse=True)
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
-    path = tmp_path / "kmsg"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-    monkeypatch.setattr(console, "_sinks", [(fd, "<5>")])
-    console.missing.clear()
-    yield Said(path)
-    os.close(fd)
+__all__ = ["said"]

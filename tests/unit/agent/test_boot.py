@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from said import Said
 
 from rekernel import syscalls
 from rekernel.agent import boot, console, superblocks
 from rekernel.handover.manifest import Mount
-
-from .conftest import Said
 
 SOURCE = Path(__file__).parents[3] / "src"
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel.agent import cgroups as agent
 from rekernel.handover.manifest import Cgroup
 from rekernel.host import cgroups
-
-from .conftest import Said
 
 
 @pytest.fixture

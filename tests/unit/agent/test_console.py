@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from said import Said
 
 from rekernel.agent import console
 from rekernel.agent.console import Timeline, say
-
-from .conftest import Said
 
 
 def test_a_lost_message_loses_nothing(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

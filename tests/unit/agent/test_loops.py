@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel.agent import loops
 from rekernel.handover.manifest import LoopDevice
-
-from .conftest import Said
 
 
 def test_the_kernels_structure() -> None:

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel.agent import console, raid, superblocks, udevdata
 from rekernel.handover.config import RaidArray
 from rekernel.records import asdict
-
-from .conftest import Said
 
 DISKS = {"disk-a": "null", "disk-b": "zero"}
 ARRAY = asdict(RaidArray("md7", "raid1", "1.2", DISKS, 0, ("E:LVM_MD_X=1",)))

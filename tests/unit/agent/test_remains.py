@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel.agent import cgroups, console, remains
 from rekernel.handover.manifest import Tree
-
-from .conftest import Said
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel import syscalls
 from rekernel.agent import cgroups, remains, restore, terminals
 from rekernel.agent.links import Links
 from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
 from rekernel.records import replace
-
-from .conftest import Said
 
 # Holds like the hook; ends as told: argument 1 is what to do while held, 2 the exit status.
 _HOOK = """

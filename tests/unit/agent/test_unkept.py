@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel import syscalls
 from rekernel.agent import unkept as agent
 from rekernel.checkpoint import unkept
 from rekernel.handover.manifest import Unkept
-
-from .conftest import Said
 
 LOWEST = 2 << 13 | 7
 

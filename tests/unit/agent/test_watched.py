@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel.agent import watched
-
-from .conftest import Said
 
 
 def test_links_lead_to_files_that_are_not_followed(

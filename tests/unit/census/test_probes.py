@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from rekernel import room, syscalls
+from rekernel.carry.network import observe as network
+from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt, probes
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Context, Finding, Status
@@ -15,7 +17,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import canary
 from rekernel.criu.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, drivers, loops, network, network_trial
+from rekernel.host import disks, drivers, loops
 from rekernel.host.loops import Loops
 from rekernel.kernel import fitness
 from rekernel.memory import region

@@ -25,6 +25,9 @@ from typing import Any
 import pytest
 
 from rekernel import syscalls
+from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.network import observe as network
+from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.checkpoint import links
@@ -32,18 +35,7 @@ from rekernel.checkpoint.links import Member, Taken
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, Network, load
 from rekernel.handover.store import StoreReader
-from rekernel.host import (
-    apparmor,
-    cgroups,
-    conntrack,
-    disks,
-    drivers,
-    mounts,
-    network,
-    network_trial,
-    swap,
-    sysctls,
-)
+from rekernel.host import apparmor, cgroups, disks, drivers, mounts, swap, sysctls
 from rekernel.host.mounts import MountInfo
 from rekernel.host.stack import Stack
 from rekernel.kernel import initrd, modules

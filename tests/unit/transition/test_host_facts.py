@@ -14,10 +14,12 @@ from recorded import RECORDED, Recorded
 
 from rekernel import syscalls
 from rekernel.agent import superblocks
+from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.network import ifupdown
 from rekernel.census.verdicts import Verdict
 from rekernel.criu.options import RESTORE_ROOT, TreeOptions
 from rekernel.handover.manifest import FILTER
-from rekernel.host import conntrack, ifupdown, mounts, sysctls
+from rekernel.host import mounts, sysctls
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
 from rekernel.systemd import adoption, bus, logins, volatile

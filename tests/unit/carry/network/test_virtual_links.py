@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rekernel.host import virtual_links
+from rekernel.carry.network import virtual_links
 
 
 @pytest.fixture(autouse=True)

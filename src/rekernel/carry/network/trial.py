@@ -10,9 +10,9 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 from rekernel import syscalls
+from rekernel.carry.network import wireguard
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Network
-from rekernel.host import wireguard
 from rekernel.run import CommandFailedError, run
 
 # ip -batch: what the kernel or ip itself says, and the number of the line.

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rekernel.host import wireguard
+from rekernel.carry.network import wireguard
 from rekernel.run import run_json
 
 # What iproute2 shows of an interface -> how it takes it. Its own JSON is the only list of these.

@@ -10,7 +10,8 @@ import pytest
 from recorded import NEW, OLD, Recorded
 
 from rekernel import syscalls
-from rekernel.host import network, network_trial
+from rekernel.carry.network import observe as network
+from rekernel.carry.network import trial as network_trial
 from rekernel.records import replace
 
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.agent import conntrack as agent
+from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.conntrack import restore as agent
 from rekernel.handover import netlink
-from rekernel.host import conntrack
 
-SOURCE = Path(__file__).parents[3] / "src"
+SOURCE = Path(__file__).parents[4] / "src"
 
 # A connection over translated addresses, whose rule goes and whose entry is forgotten: then the
 # server's bytes find no way to the client, until the entry is set again.
@@ -27,9 +27,9 @@ import os, socket, subprocess, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from rekernel import syscalls
-from rekernel.agent import conntrack as agent
+from rekernel.carry.conntrack import restore as agent
 from rekernel.handover import netlink
-from rekernel.host import conntrack
+from rekernel.carry.conntrack import observe as conntrack
 
 RULES = '''table ip nat {
     chain out { type nat hook output priority -100; policy accept;

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekernel.host import ifupdown
+from rekernel.carry.network import ifupdown
 
 
 def test_where_it_is_not_used(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rekernel.host import packetfilter
+from rekernel.carry.network import packetfilter
 from rekernel.run import CommandFailedError, CommandNotFoundError
 
 MINE = 'table inet mine {\n\tchain input {\n\t\tiif "eth0" accept\n\t}\n}\n'
@@ -22,7 +22,7 @@ table inet fw { # progname fw
 }
 """
 FILTER = 'table ip filter {\n\tchain INPUT {\n\t\txt match "recent"\n\t}\n}\n'
-PODMAN = (Path(__file__).parents[2] / "fixtures" / "podman" / "ruleset.nft").read_text()
+PODMAN = (Path(__file__).parents[3] / "fixtures" / "podman" / "ruleset.nft").read_text()
 SAVED = "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"
 
 

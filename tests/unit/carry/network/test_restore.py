@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import console, network, processes
+from rekernel.agent import console, processes
+from rekernel.carry.network import restore as network
 from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
 from rekernel.records import replace
 
-from .conftest import Said
-
-SOURCE = Path(__file__).parents[3] / "src"
+SOURCE = Path(__file__).parents[4] / "src"
 
 
 NETWORK = Network(

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from rekernel.carry.network import observe as network
+from rekernel.carry.network import wireguard
 from rekernel.errors import RekernelError
-from rekernel.host import network, wireguard
 from rekernel.records import replace
 
 SHOWN = """\

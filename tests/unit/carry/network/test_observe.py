@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded, on_each_kernel
 
+from rekernel.carry.network import observe as network
+from rekernel.carry.network.observe import NetworkFacts
+from rekernel.carry.network.packetfilter import PacketFilter
 from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Link, Tunnel
-from rekernel.host import network
-from rekernel.host.network import NetworkFacts
-from rekernel.host.packetfilter import PacketFilter
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
 
-SOURCE = Path(__file__).parents[3] / "src"
+SOURCE = Path(__file__).parents[4] / "src"
 
 
 @on_each_kernel
@@ -102,7 +102,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1].split(":")
 from recorded import Recorded
-from rekernel.host import network
+from rekernel.carry.network import observe as network
 from rekernel.run import run
 facts = Recorded(Path(sys.argv[2])).network(sys.argv[3])
 # What needs a module, which not every machine that tests has, the VM tests set up.
@@ -139,7 +139,7 @@ assert lines(again.batch) == lines(described.batch), again.batch
 def test_what_is_described_can_be_set_up_and_is_the_same_then(
     recorded: Recorded, name: str
 ) -> None:
-    path = f"{SOURCE}:{Path(__file__).parents[1]}:{os.pathsep.join(sys.path)}"
+    path = f"{SOURCE}:{Path(__file__).parents[2]}:{os.pathsep.join(sys.path)}"
     done = subprocess.run(
         ["unshare", "-n", sys.executable, "-c", _APPLY, path, str(recorded.directory), name],
         capture_output=True,
@@ -153,7 +153,7 @@ _RULES = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from rekernel import syscalls
-from rekernel.host import network
+from rekernel.carry.network import observe as network
 from rekernel.run import run
 BY_HAND = (
     "link set dev lo addrgenmode none up",
@@ -239,7 +239,7 @@ def test_without_rules_of_its_own(recorded: Recorded = OLD) -> None:
     assert described.rules == {"-4": "", "-6": ""}
 
 
-CONTAINERS = Path(__file__).parents[2] / "fixtures" / "podman"
+CONTAINERS = Path(__file__).parents[3] / "fixtures" / "podman"
 
 
 def test_what_podman_makes_again_is_left_to_it() -> None:
@@ -271,7 +271,7 @@ _LENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from rekernel import syscalls
-from rekernel.host import network
+from rekernel.carry.network import observe as network
 from rekernel.run import run
 LINKS = (
     "link add d0 address 02:00:00:00:00:01 type veth peer name d1 address 02:00:00:00:00:02",
