@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import room
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.loops import observe as loops
+from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.census import attempt, usage, wants
 from rekernel.census.pages import Survey, survey
@@ -16,7 +19,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.confirmed import Confirmed, compare
 from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
-from rekernel.host import disks, drivers, loops, mounts, support
+from rekernel.host import drivers, support
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
 from rekernel.memory import region

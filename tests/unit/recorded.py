@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from rekernel.carry.mounts.observe import MountInfo, parse_mountinfo
 from rekernel.carry.network import packetfilter
 from rekernel.carry.network.observe import NetworkFacts
 from rekernel.carry.network.packetfilter import PacketFilter
 from rekernel.criu.externals import Descriptor
-from rekernel.host.mounts import MountInfo, parse_mountinfo
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ class Said:
 
 
 @pytest.fixture(autouse=True)
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
-    path = tmp_path / "kmsg"
+def said(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Said]:
+    path = tmp_path_factory.mktemp("said") / "kmsg"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     monkeypatch.setattr(console, "_sinks", [(fd, "<5>")])
     console.missing.clear()

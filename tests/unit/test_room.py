@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from rekernel import room
+from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.observe import TmpfsPlan
 from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
-from rekernel.host import mounts
-from rekernel.host.mounts import TmpfsPlan
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout
 from rekernel.records import replace

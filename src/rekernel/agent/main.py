@@ -15,8 +15,11 @@ import threading
 import time
 
 from rekernel import syscalls
-from rekernel.agent import boot, devmapper, processes, raid, udevdata
+from rekernel.agent import boot, processes
 from rekernel.agent.console import Timeline, say
+from rekernel.carry.block import udev_records
+from rekernel.carry.device_mapper import restore as devmapper
+from rekernel.carry.raid import restore as raid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +87,9 @@ class _Preparation(threading.Thread):
         for item in self._raw["early"]:
             boot.mount_disk(**item)
         boot.mount_run()
-        udevdata.record([*raid.known(self._raw["arrays"]), *devmapper.known(self._raw["mapped"])])
+        udev_records.record(
+            [*raid.known(self._raw["arrays"]), *devmapper.known(self._raw["mapped"])]
+        )
 
     def _start_probe(self) -> int:
         threading.Thread(target=boot.prefetch, args=(self._raw["prefetch"],)).start()

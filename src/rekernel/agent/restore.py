@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import smallfiles
-from rekernel.agent import processes, sandboxes
+from rekernel.agent import processes
 from rekernel.agent.console import miss, say
 from rekernel.agent.links import Links
 from rekernel.agent.terminals import REACH, Numbers
 from rekernel.agent.unkept import set_again
+from rekernel.carry.mounts import own_namespaces
 from rekernel.handover.manifest import RESTORE_WORK, Inherited, Tree
 from rekernel.records import field, record
 from rekernel.stuck import where_they_wait
@@ -358,7 +359,7 @@ def _hold(connection: socket.socket, restores: Restores) -> None:
         return
     _enter_cgroups(owner)
     set_again(owner.tree.unkept)
-    sandboxes.remount(owner.tree.root_pid, owner.tree.mounts)
+    own_namespaces.remount(owner.tree.root_pid, owner.tree.mounts)
 
 
 def _end_units_of_failed(restores: Restores) -> None:

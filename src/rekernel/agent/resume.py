@@ -19,7 +19,6 @@ from rekernel.agent import (
     boot,
     cgroups,
     links,
-    loops,
     memory,
     processes,
     restore,
@@ -29,6 +28,7 @@ from rekernel.agent import (
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, Tolerated, miss, missing, say
 from rekernel.carry.conntrack import restore as conntrack
+from rekernel.carry.loops import restore as loops
 from rekernel.carry.network import restore as network
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import (

@@ -17,12 +17,12 @@ from contextlib import suppress
 from enum import Enum, auto
 
 from rekernel import smallfiles
+from rekernel.carry.mounts.observe import stays_behind
 from rekernel.census import watched
 from rekernel.census.obstacle import Obstacle
 from rekernel.checkpoint import handles, pressure
 from rekernel.criu.externals import HUNG, Descriptor, descriptors, socket_of
 from rekernel.host import apparmor
-from rekernel.host.mounts import stays_behind
 
 
 class Curable(Enum):

@@ -14,6 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.loops import observe as loops
+from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt, usage
@@ -22,7 +25,7 @@ from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu.canary import CanaryResult, try_canary
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, drivers, loops, mounts, sysctls
+from rekernel.host import drivers, sysctls
 from rekernel.host import swap as swap_areas
 from rekernel.kernel import fitness
 from rekernel.kernel.installed import installed, running_release

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel.carry.mounts.observe import stays_behind
 from rekernel.census.obstacle import Obstacle
 from rekernel.checkpoint import watches
 from rekernel.criu.externals import Descriptor, descriptors
-from rekernel.host.mounts import stays_behind
 
 # Of /proc/PID/fdinfo; what criu reads of it (criu/proc_parse.c) are marks of inodes and of mounts.
 _FLAGS = re.compile(r"^fanotify flags:(\w+)", re.MULTILINE)

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles
-from rekernel.checkpoint import foreground, handles, mountpoints, timers, unixentries, watches
+from rekernel.carry.mounts import mountpoints
+from rekernel.checkpoint import foreground, handles, timers, unixentries, watches
 from rekernel.checkpoint.unixentries import UnixEntry
 from rekernel.criu import executables
 from rekernel.criu.images import entries, fields
@@ -20,7 +21,7 @@ _TIMER, _INOTIFY, _UNIX, _PIDFD = 12, 13, 16, 22
 @record
 class Wanted:
     """``disconnected``: inodes of sockets that shall have no peer. ``stand_ins``: inodes of handles
-    that shall be of init. ``canonical``: another name of a file on the host (host/binds.py).
+    that shall be of init. ``canonical``: another name of a file on the host (mounts/binds.py).
     """
 
     disconnected: Collection[int] = ()

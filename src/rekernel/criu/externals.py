@@ -9,9 +9,9 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from rekernel import smallfiles, syscalls
+from rekernel.carry.mounts.observe import observe
 from rekernel.checkpoint import pressure
 from rekernel.handover.manifest import Inherited
-from rekernel.host.mounts import observe
 from rekernel.records import record
 
 # A pseudo terminal, and one whose other side is gone.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.loops import observe as loops
+from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import observe as network
-from rekernel.host import disks, loops
-from rekernel.host.mounts import MountInfo
 from rekernel.kernel import modules
 from rekernel.kernel.fitness import Needs
 

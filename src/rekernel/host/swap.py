@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekernel.host.mounts import unescape
+from rekernel.carry.mounts.observe import unescape
 from rekernel.records import record
 from rekernel.run import run
 

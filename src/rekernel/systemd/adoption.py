@@ -12,7 +12,7 @@ import glob
 import os
 from collections.abc import Sequence
 
-from rekernel.host.mounts import MountInfo
+from rekernel.carry.mounts.observe import MountInfo
 from rekernel.systemd.units import Unit
 
 

@@ -14,6 +14,7 @@ from subprocess import Popen
 from typing import Any
 
 from rekernel import smallfiles, syscalls
+from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import (
@@ -25,7 +26,6 @@ from rekernel.handover.manifest import (
     dump,
 )
 from rekernel.handover.store import StoreFullError, StoreWriter
-from rekernel.host import mounts
 from rekernel.memory import dax, moves
 from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.memory.region import Layout, ram_ranges, store_device

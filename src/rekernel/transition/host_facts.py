@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 from rekernel import syscalls
 from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.loops import observe as loops
+from rekernel.carry.mounts import binds
+from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan, stays_behind
 from rekernel.carry.network import ifupdown
 from rekernel.carry.network import observe as network
 from rekernel.criu.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import binds, disks, loops, mounts, support, sysctls
-from rekernel.host.mounts import MountInfo, TmpfsPlan, stays_behind
+from rekernel.host import support, sysctls
 from rekernel.records import record, replace
 from rekernel.systemd import adoption, logins, settled, volatile
 from rekernel.systemd.units import Unit, exited, show

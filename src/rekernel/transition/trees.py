@@ -12,6 +12,8 @@ from typing import Any
 
 from rekernel import syscalls
 from rekernel.agent.terminals import REACH
+from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.observe import stays_behind
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -27,8 +29,6 @@ from rekernel.criu.options import (
 )
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
-from rekernel.host import mounts
-from rekernel.host.mounts import stays_behind
 from rekernel.records import field, record, replace
 from rekernel.systemd.units import Unit, members
 from rekernel.systemd.volatile import is_transient

@@ -14,7 +14,10 @@ from types import FrameType
 
 from rekernel import room, syscalls
 from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.mounts import binds
+from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import trial as network_trial
+from rekernel.carry.raid import observe as raid
 from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import look
@@ -34,8 +37,7 @@ from rekernel.errors import (
 )
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, binds, raid, swap, sysctls
-from rekernel.host.mounts import MountInfo
+from rekernel.host import apparmor, swap, sysctls
 from rekernel.kernel import cmdline
 from rekernel.memory.gather import gather
 from rekernel.memory.region import ram_ranges

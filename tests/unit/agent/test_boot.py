@@ -14,7 +14,8 @@ import pytest
 from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import boot, console, superblocks
+from rekernel.agent import boot, console
+from rekernel.carry.block import superblocks
 from rekernel.handover.manifest import Mount
 
 SOURCE = Path(__file__).parents[3] / "src"
@@ -99,7 +100,9 @@ def test_prefetch_passes_over_what_is_gone(tmp_path: Path) -> None:
 _MOUNTS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from rekernel.agent import boot, console, superblocks
+from rekernel.agent import boot
+from rekernel.agent import console
+from rekernel.carry.block import superblocks
 from rekernel.handover.manifest import Mount
 top = sys.argv[2]
 mounts = [

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from rekernel import room, syscalls
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.loops import observe as loops
+from rekernel.carry.loops.observe import Loops
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt, probes
@@ -17,8 +20,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import canary
 from rekernel.criu.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import disks, drivers, loops
-from rekernel.host.loops import Loops
+from rekernel.host import drivers
 from rekernel.kernel import fitness
 from rekernel.memory import region
 from rekernel.memory.dax import Range

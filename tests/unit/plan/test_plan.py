@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rekernel import plan
+from rekernel.carry.loops.observe import Loops
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
-from rekernel.host.loops import Loops
 from rekernel.kernel.installed import Kernel
 from rekernel.memory.dax import Range
 from rekernel.memory.region import layout

@@ -26,6 +26,10 @@ import pytest
 
 from rekernel import syscalls
 from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.disks.stack import Stack
+from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt
@@ -35,9 +39,7 @@ from rekernel.checkpoint.links import Member, Taken
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, Network, load
 from rekernel.handover.store import StoreReader
-from rekernel.host import apparmor, cgroups, disks, drivers, mounts, swap, sysctls
-from rekernel.host.mounts import MountInfo
-from rekernel.host.stack import Stack
+from rekernel.host import apparmor, cgroups, drivers, swap, sysctls
 from rekernel.kernel import initrd, modules
 from rekernel.kernel.installed import Kernel
 from rekernel.memory import dax, moves

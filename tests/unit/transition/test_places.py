@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from rekernel import room
+from rekernel.carry.mounts import observe as mounts
 from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
-from rekernel.host import mounts
 from rekernel.memory.dax import Range
 from rekernel.memory.region import Layout, layout
 from rekernel.records import replace

@@ -9,8 +9,8 @@ import os
 import time
 from contextlib import suppress
 
-from rekernel.agent import superblocks
 from rekernel.agent.console import miss
+from rekernel.carry.block import superblocks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

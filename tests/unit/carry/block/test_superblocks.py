@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.agent import superblocks
+from rekernel.carry.block import superblocks
 
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 

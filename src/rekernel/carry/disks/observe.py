@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.agent import boot, superblocks
-from rekernel.errors import BlockedError
-from rekernel.handover.config import RootConfig
-from rekernel.handover.manifest import Mount
-from rekernel.host import binds
-from rekernel.host.loops import Loops, node
-from rekernel.host.mounts import (
+from rekernel.agent import boot
+from rekernel.carry.block import superblocks
+from rekernel.carry.block.observe import NoWayBackError
+from rekernel.carry.disks.stack import Stack
+from rekernel.carry.loops.observe import Loops, node
+from rekernel.carry.mounts import binds
+from rekernel.carry.mounts.observe import (
     MOVED_BY_AGENT,
     UNBACKED,
     MountInfo,
@@ -22,8 +22,9 @@ from rekernel.host.mounts import (
     is_of_others,
     unescape,
 )
-from rekernel.host.stack import Stack
-from rekernel.host.sysblock import NoWayBackError
+from rekernel.errors import BlockedError
+from rekernel.handover.config import RootConfig
+from rekernel.handover.manifest import Mount
 from rekernel.records import replace
 
 # Those that the agent finds by their UUID.

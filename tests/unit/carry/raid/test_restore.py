@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import console, raid, superblocks, udevdata
+from rekernel.agent import console
+from rekernel.carry.block import superblocks, udev_records
+from rekernel.carry.raid import restore as raid
 from rekernel.handover.config import RaidArray
 from rekernel.records import asdict
 
@@ -100,7 +102,9 @@ def test_one_that_the_kernel_refuses(
 
 
 def test_udev_is_told(tmp_path: Path) -> None:
-    udevdata.record([("/dev/null", ("E:A=1",)), ("/nowhere", ("E:B=1",))], str(tmp_path / "data"))
+    udev_records.record(
+        [("/dev/null", ("E:A=1",)), ("/nowhere", ("E:B=1",))], str(tmp_path / "data")
+    )
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["b1:3"]
     assert (tmp_path / "data" / "b1:3").read_text() == "E:A=1\nV:1\n"
     assert list(raid.known([ARRAY])) == [("/dev/md7", ("E:LVM_MD_X=1",))]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rekernel.agent import superblocks
+from rekernel.carry.block import observe as sysblock
+from rekernel.carry.block import superblocks
+from rekernel.carry.block.observe import NoWayBackError, line
+from rekernel.carry.raid import observe as raid
 from rekernel.errors import RekernelError
 from rekernel.handover.config import MappedDevice, MappedTarget, RaidArray
-from rekernel.host import raid, sysblock
-from rekernel.host.sysblock import NoWayBackError, line
 from rekernel.run import run
 
 # Of the device mapper, those whose table says it all: nothing is only in memory, and no key.

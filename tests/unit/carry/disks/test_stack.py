@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.agent import devmapper as agent
-from rekernel.agent import superblocks
+from rekernel.carry.block import observe as sysblock
+from rekernel.carry.block import superblocks
+from rekernel.carry.block.observe import NoWayBackError
+from rekernel.carry.device_mapper import restore as agent
+from rekernel.carry.disks import stack as host_stack
+from rekernel.carry.disks.stack import Stack
+from rekernel.carry.raid import observe as raid
 from rekernel.errors import RekernelError
 from rekernel.handover.config import MappedDevice, MappedTarget, RaidArray
-from rekernel.host import raid, sysblock
-from rekernel.host import stack as host_stack
-from rekernel.host.stack import Stack
-from rekernel.host.sysblock import NoWayBackError
 from rekernel.records import asdict
 
 UUIDS = {"/dev/sda2": "pv-a", "/dev/sdb": "pv-b"}

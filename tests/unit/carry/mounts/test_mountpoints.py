@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.checkpoint import mountpoints
+from rekernel.carry.mounts import mountpoints
 from rekernel.criu.images import ImageError, entries, fields
 
 MAGIC = struct.pack("<II", 0x54564319, 0x55563928)

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rekernel.agent import superblocks
+from rekernel.carry.block import observe as sysblock
+from rekernel.carry.block import superblocks
+from rekernel.carry.block.observe import NoWayBackError, line
 from rekernel.errors import RekernelError
 from rekernel.handover.config import RaidArray
-from rekernel.host import sysblock
-from rekernel.host.sysblock import NoWayBackError, line
 
 # Each disk tells of itself and of the array; nothing is kept anywhere else.
 _LEVELS = ("raid0", "raid1", "raid10")

@@ -8,13 +8,15 @@ import pytest
 from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
-from rekernel.agent import superblocks
+from rekernel.carry.block import superblocks
+from rekernel.carry.block.observe import NoWayBackError
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.disks.stack import Stack
+from rekernel.carry.loops.observe import Loops
+from rekernel.carry.mounts import binds
+from rekernel.carry.mounts import observe as mounts
 from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
-from rekernel.host import binds, disks, mounts
-from rekernel.host.loops import Loops
-from rekernel.host.stack import Stack
-from rekernel.host.sysblock import NoWayBackError
 
 TABLE = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro

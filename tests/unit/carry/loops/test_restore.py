@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import loops
+from rekernel.carry.loops import restore as loops
 from rekernel.handover.manifest import LoopDevice
 
 

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 
 from rekernel import syscalls
-from rekernel.handover.manifest import Mount
-from rekernel.host.mounts import (
+from rekernel.carry.mounts.observe import (
     MOVED_BY_AGENT,
     MountInfo,
     contains,
@@ -15,6 +14,7 @@ from rekernel.host.mounts import (
     is_of_others,
     shows,
 )
+from rekernel.handover.manifest import Mount
 
 
 def plan(mounts: Sequence[MountInfo]) -> list[Mount]:

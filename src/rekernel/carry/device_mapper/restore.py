@@ -11,8 +11,8 @@ import os
 import struct
 import time
 
-from rekernel.agent import superblocks
 from rekernel.agent.console import say
+from rekernel.carry.block import superblocks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

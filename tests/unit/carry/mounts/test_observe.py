@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from recorded import Recorded, on_each_kernel
 
 from rekernel import syscalls
-from rekernel.host import disks, mounts
-from rekernel.host.loops import Loops
-from rekernel.host.mounts import TmpfsPlan
+from rekernel.carry.disks import observe as disks
+from rekernel.carry.loops.observe import Loops
+from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.observe import TmpfsPlan
 
 ODD_NAMES = [
     b"/mnt/odd/a b", b"/mnt/odd/tab\there", b"/mnt/odd/line\nfeed", b"/mnt/odd/back\\slash",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
-from rekernel.agent import sandboxes
+from rekernel.carry.mounts import own_namespaces
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -33,9 +33,9 @@ def pid(tmp_path: Path) -> Iterator[int]:
 
 def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(sandboxes, "miss", said.append)
-    before = sandboxes._flags(pid)
-    ours = sandboxes._flags(os.getpid())
+    monkeypatch.setattr(own_namespaces, "miss", said.append)
+    before = own_namespaces._flags(pid)
+    ours = own_namespaces._flags(os.getpid())
     # Its threads may hold locks just now, which nobody would ever release in a child.
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("the agent was forked"))
     assert before[f"{tmp_path}/a b"] & syscalls.MS_NOSUID
@@ -44,26 +44,26 @@ def test_flags_are_set_again(pid: int, tmp_path: Path, monkeypatch: pytest.Monke
         f"{tmp_path}/c": syscalls.MS_STRICTATIME,
         "/not/there": syscalls.MS_RDONLY,
     }
-    sandboxes.remount(pid, wanted)
+    own_namespaces.remount(pid, wanted)
     # Of one that is not there nothing is wrong.
     del wanted["/not/there"]
-    assert sandboxes._flags(pid) == wanted
+    assert own_namespaces._flags(pid) == wanted
     assert said == []
     # Nobody else's are touched.
-    assert sandboxes._flags(os.getpid()) == ours
+    assert own_namespaces._flags(os.getpid()) == ours
 
 
 def test_what_cannot_be_set_is_said(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(sandboxes, "miss", said.append)
+    monkeypatch.setattr(own_namespaces, "miss", said.append)
     # No mount; and one that another one hides.
-    monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/usr/bin": 0, "/not/there": 0})
-    sandboxes.remount(pid, {"/usr/bin": syscalls.MS_RDONLY, "/not/there": syscalls.MS_RDONLY})
+    monkeypatch.setattr(own_namespaces, "_flags", lambda pid: {"/usr/bin": 0, "/not/there": 0})
+    own_namespaces.remount(pid, {"/usr/bin": syscalls.MS_RDONLY, "/not/there": syscalls.MS_RDONLY})
     words = "/usr/bin (Invalid argument)"
     assert said == [f"process {pid}: mounts with other flags than before: {words}"]
     said.clear()
-    monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted, failed: 1 / 0)
-    sandboxes.remount(pid, {"/not/there": syscalls.MS_RDONLY})
+    monkeypatch.setattr(own_namespaces, "_in_namespace", lambda pid, wanted, failed: 1 / 0)
+    own_namespaces.remount(pid, {"/not/there": syscalls.MS_RDONLY})
     words = "perhaps all: division by zero"
     assert said == [f"process {pid}: mounts with other flags than before: {words}"]
 
@@ -72,11 +72,11 @@ def test_a_mount_that_never_returns(pid: int, monkeypatch: pytest.MonkeyPatch) -
     """All others would wait for it."""
     said: list[str] = []
     done = threading.Event()
-    monkeypatch.setattr(sandboxes, "miss", said.append)
-    monkeypatch.setattr(sandboxes, "_LIMIT_S", 0.1)
-    monkeypatch.setattr(sandboxes, "_flags", lambda pid: {"/a": 0})
-    monkeypatch.setattr(sandboxes, "_in_namespace", lambda pid, wanted, failed: done.wait(60))
-    sandboxes.remount(pid, {"/a": syscalls.MS_RDONLY})
+    monkeypatch.setattr(own_namespaces, "miss", said.append)
+    monkeypatch.setattr(own_namespaces, "_LIMIT_S", 0.1)
+    monkeypatch.setattr(own_namespaces, "_flags", lambda pid: {"/a": 0})
+    monkeypatch.setattr(own_namespaces, "_in_namespace", lambda pid, wanted, failed: done.wait(60))
+    own_namespaces.remount(pid, {"/a": syscalls.MS_RDONLY})
     done.set()
     words = "perhaps all: not done within 0 s"
     assert said == [f"process {pid}: mounts with other flags than before: {words}"]
@@ -84,7 +84,7 @@ def test_a_mount_that_never_returns(pid: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_root_and_directory_of_everybody_else_stay(pid: int, tmp_path: Path) -> None:
     before = [os.readlink(f"/proc/self/{name}") for name in ("root", "cwd", "ns/mnt")]
-    flags = sandboxes._flags(pid)[f"{tmp_path}/c"]
-    sandboxes.remount(pid, {f"{tmp_path}/c": flags | syscalls.MS_RDONLY})
-    assert sandboxes._flags(pid)[f"{tmp_path}/c"] == flags | syscalls.MS_RDONLY
+    flags = own_namespaces._flags(pid)[f"{tmp_path}/c"]
+    own_namespaces.remount(pid, {f"{tmp_path}/c": flags | syscalls.MS_RDONLY})
+    assert own_namespaces._flags(pid)[f"{tmp_path}/c"] == flags | syscalls.MS_RDONLY
     assert [os.readlink(f"/proc/self/{name}") for name in ("root", "cwd", "ns/mnt")] == before
