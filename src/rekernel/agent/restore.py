@@ -16,10 +16,10 @@ from pathlib import Path
 from rekernel import smallfiles
 from rekernel.agent import processes
 from rekernel.agent.console import miss, say
-from rekernel.agent.links import Links
-from rekernel.agent.terminals import REACH, Numbers
-from rekernel.agent.unkept import set_again
 from rekernel.carry.mounts import own_namespaces
+from rekernel.carry.task_attributes.restore import set_again
+from rekernel.carry.terminals.restore import REACH, Numbers
+from rekernel.carry.unix_sockets.restore import Links
 from rekernel.handover.manifest import RESTORE_WORK, Inherited, Tree
 from rekernel.records import field, record
 from rekernel.stuck import where_they_wait
@@ -271,7 +271,7 @@ class _Queue:
     criu gives a terminal its old number by opening new ones until it has that. While others do the
     same it may find the number taken for an instant, or too far away, and gives up. So those with
     terminals start in the order of their numbers, and no more of them at once than lie within its
-    reach; what none of these wants is not free (agent/terminals.py).
+    reach; what none of these wants is not free (carry/terminals/restore.py).
     """
 
     def __init__(self, trees: Sequence[Tree]) -> None:

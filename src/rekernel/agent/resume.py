@@ -14,22 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import smallfiles, syscalls
-from rekernel.agent import (
-    apparmor,
-    boot,
-    cgroups,
-    links,
-    memory,
-    processes,
-    restore,
-    watchdog,
-    watched,
-)
+from rekernel.agent import apparmor, boot, cgroups, memory, processes, restore, watchdog
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, Tolerated, miss, missing, say
 from rekernel.carry.conntrack import restore as conntrack
+from rekernel.carry.inotify import restore as watched
 from rekernel.carry.loops import restore as loops
 from rekernel.carry.network import restore as network
+from rekernel.carry.unix_sockets import restore as links
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import (
     CONNTRACK_BLOB,

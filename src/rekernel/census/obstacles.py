@@ -18,9 +18,10 @@ from enum import Enum, auto
 
 from rekernel import smallfiles
 from rekernel.carry.mounts.observe import stays_behind
-from rekernel.census import watched
+from rekernel.carry.pidfd import observe as pidfd
+from rekernel.carry.pressure import observe as pressure
+from rekernel.census import inotify as watched
 from rekernel.census.obstacle import Obstacle
-from rekernel.checkpoint import handles, pressure
 from rekernel.criu.externals import HUNG, Descriptor, descriptors, socket_of
 from rekernel.host import apparmor
 
@@ -143,10 +144,10 @@ def _of_handle(item: Descriptor, own: Collection[int]) -> Obstacle | None:
     """A pidfd: one of the same unit, of init, or of who is gone (-1) is made again."""
     of = None
     with suppress(OSError):
-        of = handles.target(item)
+        of = pidfd.target(item)
     if of is None or of < 0 or of in own:
         return None
-    if of == handles.INIT and handles.can_be_replaced(item):
+    if of == pidfd.INIT and pidfd.can_be_replaced(item):
         return None
     return Obstacle(f"a handle (pidfd) of process {of}, which is not of its unit,")
 

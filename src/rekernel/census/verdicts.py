@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from rekernel.census import obstacles, sharing, strangers
-from rekernel.checkpoint import unixsockets
-from rekernel.checkpoint.unixsockets import (
+from rekernel.carry.unix_sockets import sockets as unixsockets
+from rekernel.carry.unix_sockets.sockets import (
     JOURNAL_STDOUT,
     UnixSocket,
     holders,
@@ -20,6 +19,7 @@ from rekernel.checkpoint.unixsockets import (
     leading_out,
     sent_to_init,
 )
+from rekernel.census import obstacles, sharing, strangers
 from rekernel.containers import docker, podman
 from rekernel.containers.model import Container
 from rekernel.criu.options import trees_of

@@ -7,9 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles
+from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts import mountpoints
-from rekernel.checkpoint import foreground, handles, timers, unixentries, watches
-from rekernel.checkpoint.unixentries import UnixEntry
+from rekernel.carry.pidfd import observe as pidfd
+from rekernel.carry.terminals import foreground
+from rekernel.carry.timers import images as timers
+from rekernel.carry.unix_sockets import images as unixentries
+from rekernel.carry.unix_sockets.images import UnixEntry
 from rekernel.criu import executables
 from rekernel.criu.images import entries, fields
 from rekernel.records import field, record
@@ -60,9 +64,9 @@ def amend(
             if number == _TIMER:
                 changed += timers.rearm(data, inner, after)
             elif number == _PIDFD:
-                changed += handles.name_init(data, inner, after, wanted.stand_ins)
+                changed += pidfd.name_init(data, inner, after, wanted.stand_ins)
             elif number == _INOTIFY and watched is not None:
-                changed += watches.give_paths(data, inner, after, watched, ghosts)
+                changed += inotify.give_paths(data, inner, after, watched, ghosts)
             elif number == _UNIX:
                 entry = unixentries.parse(data, inner, after)
                 if entry.external:
@@ -91,7 +95,7 @@ def amend_images(trees: Iterable[Path], wanted: Wanted) -> Amended:
             renamed = mountpoints.rename(bytearray(table.read_bytes()), wanted.canonical)
             if renamed is not None:
                 table.write_bytes(renamed)
-        ghosts = watches.ghosts(path.parent)
+        ghosts = inotify.ghosts(path.parent)
         changed, sockets = amend(data, wanted, None if own_mounts else watched, ghosts)
         changed += executables.separate(data, path.parent)
         if changed:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from rekernel import smallfiles, syscalls
 from rekernel.carry.mounts.observe import observe
-from rekernel.checkpoint import pressure
+from rekernel.carry.pressure import observe as pressure
 from rekernel.handover.manifest import Inherited
 from rekernel.records import record
 

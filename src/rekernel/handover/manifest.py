@@ -165,7 +165,7 @@ class Inherited:
 class UnixEnd:
     """One end of a connection between unix sockets, held by process ``pid``.
 
-    ``queue``: store blob with what it has not read yet, "" for nothing (handover/queues.py).
+    ``queue``: store blob with what it has not read yet, "" for nothing (socket_queues.py).
     ``closed``: nothing more arrives. ``flags``: of the open file. ``options``: SO_* number -> value
     in hex.
     """

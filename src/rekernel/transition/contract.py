@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rekernel.checkpoint.links import Taken
+from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
 from rekernel.host import cgroups
 from rekernel.plan import Plan

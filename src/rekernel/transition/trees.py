@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import syscalls
-from rekernel.agent.terminals import REACH
+from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import stays_behind
+from rekernel.carry.pidfd import observe as pidfd
+from rekernel.carry.task_attributes import observe as task_attributes
+from rekernel.carry.terminals.restore import REACH
+from rekernel.carry.unix_sockets import observe as links
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import handles, links, unkept, watches
 from rekernel.checkpoint.amend import Amended
 from rekernel.criu import externals
 from rekernel.criu.options import (
@@ -159,8 +162,8 @@ def without_mounts_of_others(
 def _watched(opened: Iterable[externals.Descriptor]) -> Iterator[str]:
     for item in opened:
         with suppress(FileNotFoundError, ProcessLookupError):
-            if item.link in (watches.LINK, watches.FANOTIFY):
-                yield from watches.observe(item.pid, item.number)
+            if item.link in (inotify.LINK, inotify.FANOTIFY):
+                yield from inotify.observe(item.pid, item.number)
 
 
 def _opened(pids: Iterable[int]) -> list[externals.Descriptor]:
@@ -237,7 +240,9 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
         for root, pids in now.items():
             tree = known.get(root) or _describe(verdict, root, pids, lazy=lazy)
             own = {pid: processes[pid] for pid in pids}
-            found.append(replace(tree, verdict=verdict, processes=own, unkept=unkept.observe(own)))
+            found.append(
+                replace(tree, verdict=verdict, processes=own, unkept=task_attributes.observe(own))
+            )
     return found
 
 
@@ -347,7 +352,7 @@ def _assert_no_handles_of_others(
 ) -> None:
     """Raises links.UnsettledError: `systemctl --user` has one of a user's manager while it runs."""
     for item in opened:
-        of = handles.target(item)
+        of = pidfd.target(item)
         if of is not None and owners.get(of, own) != own:
             raise links.UnsettledError(
                 f"process {item.pid} has a handle of process {of}, of {owners[of]}",

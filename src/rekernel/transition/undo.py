@@ -22,7 +22,7 @@ from pathlib import Path
 from rekernel import syscalls
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
-from rekernel.checkpoint import handles
+from rekernel.carry.pidfd import observe as pidfd
 from rekernel.containers import checkpoint
 from rekernel.criu import tcp_repair
 from rekernel.host import apparmor, swap
@@ -236,7 +236,7 @@ _KINDS: dict[str, _Kind] = {
     ),
     "end-repair": _Kind(_end_repair, lambda _: "restart the services whose connections fail"),
     "handle": _Kind(
-        handles.put_back, lambda handle: f"restart the service of process {handle.split()[0]}"
+        pidfd.put_back, lambda handle: f"restart the service of process {handle.split()[0]}"
     ),
     "flush-journal": _Kind(
         lambda _: run(["journalctl", "--flush"]), lambda _: "journalctl --flush"

@@ -14,18 +14,18 @@ from types import FrameType
 
 from rekernel import room, syscalls
 from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import trial as network_trial
+from rekernel.carry.pidfd.observe import StandIn
 from rekernel.carry.raid import observe as raid
+from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import look
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import watches
 from rekernel.checkpoint.amend import Amended, Wanted, amend_images
-from rekernel.checkpoint.handles import StandIn
-from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.criu import large_areas, parent_images, stopped
 from rekernel.criu.options import dump_argv
 from rekernel.errors import (
@@ -181,7 +181,7 @@ class Upgrade:
             carried = trees.describe(plan.own(Verdict.CARRIED), lazy=plan.where is not None)
             # Until the end: criu finds what is watched by its name, while the kernel knows that.
             for tree in carried:
-                self._pinned += watches.pin(tree.options.root_pid, tree.watched)
+                self._pinned += inotify.pin(tree.options.root_pid, tree.watched)
             host = self._observe_host(carried)
             again = {mount.target for mount in host.mounts}
             carried = trees.without_mounts_of_others(carried, again)

@@ -20,8 +20,9 @@ import pytest
 from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import cgroups, remains, restore, terminals
-from rekernel.agent.links import Links
+from rekernel.agent import cgroups, remains, restore
+from rekernel.carry.terminals import restore as terminals
+from rekernel.carry.unix_sockets.restore import Links
 from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
 from rekernel.records import replace
 

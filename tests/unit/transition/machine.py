@@ -32,10 +32,10 @@ from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
+from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets.observe import Member, Taken
 from rekernel.census import attempt
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import links
-from rekernel.checkpoint.links import Member, Taken
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, Network, load
 from rekernel.handover.store import StoreReader

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
+from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint.links import Taken
 from rekernel.criu.externals import External
 from rekernel.criu.options import TreeOptions, restore_argv
 from rekernel.handover.manifest import (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint import links
 from rekernel.checkpoint.amend import Amended
-from rekernel.checkpoint.links import Taken, UnsettledError
 from rekernel.criu import externals
 from rekernel.criu.externals import Descriptor, External
 from rekernel.criu.options import TreeOptions

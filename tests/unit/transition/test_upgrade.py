@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
+from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets.observe import UnsettledError
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import Verdict
-from rekernel.checkpoint import links
-from rekernel.checkpoint.links import UnsettledError
 from rekernel.errors import (
     BlockedError,
     CancelledError,

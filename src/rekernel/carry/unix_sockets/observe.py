@@ -2,7 +2,7 @@
 
 criu dumps one tree at a time and cannot follow a connection into another. Such an end is external
 for it: it asks for a socket on restore and touches neither what waits in it nor its settings, so
-these are read here. Datagram sockets it restores alone, unconnected (checkpoint/unixentries.py).
+these are read here. Datagram sockets it restores alone, unconnected (carry/unix_sockets/images.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from rekernel.checkpoint.unixsockets import (
+from rekernel.carry.unix_sockets import socket_queues
+from rekernel.carry.unix_sockets.sockets import (
     JOURNAL_STDOUT,
     UnixSocket,
     holders,
@@ -27,7 +28,6 @@ from rekernel.checkpoint.unixsockets import (
 )
 from rekernel.criu.externals import External, socket_of
 from rekernel.errors import RekernelError
-from rekernel.handover import queues
 from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink
 from rekernel.records import record
 from rekernel.systemd import journal
@@ -177,7 +177,7 @@ class _Maker:
         messages = list(waiting(opened))
         name = f"unix/{inode}" if messages else ""
         if messages:
-            self.queues[name] = queues.pack(messages)
+            self.queues[name] = socket_queues.pack(messages)
         return UnixEnd(
             pid=pid,
             queue=name,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from imagefiles import image, message, varint
 
+from rekernel.carry.inotify.observe import LINK, Watched, observe, observe_all, pin, recall
 from rekernel.checkpoint.amend import Wanted, amend, amend_images
-from rekernel.checkpoint.watches import LINK, Watched, observe, observe_all, pin, recall
 from rekernel.criu.images import ImageError
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED

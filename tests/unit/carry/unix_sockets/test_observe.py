@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from holding import Hold, holding
 
-from rekernel.agent import links as agent_links
-from rekernel.agent.links import Links, connect_datagrams
-from rekernel.checkpoint import links, unixsockets
-from rekernel.checkpoint.links import Member, Taken, UnsettledError, take
+from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets import restore as agent_links
+from rekernel.carry.unix_sockets import sockets as unixsockets
+from rekernel.carry.unix_sockets.observe import Member, Taken, UnsettledError, take
+from rekernel.carry.unix_sockets.restore import Links, connect_datagrams
 from rekernel.criu.externals import External
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import DatagramLink

@@ -4,7 +4,7 @@ itself, as sd-event watches /etc/localtime.
 criu writes the file's handle down, and finds nothing with it when it restores a tree without a
 mount namespace of its own (criu/fsnotify.c, open_handle; its list of mounts is empty then). Given a
 path it does; so it is given one below WATCHED, where the agent puts a link that leads to the
-watched file by way of a descriptor (agent/watched.py).
+watched file by way of a descriptor (carry/inotify/restore.py).
 
 The entry in files.img (criu's images/fsnotify.proto and fh.proto) has sixteen numbers for the
 handle, nearly all of them zero: the path takes their place, so nothing moves.

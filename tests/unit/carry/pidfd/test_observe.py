@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import pytest
 from imagefiles import image, message
 
-from rekernel.checkpoint import handles
+from rekernel.carry.pidfd import observe as pidfd
+from rekernel.carry.pidfd.observe import StandIn, can_be_replaced, put_back, target
 from rekernel.checkpoint.amend import Wanted, amend
-from rekernel.checkpoint.handles import StandIn, can_be_replaced, put_back, target
 from rekernel.criu.externals import Descriptor, descriptors
 from rekernel.criu.images import ImageError
 
@@ -82,9 +82,9 @@ def test_who_ended_or_closed_it_is_left_alone() -> None:
 def test_whether_it_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with holder(0) as (pid, number):
         item = opened(pid, number)
-        monkeypatch.setattr(handles, "_inodes_tell_apart", lambda: True)
+        monkeypatch.setattr(pidfd, "_inodes_tell_apart", lambda: True)
         assert can_be_replaced(item)
-        monkeypatch.setattr(handles, "_inodes_tell_apart", lambda: False)
+        monkeypatch.setattr(pidfd, "_inodes_tell_apart", lambda: False)
         assert not can_be_replaced(item)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from rekernel.agent.terminals import Numbers, number_of
+from rekernel.carry.terminals.restore import Numbers, number_of
 
 
 def new_number() -> int:

@@ -2,7 +2,7 @@
 
 Of a deleted file it does if it makes the file again, too: a process of the same tree has it open
 (criu/fsnotify.c, get_mark_path). By a path it knows all others, if the kernel has their names in
-memory, but for symbolic links: :mod:`rekernel.checkpoint.watches` helps it with both.
+memory, but for symbolic links: :mod:`rekernel.carry.inotify.observe` helps it with both.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts.observe import stays_behind
 from rekernel.census.obstacle import Obstacle
-from rekernel.checkpoint import watches
 from rekernel.criu.externals import Descriptor, descriptors
 
 # Of /proc/PID/fdinfo; what criu reads of it (criu/proc_parse.c) are marks of inodes and of mounts.
@@ -29,10 +29,10 @@ _WITHOUT_HANDLES = ("tmpfs", "devtmpfs")
 
 def of_watches(item: Descriptor, own: Collection[int]) -> Obstacle | None:
     """What stands in the way of a descriptor's watches. ``own``: processes of the same unit."""
-    if item.link not in (watches.LINK, watches.FANOTIFY):
+    if item.link not in (inotify.LINK, inotify.FANOTIFY):
         return None
     kind = "a watch (inotify)"
-    if item.link == watches.FANOTIFY:
+    if item.link == inotify.FANOTIFY:
         kind = "a mark (fanotify)"
         found = _of_group(Path(f"/proc/{item.pid}/fdinfo/{item.number}").read_text())
         if found is not None:
@@ -67,21 +67,21 @@ def _of_files(item: Descriptor, kind: str, own: Collection[int]) -> Iterator[Obs
                 yield Obstacle(f"{kind} of a deleted file that only others have open")
         elif stays_behind(watched.path) and not os.path.isdir(watched.path):
             yield Obstacle(f"{kind} of {watched.path}, which stays with this kernel,")
-        elif item.link == watches.FANOTIFY and os.path.islink(
+        elif item.link == inotify.FANOTIFY and os.path.islink(
             f"/proc/{item.pid}/root{watched.path}"
         ):
             yield Obstacle(f"{kind} of the symbolic link {watched.path}")
 
 
-def _recalled(item: Descriptor) -> list[watches.Watched]:
-    found = list(watches.observe_all(item.pid, item.number))
+def _recalled(item: Descriptor) -> list[inotify.Watched]:
+    found = list(inotify.observe_all(item.pid, item.number))
     forgotten = [one for one in found if not one.path and not one.is_deleted]
     for one in forgotten:
-        watches.recall(item.pid, one)
-    return list(watches.observe_all(item.pid, item.number)) if forgotten else found
+        inotify.recall(item.pid, one)
+    return list(inotify.observe_all(item.pid, item.number)) if forgotten else found
 
 
-def _is_open(watched: watches.Watched, own: Collection[int]) -> bool:
+def _is_open(watched: inotify.Watched, own: Collection[int]) -> bool:
     for pid in own:
         with suppress(FileNotFoundError, ProcessLookupError):
             for item in descriptors(pid):

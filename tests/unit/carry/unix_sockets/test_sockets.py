@@ -8,8 +8,8 @@ from pathlib import Path
 
 from recorded import Recorded, on_each_kernel
 
-from rekernel.checkpoint import unixsockets
-from rekernel.checkpoint.unixsockets import UnixSocket
+from rekernel.carry.unix_sockets import sockets as unixsockets
+from rekernel.carry.unix_sockets.sockets import UnixSocket
 from rekernel.handover import netlink
 
 

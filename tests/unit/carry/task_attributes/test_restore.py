@@ -11,8 +11,8 @@ import pytest
 from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import unkept as agent
-from rekernel.checkpoint import unkept
+from rekernel.carry.task_attributes import observe as task_attributes
+from rekernel.carry.task_attributes import restore as agent
 from rekernel.handover.manifest import Unkept
 
 LOWEST = 2 << 13 | 7
@@ -33,7 +33,7 @@ def two() -> Iterator[tuple[int, int]]:
 
 def test_from_one_to_another(two: tuple[int, int]) -> None:
     odd, plain = two
-    found = unkept.observe(two)
+    found = task_attributes.observe(two)
     assert found == Unkept(
         {str(odd): (0,)},
         {str(odd): LOWEST},
@@ -41,13 +41,13 @@ def test_from_one_to_another(two: tuple[int, int]) -> None:
     )
     files = {f"{plain}/{name.partition('/')[2]}": value for name, value in found.files.items()}
     agent.set_again(Unkept({str(plain): (0,)}, {str(plain): LOWEST}, files))
-    now = unkept.observe([plain])
+    now = task_attributes.observe([plain])
     assert now == Unkept({str(plain): (0,)}, {str(plain): LOWEST}, files)
 
 
 def test_one_that_is_gone(said: Said) -> None:
     gone = str(2**22 + 1)
-    assert unkept.observe([int(gone)]) == Unkept()
+    assert task_attributes.observe([int(gone)]) == Unkept()
     agent.set_again(Unkept({gone: (0,)}, {gone: LOWEST}, {f"{gone}/timerslack_ns": "7"}))
     for words in ("not bound to its CPUs", "without its I/O priority", "timerslack_ns is not 7"):
         assert any(words in line for line in said.lines)

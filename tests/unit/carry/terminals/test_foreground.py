@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from imagefiles import image, message
 
-from rekernel.checkpoint import foreground
+from rekernel.carry.terminals import foreground
 from rekernel.checkpoint.amend import Wanted, amend_images
 from rekernel.criu.images import ImageError, entries, fields
 

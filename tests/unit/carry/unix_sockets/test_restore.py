@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
-from rekernel.agent import console, links
+from rekernel.agent import console
+from rekernel.carry.unix_sockets import restore as links
 from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.census import watched
-from rekernel.census.watched import of_watches
-from rekernel.checkpoint import watches
+from rekernel.carry.inotify import observe as inotify
+from rekernel.census import inotify as watched
+from rekernel.census.inotify import of_watches
 from rekernel.criu.externals import Descriptor, descriptors
 from rekernel.records import replace
 
@@ -30,7 +30,7 @@ _FILE_SYSTEM = "fanotify sdev:800002 mflags:0 mask:2 ignored_mask:0\n"
 
 
 @pytest.fixture
-def inotify() -> Iterator[Descriptor]:
+def group() -> Iterator[Descriptor]:
     fd = _libc.inotify_init1(os.O_CLOEXEC)
     (item,) = (item for item in descriptors(os.getpid()) if item.number == fd)
     yield item
@@ -42,68 +42,68 @@ def watch(item: Descriptor, path: Path) -> None:
     assert _libc.inotify_add_watch(item.number, os.fsencode(path), _IN_ATTRIB) >= 0
 
 
-def test_a_deleted_file(inotify: Descriptor, tmp_path: Path) -> None:
+def test_a_deleted_file(group: Descriptor, tmp_path: Path) -> None:
     path = tmp_path / "file"
     with path.open("w"):
-        watch(inotify, path)
-        assert of_watches(inotify, [os.getpid()]) is None
+        watch(group, path)
+        assert of_watches(group, [os.getpid()]) is None
         path.unlink()
         # criu makes it again for who has it open, and with it the watch.
-        assert of_watches(inotify, [os.getpid()]) is None
-        found = of_watches(inotify, [])
+        assert of_watches(group, [os.getpid()]) is None
+        found = of_watches(group, [])
         assert found
         assert found.what == "a watch (inotify) of a deleted file that only others have open"
 
 
-def test_a_deleted_file_in_a_tmpfs(inotify: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = watches.Watched("", 1, 2, "tmpfs", "/run", is_deleted=True)
-    monkeypatch.setattr(watches, "observe_all", lambda pid, number: iter([gone]))
-    found = of_watches(inotify, [os.getpid()])
+def test_a_deleted_file_in_a_tmpfs(group: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = inotify.Watched("", 1, 2, "tmpfs", "/run", is_deleted=True)
+    monkeypatch.setattr(inotify, "observe_all", lambda pid, number: iter([gone]))
+    found = of_watches(group, [os.getpid()])
     assert found
     assert found.what == "a watch (inotify) of a deleted file in a tmpfs"
 
 
 def test_a_name_that_the_kernel_has_forgotten(
-    inotify: Descriptor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: Descriptor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked for, and then in memory again; if that fails criu would not find it either."""
     path = tmp_path / "file"
     path.touch()
-    watch(inotify, path)
-    known = list(watches.observe_all(inotify.pid, inotify.number))
+    watch(group, path)
+    known = list(inotify.observe_all(group.pid, group.number))
     forgotten = [replace(item, path="") for item in known]
     looks = [forgotten, known]
-    monkeypatch.setattr(watches, "observe_all", lambda pid, number: iter(looks.pop(0)))
-    assert of_watches(inotify, []) is None
+    monkeypatch.setattr(inotify, "observe_all", lambda pid, number: iter(looks.pop(0)))
+    assert of_watches(group, []) is None
     assert looks == []
     asked: list[int] = []
-    monkeypatch.setattr(watches, "recall", lambda pid, item: asked.append(item.inode))
+    monkeypatch.setattr(inotify, "recall", lambda pid, item: asked.append(item.inode))
     looks += [forgotten, forgotten]
-    found = of_watches(inotify, [])
+    found = of_watches(group, [])
     assert asked == [path.stat().st_ino]
     assert found
     assert f"of a file whose name the kernel has forgotten (inode {asked[0]} below /" in found.what
     assert "find -xdev -inum" in found.remedy
 
 
-def test_what_stays(inotify: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:
-    stays = watches.Watched("/run/utmp", 1, 2, "tmpfs")
-    monkeypatch.setattr(watches, "observe_all", lambda pid, number: iter([stays]))
-    found = of_watches(inotify, [])
+def test_what_stays(group: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:
+    stays = inotify.Watched("/run/utmp", 1, 2, "tmpfs")
+    monkeypatch.setattr(inotify, "observe_all", lambda pid, number: iter([stays]))
+    found = of_watches(group, [])
     assert found
     assert found.what == "a watch (inotify) of /run/utmp, which stays with this kernel,"
 
 
 def test_a_symbolic_link(
-    inotify: Descriptor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: Descriptor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = tmp_path / "link"
     link.symlink_to("/etc/passwd")
-    item = watches.Watched(str(link), 1, 2, "ext4")
-    monkeypatch.setattr(watches, "observe_all", lambda pid, number: iter([item]))
+    item = inotify.Watched(str(link), 1, 2, "ext4")
+    monkeypatch.setattr(inotify, "observe_all", lambda pid, number: iter([item]))
     # The dump's images are mended for it.
-    assert of_watches(inotify, []) is None
-    found = of_watches(replace(inotify, link=watches.FANOTIFY), [])
+    assert of_watches(group, []) is None
+    found = of_watches(replace(group, link=inotify.FANOTIFY), [])
     assert found
     assert found.what == f"a mark (fanotify) of the symbolic link {link}"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.checkpoint import pressure
-from rekernel.checkpoint.pressure import is_watch, told
+from rekernel.carry.pressure import observe as pressure
+from rekernel.carry.pressure.observe import is_watch, told
 from rekernel.criu.externals import files
 
 OWN = b"full 100000 1000000\0"

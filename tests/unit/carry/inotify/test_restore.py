@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import watched
+from rekernel.carry.inotify import restore as watched
 
 
 def test_links_lead_to_files_that_are_not_followed(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from rekernel import syscalls
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import miss
-from rekernel.handover import queues
+from rekernel.carry.unix_sockets import socket_queues
 from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
 
 # include/uapi/asm-generic/socket.h; nobody but us sends so much at once.
@@ -61,7 +61,7 @@ class Links:
         # The kernel counts more than the bytes; nobody reads yet, so nothing may wait here.
         sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * len(queue) + _ROOM_TO_FILL)
         sender.setblocking(False)
-        for message in queues.unpack(queue):
+        for message in socket_queues.unpack(queue):
             sender.sendall(message)
         sender.setblocking(True)
 
