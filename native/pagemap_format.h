@@ -4,7 +4,7 @@
  *
  * Written on the old kernel by rekernel-pagemap while every carried process is
  * frozen, read on the new kernel by rekernel-pager.  It is part of the handover
- * contract: little-endian, versioned, mirrored by src/rekernel/memory/pagemap.py.
+ * contract: little-endian, versioned, mirrored by tests/unit/native/pagemap.py.
  *
  *   offset 0            struct pm_header
  *   sizeof(pm_header)   struct pm_space[n_spaces]

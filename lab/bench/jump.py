@@ -12,10 +12,10 @@ from pathlib import Path
 from unittest import mock
 
 from rekernel import syscalls
+from rekernel.carry.memory import region
 from rekernel.kernel import cmdline
 from rekernel.kernel.cpio import CpioArchive
 from rekernel.kernel.installed import Kernel, choose, installed
-from rekernel.memory import region
 from rekernel.transition import staging
 from rekernel.transition.undo import UndoList
 

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "unit"))
 
-from rekernel.memory.pagemap import PAGE_SIZE, PageMap, Run, Space
+from native.pagemap import PAGE_SIZE, PageMap, Run, Space
 
 ADDRESS = 0x600000000000
 BASE = 64 << 30

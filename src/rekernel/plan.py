@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import room
+from rekernel.carry import support
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
+from rekernel.carry.memory import region
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.census import attempt, usage, wants
@@ -19,10 +21,8 @@ from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.confirmed import Confirmed, compare
 from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
-from rekernel.host import drivers, support
-from rekernel.kernel import fitness
+from rekernel.kernel import drivers, fitness
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
-from rekernel.memory import region
 from rekernel.policy import Policy
 from rekernel.records import record
 from rekernel.room import Room

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan
 from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
-from rekernel.memory.region import Layout
 from rekernel.records import record, replace
 from rekernel.systemd import logins
 from rekernel.systemd.units import Unit

@@ -29,7 +29,7 @@ _OURS = {
     "rekernel.carry",
     "rekernel.handover",
     "rekernel.memory",
-    "rekernel.memory.dax",
+    "rekernel.carry.memory.dax",
     "rekernel.records",
     "rekernel.smallfiles",
     "rekernel.stuck",

@@ -16,8 +16,8 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from rekernel import smallfiles
-from rekernel.agent import cgroups
 from rekernel.agent.console import Tolerated, say
+from rekernel.carry.cgroups import restore as cgroups
 from rekernel.handover.manifest import Tree
 
 # One empty file for each unit that must not start: who removes it lets systemd start the unit.

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import smallfiles, syscalls
-from rekernel.agent import apparmor, boot, cgroups, memory, processes, restore, watchdog
+from rekernel.agent import boot, processes, restore, watchdog
 from rekernel.agent.beside import Beside
 from rekernel.agent.console import Timeline, Tolerated, miss, missing, say
+from rekernel.carry.apparmor import restore as apparmor
+from rekernel.carry.cgroups import restore as cgroups
 from rekernel.carry.conntrack import restore as conntrack
 from rekernel.carry.inotify import restore as watched
 from rekernel.carry.loops import restore as loops
+from rekernel.carry.memory import restore as memory
+from rekernel.carry.memory.dax import DaxRegion
 from rekernel.carry.network import restore as network
 from rekernel.carry.unix_sockets import restore as links
 from rekernel.handover.config import AgentConfig, load_config
@@ -35,7 +39,6 @@ from rekernel.handover.manifest import (
     load,
 )
 from rekernel.handover.store import StoreError, StoreReader, wipe
-from rekernel.memory.dax import DaxRegion
 
 RUN = Path("/run/rekernel")
 RESULT = Path(boot.RESULT)

@@ -17,13 +17,13 @@ from contextlib import suppress
 from enum import Enum, auto
 
 from rekernel import smallfiles
+from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.mounts.observe import stays_behind
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.pressure import observe as pressure
 from rekernel.census import inotify as watched
 from rekernel.census.obstacle import Obstacle
 from rekernel.criu.externals import HUNG, Descriptor, descriptors, socket_of
-from rekernel.host import apparmor
 
 
 class Curable(Enum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.recorder import RECORDER, region_option
 from rekernel.errors import RekernelError
-from rekernel.memory.dax import Range
-from rekernel.memory.recorder import RECORDER, region_option
 from rekernel.records import field, record
 from rekernel.run import run
 

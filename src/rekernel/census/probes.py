@@ -16,20 +16,20 @@ from pathlib import Path
 from rekernel import syscalls
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
+from rekernel.carry.memory import region
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
+from rekernel.carry.swap import observe as swap_areas
+from rekernel.carry.sysctls import observe as sysctls
 from rekernel.census import attempt, usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu.canary import CanaryResult, try_canary
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import drivers, sysctls
-from rekernel.host import swap as swap_areas
-from rekernel.kernel import fitness
+from rekernel.kernel import drivers, fitness
 from rekernel.kernel.installed import installed, running_release
-from rekernel.memory import region
 from rekernel.plan import LOWEST_SAFE_PID, room_for
 from rekernel.records import record, replace
 from rekernel.room import Place

@@ -16,15 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rekernel.census import attempt, brownout, pager
+from rekernel.carry.memory import pager, region
+from rekernel.carry.swap import observe as swap
+from rekernel.carry.sysctls import observe as sysctls
+from rekernel.census import attempt, brownout
 from rekernel.cli.aftermath import new_id
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.containers.checkpoint import WANTED
 from rekernel.containers.model import STOPPED, is_container
 from rekernel.containers.restore import RESULT, forget, unlock
 from rekernel.errors import RekernelError
-from rekernel.host import swap, sysctls
-from rekernel.memory import region
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command

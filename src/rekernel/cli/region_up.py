@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from rekernel.census import pager
+from rekernel.carry.memory import pager, region
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.errors import RekernelError
-from rekernel.memory import region
 
 
 def add_parser(subparsers: VerbParsers) -> None:

@@ -7,9 +7,9 @@ import os
 import time
 from typing import Any
 
+from rekernel.carry.memory import dax, region
 from rekernel.census import attempt, brownout
 from rekernel.cli.common import VerbParsers, add_verb, paint_for_stdout, print_json
-from rekernel.memory import dax, region
 from rekernel.records import asdict
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds

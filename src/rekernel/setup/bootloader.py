@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from rekernel.carry.memory import region
 from rekernel.errors import RekernelError
 from rekernel.kernel import cmdline
-from rekernel.memory import region
 from rekernel.records import record
 from rekernel.setup.host import Host
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import RekernelError
-from rekernel.memory.dax import Range
 from rekernel.records import asdict, field, record
 from rekernel.setup.host import Host
 

@@ -8,8 +8,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 
+from rekernel.carry.memory import region
 from rekernel.errors import RekernelError
-from rekernel.memory import region
 from rekernel.setup import bootloader, files
 from rekernel.setup.files import RECORD, Content, Record, Written
 from rekernel.setup.host import Host

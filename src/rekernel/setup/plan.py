@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from rekernel.carry.memory import region
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import BlockedError
-from rekernel.memory import region
-from rekernel.memory.dax import Range
 from rekernel.policy import Policy
 from rekernel.records import record
 from rekernel.setup import bootloader, dropins, files

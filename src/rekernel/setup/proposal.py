@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from rekernel.carry.memory.dax import Range, merge, subtract
+from rekernel.carry.memory.region import MIB, store_size
 from rekernel.errors import BlockedError, NotPermittedError
-from rekernel.memory.dax import Range, merge, subtract
-from rekernel.memory.region import MIB, store_size
 from rekernel.records import record
 
 GIB = 1 << 30

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
-from rekernel.host import cgroups
 from rekernel.plan import Plan
 from rekernel.records import record
 from rekernel.transition import cut, staging, trees

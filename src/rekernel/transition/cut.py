@@ -14,6 +14,9 @@ from subprocess import Popen
 from typing import Any
 
 from rekernel import smallfiles, syscalls
+from rekernel.carry.memory import dax, migrations
+from rekernel.carry.memory.recorder import RECORDER, region_option
+from rekernel.carry.memory.region import Layout, ram_ranges, store_device
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.errors import RekernelError
@@ -26,9 +29,6 @@ from rekernel.handover.manifest import (
     dump,
 )
 from rekernel.handover.store import StoreFullError, StoreWriter
-from rekernel.memory import dax, moves
-from rekernel.memory.recorder import RECORDER, region_option
-from rekernel.memory.region import Layout, ram_ranges, store_device
 from rekernel.records import record
 from rekernel.run import end, finish, start
 from rekernel.transition.staging import SCRATCH
@@ -100,12 +100,12 @@ class PageRecord:
     occupied: tuple[Extent, ...]
     pages: int
     stray_pages: int
-    # What memory.moves counted before it.
+    # What migrations.count() said before it.
     moves: int
 
     def is_true(self) -> bool:
         """Whether every page is still where it was."""
-        return moves.count() == self.moves
+        return migrations.count() == self.moves
 
 
 class Recorder:
@@ -117,7 +117,7 @@ class Recorder:
         self._summary = SCRATCH / "recorder.json"
         self._summary.unlink(missing_ok=True)
         self._block = dax.block_size()
-        self._moves = moves.count()
+        self._moves = migrations.count()
         self._process: Popen[bytes] = start(
             [
                 RECORDER, "record",

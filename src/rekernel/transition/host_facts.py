@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from rekernel import syscalls
+from rekernel.carry import support
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
@@ -14,9 +15,9 @@ from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan, stays_behind
 from rekernel.carry.network import ifupdown
 from rekernel.carry.network import observe as network
+from rekernel.carry.sysctls import observe as sysctls
 from rekernel.criu.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
-from rekernel.host import support, sysctls
 from rekernel.records import record, replace
 from rekernel.systemd import adoption, logins, settled, volatile
 from rekernel.systemd.units import Unit, exited, show

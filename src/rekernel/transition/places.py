@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.census import attempt
 from rekernel.handover.manifest import IMAGES_DIRECTORY, RESTORE_WORK, Mount
-from rekernel.memory.region import Layout
 from rekernel.records import replace
 from rekernel.room import Room, make_store_file, store_file_bytes
 from rekernel.syscalls import MS_NODEV, MS_NOSUID

@@ -11,20 +11,20 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.agent import boot
+from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.disks import observe as disks
+from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import wireguard
+from rekernel.carry.swap.observe import SwapArea, shortage
 from rekernel.criu.options import PROBE
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.handover.config import AgentConfig, RaidArray
 from rekernel.handover.manifest import Extent
-from rekernel.host import apparmor, drivers
-from rekernel.host.swap import SwapArea, shortage
-from rekernel.kernel import initrd, modules
+from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel
-from rekernel.memory.region import Layout
 from rekernel.run import run, start
 from rekernel.transition.loading import Loading
 from rekernel.transition.undo import UndoList

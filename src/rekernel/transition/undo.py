@@ -20,12 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.carry.pidfd import observe as pidfd
+from rekernel.carry.swap import observe as swap
 from rekernel.containers import checkpoint
 from rekernel.criu import tcp_repair
-from rekernel.host import apparmor, swap
 from rekernel.records import record, replace
 from rekernel.run import run
 from rekernel.transition.problem import Problem

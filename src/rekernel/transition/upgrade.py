@@ -13,13 +13,18 @@ from pathlib import Path
 from types import FrameType
 
 from rekernel import room, syscalls
+from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.inotify import observe as inotify
+from rekernel.carry.memory.gather import gather
+from rekernel.carry.memory.region import ram_ranges
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import trial as network_trial
 from rekernel.carry.pidfd.observe import StandIn
 from rekernel.carry.raid import observe as raid
+from rekernel.carry.swap import observe as swap
+from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import snapshot
 from rekernel.census.connections import established
@@ -37,10 +42,7 @@ from rekernel.errors import (
 )
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
-from rekernel.host import apparmor, swap, sysctls
 from rekernel.kernel import cmdline
-from rekernel.memory.gather import gather
-from rekernel.memory.region import ram_ranges
 from rekernel.plan import Plan
 from rekernel.records import asdict
 from rekernel.run import answering, end, finish, run, start

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import cgroups, console, remains
+from rekernel.agent import console, remains
+from rekernel.carry.cgroups import restore as cgroups
 from rekernel.handover.manifest import Tree
 
 

@@ -20,7 +20,8 @@ import pytest
 from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import cgroups, remains, restore
+from rekernel.agent import remains, restore
+from rekernel.carry.cgroups import restore as cgroups
 from rekernel.carry.terminals import restore as terminals
 from rekernel.carry.unix_sockets.restore import Links
 from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept

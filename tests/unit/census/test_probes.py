@@ -10,6 +10,9 @@ from rekernel import room, syscalls
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
 from rekernel.carry.loops.observe import Loops
+from rekernel.carry.memory import region
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.region import MIB, Layout, layout, parameters
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
 from rekernel.census import attempt, probes
@@ -20,11 +23,7 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import canary
 from rekernel.criu.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import drivers
-from rekernel.kernel import fitness
-from rekernel.memory import region
-from rekernel.memory.dax import Range
-from rekernel.memory.region import MIB, Layout, layout, parameters
+from rekernel.kernel import drivers, fitness
 from rekernel.records import replace
 from rekernel.room import Disk, Free
 from rekernel.systemd.units import Unit

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from rekernel.carry.sysctls import observe as sysctls
 from rekernel.cli import finish
 from rekernel.errors import RekernelError
-from rekernel.host import sysctls
 from rekernel.report import after
 from rekernel.report.builder import After
 from rekernel.report.history import History

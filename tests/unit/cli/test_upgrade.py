@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import pytest
 
 from rekernel import cli, confirmed
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.region import Layout
 from rekernel.census import attempt, brownout
 from rekernel.census.pages import Survey
 from rekernel.census.probes import Finding, Status
@@ -29,8 +31,6 @@ from rekernel.confirmed import Confirmed
 from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
 from rekernel.kernel.installed import Kernel
 from rekernel.lock import exclusive
-from rekernel.memory.dax import Range
-from rekernel.memory.region import Layout
 from rekernel.plan import Plan
 from rekernel.policy import Policy
 from rekernel.records import asdict, replace

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from rekernel import cli
-from rekernel.census import attempt, brownout, pager
+from rekernel.carry.memory import pager, region
+from rekernel.census import attempt, brownout
 from rekernel.cli import abort, aftermath, containers_up, finish, region_up
 from rekernel.containers import restore
 from rekernel.errors import RolledBackError
-from rekernel.memory import region
 from rekernel.records import asdict
 from rekernel.report import after, builder
 from rekernel.report.builder import After, UnitAfter

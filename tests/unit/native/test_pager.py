@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.memory.pagemap import PAGE_SIZE, PageMap, Run, RunFlag, Space
 from rekernel.records import replace
 
 from .conftest import ADDRESS, PROGRAMS, STRAY_BASE, World, WorldFactory, wait_for
+from .pagemap import PAGE_SIZE, PageMap, Run, RunFlag, Space
 
 SCENARIOS = [
     "read",

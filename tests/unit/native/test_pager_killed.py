@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from rekernel.memory.pagemap import PAGE_SIZE
-
 from .conftest import PROGRAMS, Pager, Process, World, WorldFactory, wait_for
+from .pagemap import PAGE_SIZE
 
 SCENARIOS = ["read", "threads", "fork", "mremap", "dontneed", "munmap", "mprotect"]
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from rekernel.memory.pagemap import PAGE_SIZE, PageMap, RunFlag, Space
-
 from .conftest import ADDRESS, PROGRAMS, STRAY_BASE, WorldFactory
+from .pagemap import PAGE_SIZE, PageMap, RunFlag, Space
 
 PAGEMAP = PROGRAMS / "rekernel-pagemap"
 ALL_MEMORY = "0:1T"

@@ -12,12 +12,12 @@ import pytest
 
 from rekernel import plan
 from rekernel.carry.loops.observe import Loops
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.region import layout
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.kernel.installed import Kernel
-from rekernel.memory.dax import Range
-from rekernel.memory.region import layout
 from rekernel.policy import Policy, load
 from rekernel.systemd.units import Unit
 

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
+from rekernel.carry.memory import region
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import RekernelError
-from rekernel.memory import region
-from rekernel.memory.dax import Range
 from rekernel.setup import bootloader
 from rekernel.setup.bootloader import ByHand, Grub, SystemdBoot
 

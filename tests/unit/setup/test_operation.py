@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from rekernel.carry.memory import region
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.memory import region
-from rekernel.memory.dax import Range
 from rekernel.policy import Policy
 from rekernel.run import CommandFailedError
 from rekernel.setup import dropins, files, operation, plan

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rekernel.carry.memory import region
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import BlockedError, NotPermittedError
-from rekernel.memory import region
-from rekernel.memory.dax import Range
 from rekernel.setup.proposal import (
     GIB,
     LEFT_FOR_KERNEL,

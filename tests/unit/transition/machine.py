@@ -25,13 +25,21 @@ from typing import Any
 import pytest
 
 from rekernel import syscalls
+from rekernel.carry.apparmor import observe as apparmor
+from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.disks.stack import Stack
+from rekernel.carry.memory import dax, migrations
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.recorder import RECORDER
+from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
+from rekernel.carry.swap import observe as swap
+from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import Member, Taken
 from rekernel.census import attempt
@@ -39,13 +47,8 @@ from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, Network, load
 from rekernel.handover.store import StoreReader
-from rekernel.host import apparmor, cgroups, drivers, swap, sysctls
-from rekernel.kernel import initrd, modules
+from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel
-from rekernel.memory import dax, moves
-from rekernel.memory.dax import Range
-from rekernel.memory.recorder import RECORDER
-from rekernel.memory.region import Layout
 from rekernel.plan import Plan
 from rekernel.room import Disk, Free, Room
 from rekernel.systemd import units
@@ -437,7 +440,7 @@ def machine(
             "observe": lambda pid="self": list(found.host().table),
             "resize_run": lambda size: None,
         },
-        moves: {"count": lambda: found.moves},
+        migrations: {"count": lambda: found.moves},
         network_trial: {"refused": lambda network: []},
         staging: {
             "SCRATCH": scratch,

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from handover.test_manifest import SAMPLE
 
+from rekernel.carry.memory import dax, migrations
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.region import Layout
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Memory, dump, load
 from rekernel.handover.store import BLOCK, StoreReader, StoreWriter
-from rekernel.memory import dax, moves
-from rekernel.memory.dax import Range
-from rekernel.memory.region import Layout
 from rekernel.records import asdict
 from rekernel.run import answering
 from rekernel.transition import cut, undo
@@ -98,7 +98,7 @@ def recorder(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cu
     monkeypatch.setattr(cut, "SCRATCH", tmp_path)
     monkeypatch.setattr(cut, "ram_ranges", lambda where: [Range(100, 500), Range(600, 1000)])
     monkeypatch.setattr(dax, "block_size", lambda: 100)
-    monkeypatch.setattr(moves, "count", lambda: 5)
+    monkeypatch.setattr(migrations, "count", lambda: 5)
     return cut.Recorder(WHERE, [7, 8], 4096, 1 << 20)
 
 
@@ -118,7 +118,7 @@ def test_the_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.occupied == (Extent(200, 300), Extent(600, 800))
     assert (record.pages, record.stray_pages) == (9, 2)
     assert record.is_true()
-    monkeypatch.setattr(moves, "count", lambda: record.moves + 1)
+    monkeypatch.setattr(migrations, "count", lambda: record.moves + 1)
     assert not record.is_true()
     words = (tmp_path / "said").read_text().split()
     assert words[0] == "record"

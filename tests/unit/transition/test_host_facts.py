@@ -17,10 +17,10 @@ from rekernel.carry.block import superblocks
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import ifupdown
+from rekernel.carry.sysctls import observe as sysctls
 from rekernel.census.verdicts import Verdict
 from rekernel.criu.options import RESTORE_ROOT, TreeOptions
 from rekernel.handover.manifest import FILTER
-from rekernel.host import sysctls
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
 from rekernel.systemd import adoption, bus, logins, volatile

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from rekernel import room
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.region import Layout, layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
-from rekernel.memory.dax import Range
-from rekernel.memory.region import Layout, layout
 from rekernel.records import replace
 from rekernel.room import Disk, Free, Room
 from rekernel.transition import staging

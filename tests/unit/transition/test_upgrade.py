@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
+from rekernel.carry.memory.recorder import RECORDER
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import UnsettledError
 from rekernel.census.usage import Usage
@@ -26,7 +27,6 @@ from rekernel.errors import (
     RekernelError,
     RolledBackError,
 )
-from rekernel.memory.recorder import RECORDER
 from rekernel.records import replace
 from rekernel.report import builder
 from rekernel.room import Disk, Free
@@ -512,7 +512,7 @@ def test_pages_that_were_moved_are_recorded_again(
     # One that keeps on moving them.
     before = machine.state()
     numbers = iter(range(100, 200))
-    monkeypatch.setattr("rekernel.memory.moves.count", lambda: next(numbers))
+    monkeypatch.setattr("rekernel.carry.memory.migrations.count", lambda: next(numbers))
     error = fail(machine.upgrade())
     assert (str(error), getattr(error, "hint", "")) == (
         "the kernel keeps on moving pages",

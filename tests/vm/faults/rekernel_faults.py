@@ -133,7 +133,7 @@ def _compact(spec: dict[str, Any]) -> None:
 
 def _corrupt(spec: dict[str, Any]) -> None:
     """One bit of the sealed store's index, right before the jump."""
-    from rekernel.memory import region
+    from rekernel.carry.memory import region
     from rekernel.transition import cut
 
     jump = cut.jump

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.carry.apparmor import observe as apparmor
 from rekernel.errors import RekernelError
-from rekernel.host import apparmor
 
 # The first bytes of Debian's named profile, as 6.12 gives them back.
 NAMED = bytes.fromhex("04080076657273696f6e000207202000040800") + b"profile\x00\x07"

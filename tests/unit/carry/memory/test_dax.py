@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded, on_each_kernel
 
+from rekernel.carry.memory import dax, region
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import BlockedError
-from rekernel.memory import dax, region
-from rekernel.memory.dax import Range
 
 
 @pytest.fixture(params=[OLD, NEW], ids=lambda item: item.release)

@@ -9,9 +9,9 @@ import os
 
 import pytest
 
-from rekernel.memory import gather as module
-from rekernel.memory.dax import Range
-from rekernel.memory.recorder import RECORDER, region_option
+from rekernel.carry.memory import gather as module
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.recorder import RECORDER, region_option
 
 HUGE = 2 << 20
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.memory.pagemap import PAGE_SIZE, PageMap, PageMapError, Run, RunFlag, Space
+from .pagemap import PAGE_SIZE, PageMap, PageMapError, Run, RunFlag, Space
 
 
 @st.composite

@@ -2,8 +2,7 @@
 
 ``rekernel-pagemap`` writes it on the old kernel while everything is frozen,
 ``rekernel-pager`` reads it on the new one. The format is defined in
-``native/pagemap_format.h``; this module mirrors it for planning, for checks by the
-agent, and for tests. Standard library only: the agent imports it in the initrd.
+``native/pagemap_format.h``; this module mirrors it for tests.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from rekernel.carry.memory import dax
+from rekernel.carry.memory.dax import Range
 from rekernel.errors import BlockedError
-from rekernel.memory import dax
-from rekernel.memory.dax import Range
 from rekernel.records import record
 from rekernel.run import run
 

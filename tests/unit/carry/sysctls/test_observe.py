@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.host import sysctls
+from rekernel.carry.sysctls import observe as sysctls
 
 
 def test_values_can_be_written_back_as_they_are() -> None:
@@ -16,7 +16,7 @@ def test_values_can_be_written_back_as_they_are() -> None:
 
 
 def test_what_was_changed_is_set_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (unit,) = Path(__file__).parents[3].glob("packaging/systemd/rekernel-settings.service")
+    (unit,) = Path(__file__).parents[4].glob("packaging/systemd/rekernel-settings.service")
     _, _, command = unit.read_text().replace("\\\n", "").partition("sh -c '")
     script = command.partition("'\n")[0]
     run = tmp_path / "run"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import cgroups as agent
+from rekernel.carry.cgroups import observe as cgroups
+from rekernel.carry.cgroups import restore as agent
 from rekernel.handover.manifest import Cgroup
-from rekernel.host import cgroups
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.carry.swap import observe as swap
+from rekernel.carry.swap.observe import SwapArea
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.host import swap
-from rekernel.host.swap import SwapArea
 from rekernel.transition import staging
 from rekernel.transition.undo import UndoList
 

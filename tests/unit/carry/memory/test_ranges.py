@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.memory import region
-from rekernel.memory.dax import Range, merge, subtract
+from rekernel.carry.memory import region
+from rekernel.carry.memory.dax import Range, merge, subtract
 
 ranges = st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda r: Range(r[0], sum(r)))
 lists = st.lists(ranges, max_size=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rekernel.memory.dax import Range
+from rekernel.carry.memory.dax import Range
 
 RECORDER = "/usr/lib/rekernel/rekernel-pagemap"
 

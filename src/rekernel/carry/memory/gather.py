@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from rekernel import syscalls
-from rekernel.memory.dax import Range
-from rekernel.memory.recorder import RECORDER, region_option
+from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.recorder import RECORDER, region_option
 from rekernel.run import run
 
 _HUGE = 2 << 20

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.agent import boot, processes
+from rekernel.carry.memory import dax
 from rekernel.handover.config import AgentConfig
 from rekernel.handover.manifest import Extent, Memory
 from rekernel.handover.store import Entry
-from rekernel.memory import dax
 from rekernel.records import asdict, record
 
 PAGER = "/usr/lib/rekernel/rekernel-pager"
