@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.agent import console
+from rekernel.pid1 import console
 
 
 class Said:

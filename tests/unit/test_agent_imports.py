@@ -32,10 +32,12 @@ _OURS = {
     "rekernel.carry.memory.dax",
     "rekernel.records",
     "rekernel.smallfiles",
-    "rekernel.stuck",
+    "rekernel.pid1",
     "rekernel.syscalls",
+    "rekernel.wait_states",
+    "rekernel.netlink",
 }
-_OUR_PACKAGES = ("rekernel.agent.", "rekernel.carry.", "rekernel.handover.")
+_OUR_PACKAGES = ("rekernel.agent.", "rekernel.carry.", "rekernel.handover.", "rekernel.pid1.")
 _SLOW = {
     "argparse",
     "asyncio",

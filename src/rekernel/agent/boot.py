@@ -9,8 +9,8 @@ import os
 import threading
 
 from rekernel import syscalls
-from rekernel.agent.console import Tolerated, miss, missing, say
 from rekernel.carry.block import superblocks
+from rekernel.pid1.console import Tolerated, miss, missing, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ import threading
 import time
 
 from rekernel import syscalls
-from rekernel.agent import boot, processes
-from rekernel.agent.console import Timeline, say
+from rekernel.agent import boot
 from rekernel.carry.block import udev_records
 from rekernel.carry.device_mapper import restore as devmapper
 from rekernel.carry.raid import restore as raid
+from rekernel.pid1 import processes
+from rekernel.pid1.console import Timeline, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

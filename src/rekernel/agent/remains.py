@@ -16,9 +16,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from rekernel import smallfiles
-from rekernel.agent.console import Tolerated, say
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.handover.manifest import Tree
+from rekernel.pid1.console import Tolerated, say
 
 # One empty file for each unit that must not start: who removes it lets systemd start the unit.
 NOT_ENDED = "/run/rekernel/not-ended"

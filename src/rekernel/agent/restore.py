@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import smallfiles
-from rekernel.agent import processes
-from rekernel.agent.console import miss, say
 from rekernel.carry.mounts import own_namespaces
 from rekernel.carry.task_attributes.restore import set_again
 from rekernel.carry.terminals.restore import REACH, Numbers
 from rekernel.carry.unix_sockets.restore import Links
 from rekernel.handover.manifest import RESTORE_WORK, Inherited, Tree
+from rekernel.pid1 import processes
+from rekernel.pid1.console import miss, say
 from rekernel.records import field, record
-from rekernel.stuck import where_they_wait
+from rekernel.wait_states import where_they_wait
 
 WORK = Path(RESTORE_WORK)
 _HOOK_SOCKET = "/run/rekernel/hook.sock"

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import smallfiles, syscalls
-from rekernel.agent import boot, processes, restore, watchdog
-from rekernel.agent.beside import Beside
-from rekernel.agent.console import Timeline, Tolerated, miss, missing, say
+from rekernel.agent import boot, restore
 from rekernel.carry.apparmor import restore as apparmor
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.carry.conntrack import restore as conntrack
@@ -39,6 +37,9 @@ from rekernel.handover.manifest import (
     load,
 )
 from rekernel.handover.store import StoreError, StoreReader, wipe
+from rekernel.pid1 import processes, watchdog
+from rekernel.pid1.background import Background
+from rekernel.pid1.console import Timeline, Tolerated, miss, missing, say
 
 RUN = Path("/run/rekernel")
 RESULT = Path(boot.RESULT)
@@ -138,7 +139,7 @@ def _restore(
     # Used up, whatever happens now: nothing may be restored twice.
     result |= {"handover": "used", "id": manifest.id}
     watchdog.allow(2 * manifest.patience_s)
-    freed: Beside | None = None
+    freed: Background | None = None
     try:
         with timeline.phase("settings"):
             _apply_settings(manifest)
@@ -148,7 +149,7 @@ def _restore(
             _wait_for_probe(probe)
         # From now on: what is touched right after the commit shall lie in the region again.
         if region is not None:
-            freed = Beside(functools.partial(memory.free_parts_to_ram, manifest.memory, region))
+            freed = Background(functools.partial(memory.free_parts_to_ram, manifest.memory, region))
         with timeline.phase("restore"):
             restores = _restore_trees(manifest, between)
         wipe(store.area)
@@ -208,7 +209,7 @@ def _set_up_host(
 ) -> links.Links:
     """All that the restore needs, the network beside the rest as it mostly waits."""
     tracked = reader.read(CONNTRACK_BLOB) if CONNTRACK_BLOB in reader else b""
-    upping = Beside(functools.partial(_set_up_network, manifest.network, tracked))
+    upping = Background(functools.partial(_set_up_network, manifest.network, tracked))
     try:
         with timeline.phase("mounts"):
             attached = loops.Loops(manifest.loops)

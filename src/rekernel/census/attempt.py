@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rekernel import reserved
+from rekernel import preallocated
 from rekernel.census.brownout import read_json
 from rekernel.records import record
 from rekernel.run import run
@@ -48,12 +48,12 @@ def unit_runs() -> bool:
 
 def reserve_outcome(path: Path = OUTCOME) -> None:
     """Take the room for a report now: what ends the attempt may be that there is none left."""
-    reserved.reserve(path, _OUTCOME_BYTES)
+    preallocated.reserve(path, _OUTCOME_BYTES)
 
 
 def write_outcome(report: Mapping[str, Any], path: Path = OUTCOME) -> None:
     """Leave a report for whoever waits for the attempt to end."""
-    reserved.write(path, json.dumps(report))
+    preallocated.write(path, json.dumps(report))
 
 
 def read_outcome(path: Path = OUTCOME) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.cli.verdicts import unit_document, verdict_lines
-from rekernel.criu.canary import Beside
+from rekernel.criu.canary import Background
 from rekernel.kernel.installed import choose, installed, running_release
 from rekernel.report.layout import Paint, table
 from rekernel.systemd.units import running_units
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     require_root()
     kernels = installed()
     kernel = choose(args.kernel, kernels) if args.kernel or kernels else None
-    canary = Beside()
+    canary = Background()
     found = processes.observe()
     parents = {process.pid: process.parent for process in found}
     units = judge(running_units(), policy.load(), parents)

@@ -160,7 +160,7 @@ def _start(cgroup: Path, port: int) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-class Beside:
+class Background:
     """A canary that is tried while others are asked; most of its time it waits for criu."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rekernel import reserved
+from rekernel import preallocated
 from rekernel.errors import NothingToDoError, RekernelError, UsageError
 
 DIRECTORY = Path("/var/lib/rekernel/history")
@@ -35,7 +35,7 @@ class History:
         """
         try:
             self._write(identifier, "attempt.json", {"schema": 1, "id": identifier, **facts})
-            reserved.reserve(self.directory / identifier / "report.json", _REPORT_BYTES)
+            preallocated.reserve(self.directory / identifier / "report.json", _REPORT_BYTES)
         except OSError as error:
             # Without the whole of it there was none.
             shutil.rmtree(self.directory / identifier, ignore_errors=True)
@@ -61,7 +61,7 @@ class History:
         return directory
 
     def _write(self, identifier: str, name: str, content: Mapping[str, Any]) -> None:
-        reserved.write(self.directory / identifier / name, json.dumps(content, indent=1) + "\n")
+        preallocated.write(self.directory / identifier / name, json.dumps(content, indent=1) + "\n")
 
     def ids(self) -> list[str]:
         """All attempts, newest first."""
@@ -112,7 +112,7 @@ class History:
         open_ones = {str(item["id"]) for item in self.unfinished()}
         for identifier in self.ids():
             if identifier not in open_ones:
-                reserved.release(self.directory / identifier / "report.json")
+                preallocated.release(self.directory / identifier / "report.json")
 
     def _prune(self) -> None:
         for identifier in self.ids()[_KEPT:]:

@@ -15,9 +15,9 @@ from subprocess import Popen
 from rekernel.errors import RekernelError
 from rekernel.records import field, record
 from rekernel.run import start
-from rekernel.stuck import where_they_wait
 from rekernel.transition.seizing import Seizing
 from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
+from rekernel.wait_states import where_they_wait
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"
 # Seconds in which no criu that has yet to be done was given a processor, wanted one, waited for a

@@ -14,9 +14,10 @@ import pytest
 from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import boot, console
+from rekernel.agent import boot
 from rekernel.carry.block import superblocks
 from rekernel.handover.manifest import Mount
+from rekernel.pid1 import console
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -101,7 +102,7 @@ _MOUNTS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from rekernel.agent import boot
-from rekernel.agent import console
+from rekernel.pid1 import console
 from rekernel.carry.block import superblocks
 from rekernel.handover.manifest import Mount
 top = sys.argv[2]

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import console, remains
+from rekernel.agent import remains
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.handover.manifest import Tree
+from rekernel.pid1 import console
 
 
 @pytest.fixture(autouse=True)

@@ -341,12 +341,12 @@ def test_no_criu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_canary_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary, "try_canary", lambda: CanaryResult(0.5, 0.25))
-    context = Context(canary=canary.Beside().result)
+    context = Context(canary=canary.Background().result)
     assert "dump 0.5 s, restore 0.2 s" in probes.canary(context)[1]
 
     def fail() -> CanaryResult:
         raise CanaryError("criu cannot dump a test process: x", "do y")
 
     monkeypatch.setattr(canary, "try_canary", fail)
-    context = Context(canary=canary.Beside().result)
+    context = Context(canary=canary.Background().result)
     assert probes.canary(context) == (Status.FAIL, "criu cannot dump a test process: x", "do y")

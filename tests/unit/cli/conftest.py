@@ -19,7 +19,7 @@ from rekernel.transition.undo import UndoList
 def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd is the init system and answers."""
     monkeypatch.setattr(bus, "assert_there", lambda: None)
-    monkeypatch.setattr(check, "Beside", lambda: SimpleNamespace(result=None))
+    monkeypatch.setattr(check, "Background", lambda: SimpleNamespace(result=None))
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rekernel.agent.console import say
 from rekernel.handover.manifest import APPARMOR_BLOBS
+from rekernel.pid1.console import say
 
 if TYPE_CHECKING:
     from rekernel.handover.store import StoreReader

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekernel.agent.console import Tolerated, say
+from rekernel.pid1.console import Tolerated, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rekernel.errors import RekernelError
-from rekernel.handover.netlink import HEADER, attribute, attributes, dump, message
+from rekernel.netlink import HEADER, attribute, attributes, dump, message
 
 _LOADED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _MAXIMUM = Path("/proc/sys/net/netfilter/nf_conntrack_max")

@@ -6,8 +6,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from rekernel.agent.console import miss, say
-from rekernel.handover.netlink import ERROR, error_number, messages
+from rekernel.netlink import ERROR, error_number, messages
+from rekernel.pid1.console import miss, say
 
 _MAXIMUM = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _NETLINK_NETFILTER = 12

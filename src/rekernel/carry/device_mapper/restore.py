@@ -11,8 +11,8 @@ import os
 import struct
 import time
 
-from rekernel.agent.console import say
 from rekernel.carry.block import superblocks
+from rekernel.pid1.console import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

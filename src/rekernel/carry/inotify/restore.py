@@ -6,8 +6,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rekernel.agent.console import say
 from rekernel.handover.manifest import WATCHED
+from rekernel.pid1.console import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,8 +8,8 @@ import os
 import struct
 from collections.abc import Sequence
 
-from rekernel.agent.console import miss
 from rekernel.handover.manifest import LoopDevice
+from rekernel.pid1.console import miss
 
 # include/uapi/linux/loop.h
 _CONFIGURE = 0x4C0A

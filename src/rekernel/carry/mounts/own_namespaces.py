@@ -10,8 +10,8 @@ import os
 from typing import TYPE_CHECKING
 
 from rekernel import syscalls
-from rekernel.agent.beside import Beside
-from rekernel.agent.console import miss
+from rekernel.pid1.background import Background
+from rekernel.pid1.console import miss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ def _remount(pid: int, wanted: Mapping[str, int]) -> None:
     try:
         # A thread, not a process: one that is forked off while other threads run has their locks as
         # they were at that moment, and may wait for one for ever.
-        Beside(
+        Background(
             lambda: _in_namespace(pid, {target: wanted[target] for target in wrong}, failed)
         ).finish(_LIMIT_S)
     except Exception as error:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from rekernel import smallfiles, syscalls
-from rekernel.agent import processes
-from rekernel.agent.console import Tolerated, miss, say
 from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
+from rekernel.pid1 import processes
+from rekernel.pid1.console import Tolerated, miss, say
 
 _LOG = "/run/rekernel/network.log"
 

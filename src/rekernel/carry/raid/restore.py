@@ -9,8 +9,8 @@ import os
 import time
 from contextlib import suppress
 
-from rekernel.agent.console import miss
 from rekernel.carry.block import superblocks
+from rekernel.pid1.console import miss
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

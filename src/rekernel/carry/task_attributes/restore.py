@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rekernel import syscalls
-from rekernel.agent.console import say
+from rekernel.pid1.console import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterable
 
-from rekernel.agent.console import say
+from rekernel.pid1.console import say
 
 # criu/tty.c, __pty_open_ptmx_index()
 REACH = 32

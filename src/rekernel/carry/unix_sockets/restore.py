@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable, Sequence
 
 from rekernel import syscalls
-from rekernel.agent.beside import Beside
-from rekernel.agent.console import miss
 from rekernel.carry.unix_sockets import socket_queues
 from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
+from rekernel.pid1.background import Background
+from rekernel.pid1.console import miss
 
 # include/uapi/asm-generic/socket.h; nobody but us sends so much at once.
 _SO_SNDBUFFORCE = 32
@@ -113,7 +113,7 @@ def _connect(near: socket.socket, link: DatagramLink) -> None:
         near.connect(name)
 
     # Its directory may lie on a disk that does not answer.
-    Beside(connect).finish(_LIMIT_S)
+    Background(connect).finish(_LIMIT_S)
 
 
 def _connect_to_nobody(near: socket.socket) -> None:

@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 
-from rekernel.handover import netlink
+from rekernel import netlink
 from rekernel.records import record
 
 JOURNAL_STDOUT = "/run/systemd/journal/stdout"

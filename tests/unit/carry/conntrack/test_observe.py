@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rekernel import netlink
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.conntrack import restore as agent
-from rekernel.handover import netlink
 
 SOURCE = Path(__file__).parents[4] / "src"
 
@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from rekernel import syscalls
 from rekernel.carry.conntrack import restore as agent
-from rekernel.handover import netlink
+from rekernel import netlink
 from rekernel.carry.conntrack import observe as conntrack
 
 RULES = '''table ip nat {

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded
 
-from rekernel.agent import processes
 from rekernel.carry.memory import dax
 from rekernel.carry.memory import restore as memory
 from rekernel.carry.memory.restore import RegionError
 from rekernel.handover.config import AgentConfig, RootConfig
 from rekernel.handover.manifest import Extent, Memory
 from rekernel.handover.store import Entry
+from rekernel.pid1 import processes
 
 CONFIG = AgentConfig(
     "id",

@@ -9,9 +9,9 @@ import pytest
 from said import Said
 
 from rekernel import syscalls
-from rekernel.agent import console, processes
 from rekernel.carry.network import restore as network
 from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
+from rekernel.pid1 import console, processes
 from rekernel.records import replace
 
 SOURCE = Path(__file__).parents[4] / "src"

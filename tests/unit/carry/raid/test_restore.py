@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from said import Said
 
-from rekernel.agent import console
 from rekernel.carry.block import superblocks, udev_records
 from rekernel.carry.raid import restore as raid
 from rekernel.handover.config import RaidArray
+from rekernel.pid1 import console
 from rekernel.records import asdict
 
 DISKS = {"disk-a": "null", "disk-b": "zero"}

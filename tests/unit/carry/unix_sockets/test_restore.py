@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
-from rekernel.agent import console
 from rekernel.carry.unix_sockets import restore as links
 from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
+from rekernel.pid1 import console
 
 
 def test_a_queue_that_cannot_be_read_is_missing() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from recorded import Recorded, on_each_kernel
 
+from rekernel import netlink
 from rekernel.carry.unix_sockets import sockets as unixsockets
 from rekernel.carry.unix_sockets.sockets import UnixSocket
-from rekernel.handover import netlink
 
 
 def inode(item: socket.socket) -> int:

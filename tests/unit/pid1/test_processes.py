@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekernel.agent import processes
-from rekernel.agent.processes import ProgramFailedError
+from rekernel.pid1 import processes
+from rekernel.pid1.processes import ProgramFailedError
 
 
 @settings(max_examples=10)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Beside(threading.Thread):
+class Background(threading.Thread):
     """Runs a step from its creation on; :meth:`finish` waits for it and raises its error."""
 
     def __init__(self, step: Callable[[], object]) -> None:

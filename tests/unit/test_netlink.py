@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekernel.handover import netlink
+from rekernel import netlink
 
 bodies = st.lists(st.tuples(st.integers(16, 0xFFFF), st.binary(max_size=50)), max_size=8)
 

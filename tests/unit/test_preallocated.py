@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from rekernel import reserved
+from rekernel import preallocated
 
 
 def test_reserved_room_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "report.json"
-    reserved.reserve(path, 64 << 10)
+    preallocated.reserve(path, 64 << 10)
     assert not path.exists()
     (taken,) = path.parent.iterdir()
     inode = taken.stat().st_ino
     assert taken.stat().st_blocks * 512 >= 64 << 10
-    reserved.write(path, "short\n")
+    preallocated.write(path, "short\n")
     assert path.read_text() == "short\n"
     assert path.stat().st_ino == inode
     assert os.listdir(path.parent) == ["report.json"]
@@ -25,15 +25,15 @@ def test_reserved_room_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_a_reservation(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    reserved.write(path, "a longer text\n")
-    reserved.write(path, "short\n")
+    preallocated.write(path, "a longer text\n")
+    preallocated.write(path, "short\n")
     assert path.read_text() == "short\n"
 
 
 def test_what_was_there_stays_until_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    reserved.reserve(path, 4096)
+    preallocated.reserve(path, 4096)
     assert path.read_text() == "old"
-    reserved.write(path, "new")
+    preallocated.write(path, "new")
     assert path.read_text() == "new"

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from said import Said
 
-from rekernel.agent import console
-from rekernel.agent.console import Timeline, say
+from rekernel.pid1 import console
+from rekernel.pid1.console import Timeline, say
 
 
 def test_a_lost_message_loses_nothing(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from rekernel.agent import beside, resume, watchdog
+from rekernel.agent import resume
+from rekernel.pid1 import background as beside
+from rekernel.pid1 import watchdog
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +24,10 @@ def _handler() -> Iterator[None]:
 
 def test_a_system_call_that_does_not_return() -> None:
     reading, writing = os.pipe()
-    thread = beside.Beside(lambda: os.read(reading, 1))
+    thread = beside.Background(lambda: os.read(reading, 1))
     began = time.monotonic()
     watchdog.allow(0.1)
-    with pytest.raises(watchdog.StuckError, match=r"stands still in .*agent\.beside\.run:\d+"):
+    with pytest.raises(watchdog.StuckError, match=r"stands still in .*pid1\.background\.run:\d+"):
         thread.join()
     assert time.monotonic() - began < 10
     watchdog.stop()
