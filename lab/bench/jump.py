@@ -12,12 +12,12 @@ from pathlib import Path
 from unittest import mock
 
 from rekernel import syscalls
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory import region
 from rekernel.kernel import cmdline
 from rekernel.kernel.cpio import CpioArchive
 from rekernel.kernel.installed import Kernel, choose, installed
 from rekernel.transition import staging
-from rekernel.transition.undo import UndoList
 
 FLOOR = Path(__file__).with_name("floor")
 

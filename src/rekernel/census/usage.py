@@ -3,7 +3,7 @@
 Private pages stay where they are if there is a carry region. What criu writes down all the same is
 what is in use and has no name in a file system, shared memory above all, private pages that the
 pager does not serve (locked into memory, or of a file and changed), and what waits in the queues of
-connections. Pipes and unix sockets hold little: room.py leaves a part free for such.
+connections. Pipes and unix sockets hold little: plan/room.py leaves a part free for such.
 """
 
 from __future__ import annotations

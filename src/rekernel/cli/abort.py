@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rekernel.census import attempt
+from rekernel.attempt import state as attempt
+from rekernel.attempt.undo import UndoList
 from rekernel.cli.aftermath import undo_after_death
 from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
 from rekernel.errors import NothingToDoError, RekernelError
 from rekernel.records import asdict
 from rekernel.report.text import not_undone
-from rekernel.transition.undo import UndoList
 
 _DEADLINE = 180.0
 

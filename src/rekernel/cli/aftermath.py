@@ -6,14 +6,14 @@ import os
 import time
 from typing import Any
 
-from rekernel.census import attempt
+from rekernel.attempt import state as attempt
+from rekernel.attempt.lock import exclusive
+from rekernel.attempt.problem import Problem
+from rekernel.attempt.undo import UndoList
 from rekernel.cli.common import print_error
 from rekernel.errors import RekernelError, RolledBackError
-from rekernel.lock import exclusive
 from rekernel.report import builder
 from rekernel.report.history import History
-from rekernel.transition.problem import Problem
-from rekernel.transition.undo import UndoList
 
 
 def new_id() -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rekernel import policy
 from rekernel.census import processes, wants
-from rekernel.census.probes import PROBES, Context, Finding, Status, probe_all, with_memory
 from rekernel.census.processes import Account, Fate, account, totals
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
 from rekernel.cli.common import (
@@ -22,6 +21,7 @@ from rekernel.cli.common import (
 from rekernel.cli.verdicts import unit_document, verdict_lines
 from rekernel.criu.canary import Background
 from rekernel.kernel.installed import choose, installed, running_release
+from rekernel.plan.probes import PROBES, Context, Finding, Status, probe_all, with_memory
 from rekernel.report.layout import Paint, table
 from rekernel.systemd.units import running_units
 

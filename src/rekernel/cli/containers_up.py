@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rekernel.census import attempt
+from rekernel.attempt import state as attempt
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.containers import restore
 

@@ -16,10 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rekernel.attempt import brownout
+from rekernel.attempt import state as attempt
 from rekernel.carry.memory import pager, region
 from rekernel.carry.swap import observe as swap
 from rekernel.carry.sysctls import observe as sysctls
-from rekernel.census import attempt, brownout
 from rekernel.cli.aftermath import new_id
 from rekernel.cli.common import VerbParsers, add_verb, require_root
 from rekernel.containers.checkpoint import WANTED

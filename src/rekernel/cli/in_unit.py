@@ -9,17 +9,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rekernel import confirmed
-from rekernel.census import attempt, snapshot
+from rekernel.attempt import state as attempt
+from rekernel.attempt.events import EventStream, JsonLines
+from rekernel.attempt.lock import exclusive
+from rekernel.census import snapshot
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.aftermath import new_id, tell
 from rekernel.cli.common import print_error, require_root
 from rekernel.errors import CancelledError, RekernelError
-from rekernel.lock import exclusive
+from rekernel.plan import confirmed
 from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.report.prediction import Prediction
-from rekernel.transition.events import EventStream, JsonLines
 from rekernel.transition.upgrade import Upgrade
 
 

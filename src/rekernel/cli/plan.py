@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rekernel import plan as planning
 from rekernel import policy
-from rekernel.census import brownout
+from rekernel.attempt import brownout
 from rekernel.census.verdicts import Verdict
 from rekernel.cli.common import (
     VerbParsers,
@@ -18,13 +17,14 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.cli.verdicts import unit_document, verdict_lines
-from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, BusyError
-from rekernel.plan import Plan
+from rekernel.plan import plan as planning
+from rekernel.plan.confirmed import Confirmed, Expected
+from rekernel.plan.plan import Plan
+from rekernel.plan.room import Place, Room
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds, plural
 from rekernel.report.prediction import Copied, Prediction, boot_seconds, predict
-from rekernel.room import Place, Room
 from rekernel.systemd.units import booted
 
 # Bytes that take long enough to copy.

@@ -6,9 +6,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from rekernel.attempt.events import Event
 from rekernel.records import asdict
 from rekernel.report.layout import human_seconds
-from rekernel.transition.events import Event
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

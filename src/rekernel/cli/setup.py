@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 from rekernel import policy
+from rekernel.attempt.lock import exclusive
 from rekernel.carry.memory import region
 from rekernel.cli.common import VerbParsers, add_verb, print_json, require_root
 from rekernel.errors import NothingToDoError, UsageError
-from rekernel.lock import exclusive
 from rekernel.setup import dropins, files, operation, plan
 from rekernel.setup.files import Record
 from rekernel.setup.host import Host

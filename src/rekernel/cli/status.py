@@ -7,14 +7,15 @@ import os
 import time
 from typing import Any
 
+from rekernel.attempt import brownout
+from rekernel.attempt import state as attempt
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory import dax, region
-from rekernel.census import attempt, brownout
 from rekernel.cli.common import VerbParsers, add_verb, paint_for_stdout, print_json
 from rekernel.records import asdict
 from rekernel.report.history import History
 from rekernel.report.layout import Paint, human_bytes, human_seconds
 from rekernel.report.text import not_undone, outcome_words, when
-from rekernel.transition.undo import UndoList
 
 _LAST = ("id", "outcome", "exit_code", "old_release", "new_release", "blackout_s", "brownout_s")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rekernel import confirmed
-from rekernel.census import attempt
+from rekernel.attempt import state as attempt
+from rekernel.attempt.events import Event
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.common import (
     Parser,
@@ -26,18 +26,18 @@ from rekernel.cli.common import (
     require_root,
 )
 from rekernel.cli.progress import display_for
-from rekernel.confirmed import Confirmed
 from rekernel.errors import (
     BusyError,
     RekernelError,
     UsageError,
 )
-from rekernel.plan import Plan
+from rekernel.plan import confirmed
+from rekernel.plan.confirmed import Confirmed
+from rekernel.plan.plan import Plan
 from rekernel.report.history import History
 from rekernel.report.text import not_undone, render
 from rekernel.run import CommandFailedError
 from rekernel.run import run as run_command
-from rekernel.transition.events import Event
 
 _RUN = Path("/run/rekernel")
 # Until a new kernel that has taken over has a report.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rekernel.agent.remains import NOT_ENDED
+from rekernel.attempt.problem import Problem
 from rekernel.containers.model import is_container
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Phase
@@ -16,7 +17,6 @@ from rekernel.records import asdict, field, record
 from rekernel.report import losses
 from rekernel.report.layout import plural
 from rekernel.systemd.units import is_login
-from rekernel.transition.problem import Problem
 
 SCHEMA = 1
 _PAGE = 4096

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rekernel.attempt.problem import Problem
 from rekernel.containers.model import is_container
 from rekernel.report.layout import (
     PLAIN,
@@ -18,7 +19,6 @@ from rekernel.report.layout import (
     table,
 )
 from rekernel.report.losses import Loss
-from rekernel.transition.problem import Problem
 
 _PAGE = 4096
 _DIFFERENCES = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rekernel.attempt.undo import UndoList
 from rekernel.census.verdicts import Verdict
 from rekernel.containers import checkpoint
 from rekernel.containers.checkpoint import WANTED
@@ -12,12 +13,11 @@ from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT
 from rekernel.criu import large_areas
 from rekernel.handover.manifest import Network
-from rekernel.plan import Plan
+from rekernel.plan.plan import Plan
 from rekernel.records import replace
 from rekernel.run import run
 from rekernel.transition.dumps import DumpJob
 from rekernel.transition.staging import SCRATCH
-from rekernel.transition.undo import UndoList
 
 # Seconds that its engine may take to stop one; it kills what does not end in ten.
 _STOP_S = 120

@@ -8,7 +8,7 @@ from typing import Any
 from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
-from rekernel.plan import Plan
+from rekernel.plan.plan import Plan
 from rekernel.records import record
 from rekernel.transition import cut, staging, trees
 from rekernel.transition.containers import Containers

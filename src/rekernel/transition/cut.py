@@ -14,6 +14,8 @@ from subprocess import Popen
 from typing import Any
 
 from rekernel import smallfiles, syscalls
+from rekernel.attempt.undo import CGROUPS, UndoList
+from rekernel.attempt.undo import freeze as begin_to_freeze
 from rekernel.carry.memory import dax, migrations
 from rekernel.carry.memory.recorder import RECORDER, region_option
 from rekernel.carry.memory.region import Layout, ram_ranges, store_device
@@ -32,8 +34,6 @@ from rekernel.handover.store import StoreFullError, StoreWriter
 from rekernel.records import record
 from rekernel.run import end, finish, start
 from rekernel.transition.staging import SCRATCH
-from rekernel.transition.undo import CGROUPS, UndoList
-from rekernel.transition.undo import freeze as begin_to_freeze
 
 # Seconds in which the recorder has walked the page tables, and bytes that it has done in each of
 # more: an emulated machine does 10 GiB.

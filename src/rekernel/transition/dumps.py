@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
+from rekernel.attempt.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 from rekernel.errors import RekernelError
 from rekernel.records import field, record
 from rekernel.run import start
 from rekernel.transition.seizing import Seizing
-from rekernel.transition.undo import UndoList, freeze, interrupt, own_cgroup, thaw
 from rekernel.wait_states import where_they_wait
 
 HOOK_SOCKET = "/run/rekernel/dump-hook.sock"

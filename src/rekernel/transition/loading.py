@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.attempt.undo import UndoList
 from rekernel.errors import NotPermittedError, RekernelError
-from rekernel.transition.undo import UndoList
 
 # How often whoever waits looks whether the attempt shall end.
 _LOOK_S = 0.05

@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rekernel.attempt import state as attempt
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
-from rekernel.census import attempt
 from rekernel.handover.manifest import IMAGES_DIRECTORY, RESTORE_WORK, Mount
+from rekernel.plan.room import Room, make_store_file, store_file_bytes
 from rekernel.records import replace
-from rekernel.room import Room, make_store_file, store_file_bytes
 from rekernel.syscalls import MS_NODEV, MS_NOSUID
 from rekernel.transition import staging
-from rekernel.transition.undo import UndoList
 
 # The limit of /run is raised by so much more than is needed, in bytes.
 _SLACK = 32 << 20

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rekernel import syscalls
 from rekernel.agent import boot
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.memory.region import Layout
@@ -27,7 +28,6 @@ from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel
 from rekernel.run import run, start
 from rekernel.transition.loading import Loading
-from rekernel.transition.undo import UndoList
 
 SCRATCH = Path("/run/rekernel/upgrade")
 # Where the agent mounts the disk of the store's file.

@@ -21,7 +21,6 @@ from rekernel.carry.unix_sockets import observe as links
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint.amend import Amended
 from rekernel.criu import externals
 from rekernel.criu.options import (
     TreeOptions,
@@ -35,6 +34,7 @@ from rekernel.handover.manifest import Tree, Unkept
 from rekernel.records import field, record, replace
 from rekernel.systemd.units import Unit, members
 from rekernel.systemd.volatile import is_transient
+from rekernel.transition.amend import Amended
 
 # systemd(1). It takes its services over from itself: those it knows by the numbers of their handles
 # (pidfds), which are others on each kernel, and would not listen to what they notify it of.

@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from rekernel import room, syscalls
+from rekernel import syscalls
+from rekernel.attempt.events import EventStream
+from rekernel.attempt.problem import Problem
+from rekernel.attempt.undo import UndoList, thaw
 from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.inotify import observe as inotify
@@ -30,7 +33,6 @@ from rekernel.census import snapshot
 from rekernel.census.connections import established
 from rekernel.census.pages import look
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint.amend import Amended, Wanted, amend_images
 from rekernel.criu import large_areas, parent_images, stopped
 from rekernel.criu.options import dump_argv
 from rekernel.errors import (
@@ -43,19 +45,18 @@ from rekernel.errors import (
 from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
 from rekernel.handover.store import StoreWriter
 from rekernel.kernel import cmdline
-from rekernel.plan import Plan
+from rekernel.plan import room
+from rekernel.plan.plan import Plan
 from rekernel.records import asdict
 from rekernel.run import answering, end, finish, run, start
 from rekernel.systemd.units import processes_of
 from rekernel.transition import contract, cut, host_facts, late, staging, trees
+from rekernel.transition.amend import Amended, Wanted, amend_images
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
 from rekernel.transition.dumps import DumpAgainError, DumpJob, Dumps
-from rekernel.transition.events import EventStream
 from rekernel.transition.loading import Loading
 from rekernel.transition.places import Places
-from rekernel.transition.problem import Problem
-from rekernel.transition.undo import UndoList, thaw
 
 PARENT = staging.SCRATCH / "parent"
 # How long what is on its way between two services may take to arrive.

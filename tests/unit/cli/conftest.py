@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekernel.census import attempt
+from rekernel.attempt import state as attempt
+from rekernel.attempt.undo import UndoList
 from rekernel.cli import check, finish
 from rekernel.report import history
 from rekernel.report.history import History
 from rekernel.systemd import bus
-from rekernel.transition.undo import UndoList
 
 
 @pytest.fixture(autouse=True)

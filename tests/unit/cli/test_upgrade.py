@@ -16,32 +16,34 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rekernel import cli, confirmed
+from rekernel import cli
+from rekernel.attempt import brownout
+from rekernel.attempt import state as attempt
+from rekernel.attempt.events import Event, EventStream
+from rekernel.attempt.lock import exclusive
+from rekernel.attempt.problem import Problem
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import Layout
-from rekernel.census import attempt, brownout
 from rekernel.census.pages import Survey
-from rekernel.census.probes import Finding, Status
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.cli import check, in_unit, upgrade
 from rekernel.cli import plan as plan_verb
 from rekernel.cli.progress import PAUSE, JsonDisplay, LiveDisplay, PlainDisplay
-from rekernel.confirmed import Confirmed
 from rekernel.errors import BlockedError, BusyError, RekernelError, RolledBackError
 from rekernel.kernel.installed import Kernel
-from rekernel.lock import exclusive
-from rekernel.plan import Plan
+from rekernel.plan import confirmed
+from rekernel.plan.confirmed import Confirmed
+from rekernel.plan.plan import Plan
+from rekernel.plan.probes import Finding, Status
+from rekernel.plan.room import Disk, Free, reckon
 from rekernel.policy import Policy
 from rekernel.records import asdict, replace
 from rekernel.report import builder
 from rekernel.report.history import History
 from rekernel.report.layout import PLAIN
 from rekernel.report.prediction import Prediction
-from rekernel.room import Disk, Free, reckon
 from rekernel.systemd.units import Unit
-from rekernel.transition.events import Event, EventStream
-from rekernel.transition.problem import Problem
 
 FROZEN = Problem("thaw", "/a", "busy", "echo 0")
 # 600 MiB of shared memory, and a little for each of two processes.
@@ -518,7 +520,7 @@ def test_sigterm_while_planning(
 def test_one_at_a_time(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
+    monkeypatch.setattr("rekernel.attempt.lock.LOCK", run_directory / "lock")
     with exclusive():
         assert cli.main(["upgrade", "--in-unit", "x", "--yes"]) == BusyError.exit_code
     assert "another upgrade is under way" in capsys.readouterr().err

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from rekernel import cli
+from rekernel.attempt import brownout
+from rekernel.attempt import state as attempt
+from rekernel.attempt.problem import Problem
 from rekernel.carry.memory import pager, region
-from rekernel.census import attempt, brownout
 from rekernel.cli import abort, aftermath, containers_up, finish, region_up
 from rekernel.containers import restore
 from rekernel.errors import RolledBackError
@@ -21,7 +23,6 @@ from rekernel.report import after, builder
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.history import History
 from rekernel.systemd.units import Unit
-from rekernel.transition.problem import Problem
 
 AGENT = Path(__file__).parents[1] / "report" / "data" / "agent-6.12-to-7.3.json"
 ID = "20261122-220201"
@@ -393,7 +394,7 @@ def undo(monkeypatch: pytest.MonkeyPatch, run_directory: Path) -> type[FakeUndo]
     monkeypatch.setattr(aftermath, "UndoList", fake)
     monkeypatch.setattr(abort, "UndoList", fake)
     monkeypatch.setattr("rekernel.cli.status.UndoList", fake)
-    monkeypatch.setattr("rekernel.lock.LOCK", run_directory / "lock")
+    monkeypatch.setattr("rekernel.attempt.lock.LOCK", run_directory / "lock")
     return fake
 
 

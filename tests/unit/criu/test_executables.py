@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from imagefiles import image, message
 
-from rekernel.checkpoint.amend import Wanted, amend_images
 from rekernel.criu.executables import separate
 from rekernel.criu.images import ImageError
 from rekernel.errors import RekernelError
+from rekernel.transition.amend import Wanted, amend_images
 
 PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from rekernel import plan
 from rekernel.carry.loops.observe import Loops
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import layout
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.confirmed import Confirmed, Expected
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.kernel.installed import Kernel
+from rekernel.plan import plan
+from rekernel.plan.confirmed import Confirmed, Expected
 from rekernel.policy import Policy, load
 from rekernel.systemd.units import Unit
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from rekernel.attempt.problem import Problem
 from rekernel.errors import BlockedError, RekernelError, RolledBackError
 from rekernel.handover.manifest import Phase
 from rekernel.records import asdict, replace
 from rekernel.report import builder, html, text
 from rekernel.report.builder import After, UnitAfter
 from rekernel.report.layout import Paint
-from rekernel.transition.problem import Problem
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "agent-6.12-to-7.3.json").read_text())
 REDIS = ["tcp", "10.77.0.2:6379", "10.77.0.1:51000"]

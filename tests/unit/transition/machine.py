@@ -25,6 +25,10 @@ from typing import Any
 import pytest
 
 from rekernel import syscalls
+from rekernel.attempt import state as attempt
+from rekernel.attempt import undo
+from rekernel.attempt.events import Event, EventStream
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.conntrack import observe as conntrack
@@ -42,21 +46,18 @@ from rekernel.carry.swap import observe as swap
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import Member, Taken
-from rekernel.census import attempt
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.handover.config import RootConfig
 from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, Network, load
 from rekernel.handover.store import StoreReader
 from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel
-from rekernel.plan import Plan
-from rekernel.room import Disk, Free, Room
+from rekernel.plan.plan import Plan
+from rekernel.plan.room import Disk, Free, Room
 from rekernel.systemd import units
 from rekernel.systemd.units import Unit
-from rekernel.transition import cut, dumps, host_facts, staging, trees, undo, upgrade
-from rekernel.transition.events import Event, EventStream
+from rekernel.transition import cut, dumps, host_facts, staging, trees, upgrade
 from rekernel.transition.host_facts import HostFacts
-from rekernel.transition.undo import UndoList
 from rekernel.transition.upgrade import Upgrade
 
 # criu, from its command line on: it leaves an image and holds until its hook's connection ends; or

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.census.verdicts import Verdict
 from rekernel.criu.externals import External
@@ -30,7 +31,6 @@ from rekernel.transition.contract import Attempt, Cut
 from rekernel.transition.host_facts import HostFacts
 from rekernel.transition.places import Places
 from rekernel.transition.trees import CarriedTree
-from rekernel.transition.undo import UndoList
 from transition.machine import Machine
 
 IN_PLACE = Memory("region", Extent(0, 9), (Extent(1, 2),), (), Extent(0, 1))

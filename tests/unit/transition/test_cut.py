@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from handover.test_manifest import SAMPLE
 
+from rekernel.attempt import undo
 from rekernel.carry.memory import dax, migrations
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import Layout
@@ -21,7 +22,7 @@ from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Memory, dump, load
 from rekernel.handover.store import BLOCK, StoreReader, StoreWriter
 from rekernel.records import asdict
 from rekernel.run import answering
-from rekernel.transition import cut, undo
+from rekernel.transition import cut
 from rekernel.transition.cut import PageRecord
 
 WHERE = Layout(Range(0, 1000), Range(0, 100), Range(100, 1000))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from recorded import Recorded, on_each_kernel
 
+from rekernel.attempt.undo import UndoList
 from rekernel.records import replace
 from rekernel.transition import dumps
 from rekernel.transition.dumps import DumpJob, Dumps, criu_of_hook, last_error
-from rekernel.transition.undo import UndoList
 
 
 @on_each_kernel

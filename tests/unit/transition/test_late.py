@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.attempt.undo import UndoList
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu.options import TreeOptions
 from rekernel.errors import RekernelError
@@ -15,7 +16,6 @@ from rekernel.transition import late
 from rekernel.transition.dumps import DumpAgainError, DumpFailedError
 from rekernel.transition.places import Places
 from rekernel.transition.trees import CarriedTree
-from rekernel.transition.undo import UndoList
 
 
 def tree(name: str, wish: str | None = None, fragment: str = "") -> CarriedTree:

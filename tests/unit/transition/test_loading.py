@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
+from rekernel.attempt.undo import UndoList
 from rekernel.errors import CancelledError, NotPermittedError, RekernelError
 from rekernel.transition.loading import Loading
-from rekernel.transition.undo import UndoList
 
 
 @pytest.fixture

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from rekernel import room
+from rekernel.attempt import state as attempt
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import Layout, layout
 from rekernel.carry.mounts import observe as mounts
-from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
 from rekernel.handover.manifest import Mount
+from rekernel.plan import room
+from rekernel.plan.room import Disk, Free, Room
 from rekernel.records import replace
-from rekernel.room import Disk, Free, Room
 from rekernel.transition import staging
 from rekernel.transition.places import Places
-from rekernel.transition.undo import UndoList
 
 MIB = 1 << 20
 WHERE = layout(Range(4 << 30, 6 << 30), 128 * MIB)

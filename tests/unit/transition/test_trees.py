@@ -12,7 +12,6 @@ from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.checkpoint.amend import Amended
 from rekernel.criu import externals
 from rekernel.criu.externals import Descriptor, External
 from rekernel.criu.options import TreeOptions
@@ -21,6 +20,7 @@ from rekernel.handover.manifest import Inherited, Unkept
 from rekernel.records import replace
 from rekernel.systemd.units import Unit
 from rekernel.transition import trees
+from rekernel.transition.amend import Amended
 from rekernel.transition.trees import CarriedTree
 
 

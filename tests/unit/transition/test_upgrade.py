@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rekernel import syscalls
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory.recorder import RECORDER
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import UnsettledError
@@ -27,12 +28,11 @@ from rekernel.errors import (
     RekernelError,
     RolledBackError,
 )
+from rekernel.plan.room import Disk, Free
 from rekernel.records import replace
 from rekernel.report import builder
-from rekernel.room import Disk, Free
 from rekernel.transition import cut, staging
 from rekernel.transition.dumps import Dumps
-from rekernel.transition.undo import UndoList
 from rekernel.transition.upgrade import Upgrade
 from transition.machine import Machine, verdict
 
@@ -592,7 +592,7 @@ def test_no_room_is_known_before_anything_is_frozen(
 ) -> None:
     before = machine.state()
     full = Free(1 << 20, 1 << 30, Disk("/var/lib/rekernel/images", 7, 0))
-    monkeypatch.setattr("rekernel.room.observe", lambda where, containers: full)
+    monkeypatch.setattr("rekernel.plan.room.observe", lambda where, containers: full)
     usage = Usage("db.service", False, 1, 1 << 30, 0, 1 << 30, 0)
     upgrade = machine.upgrade(replace(machine.plan(), usages=(usage,)))
     error = fail(upgrade)

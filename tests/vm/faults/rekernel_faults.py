@@ -162,7 +162,7 @@ _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def _arm(spec: dict[str, Any]) -> None:
-    from rekernel.transition.events import EventStream
+    from rekernel.attempt.events import EventStream
 
     emit = EventStream.emit
 

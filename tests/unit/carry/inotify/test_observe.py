@@ -13,11 +13,11 @@ import pytest
 from imagefiles import image, message, varint
 
 from rekernel.carry.inotify.observe import LINK, Watched, observe, observe_all, pin, recall
-from rekernel.checkpoint.amend import Wanted, amend, amend_images
 from rekernel.criu.images import ImageError
 from rekernel.errors import RekernelError
 from rekernel.handover.manifest import WATCHED
 from rekernel.records import replace
+from rekernel.transition.amend import Wanted, amend, amend_images
 
 # sys/inotify.h
 _IN_ATTRIB, _IN_DONT_FOLLOW = 0x4, 0x02000000

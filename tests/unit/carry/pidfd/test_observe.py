@@ -13,9 +13,9 @@ from imagefiles import image, message
 
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.pidfd.observe import StandIn, can_be_replaced, put_back, target
-from rekernel.checkpoint.amend import Wanted, amend
 from rekernel.criu.externals import Descriptor, descriptors
 from rekernel.criu.images import ImageError
+from rekernel.transition.amend import Wanted, amend
 
 GONE = (1 << 64) - 1
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.attempt.undo import UndoList
 from rekernel.carry.swap import observe as swap
 from rekernel.carry.swap.observe import SwapArea
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.transition import staging
-from rekernel.transition.undo import UndoList
 
 SWAPS = """\
 Filename				Type		Size		Used		Priority

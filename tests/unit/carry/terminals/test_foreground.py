@@ -8,8 +8,8 @@ import pytest
 from imagefiles import image, message
 
 from rekernel.carry.terminals import foreground
-from rekernel.checkpoint.amend import Wanted, amend_images
 from rekernel.criu.images import ImageError, entries, fields
+from rekernel.transition.amend import Wanted, amend_images
 
 SHELL, JOB, OTHER = 10603, 12701, 12800
 

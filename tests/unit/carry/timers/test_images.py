@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagefiles import image, message
 
-from rekernel.checkpoint.amend import Wanted, amend, amend_images
 from rekernel.criu.images import ImageError
+from rekernel.transition.amend import Wanted, amend, amend_images
 
 
 def rearm(data: bytearray) -> int:

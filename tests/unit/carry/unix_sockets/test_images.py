@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from imagefiles import image, message
 
-from rekernel.checkpoint.amend import Wanted, amend, amend_images
 from rekernel.criu.images import ImageError, entries, fields
+from rekernel.transition.amend import Wanted, amend, amend_images
 
 OTHER = message(f1=1, f2=9, f3=message(f1=9, f2=0o100000, f3=0, f6=b"/var/log/x"))
 

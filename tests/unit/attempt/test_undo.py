@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.transition import undo
-from rekernel.transition.problem import Problem
-from rekernel.transition.undo import UndoList
+from rekernel.attempt import undo
+from rekernel.attempt.problem import Problem
+from rekernel.attempt.undo import UndoList
 
 
 class Killed(BaseException):

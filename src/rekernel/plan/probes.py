@@ -14,6 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.attempt import state as attempt
+from rekernel.attempt.undo import STATE, UndoList
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
 from rekernel.carry.memory import region
@@ -22,7 +24,7 @@ from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
 from rekernel.carry.swap import observe as swap_areas
 from rekernel.carry.sysctls import observe as sysctls
-from rekernel.census import attempt, usage
+from rekernel.census import usage
 from rekernel.census.pages import Survey, survey
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -30,11 +32,10 @@ from rekernel.criu.canary import CanaryResult, try_canary
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.kernel import drivers, fitness
 from rekernel.kernel.installed import installed, running_release
-from rekernel.plan import LOWEST_SAFE_PID, room_for
+from rekernel.plan.plan import LOWEST_SAFE_PID, room_for
+from rekernel.plan.room import Place
 from rekernel.records import record, replace
-from rekernel.room import Place
 from rekernel.run import run
-from rekernel.transition.undo import STATE, UndoList
 
 GIB = 1 << 30
 _MIB = 1 << 20

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from rekernel.attempt import state as attempt
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan
-from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
 from rekernel.records import record, replace

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from rekernel.census import attempt, brownout
+from rekernel.attempt import brownout
+from rekernel.attempt import state as attempt
+from rekernel.attempt.events import EventStream, JsonLines
 from rekernel.census.pages import parse
 from rekernel.records import replace
-from rekernel.transition.events import EventStream, JsonLines
 
 
 def test_follower_reads_while_it_is_written(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rekernel import confirmed
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.confirmed import Comparison, Confirmed, Expected, compare
 from rekernel.errors import BlockedError, RekernelError
+from rekernel.plan import confirmed
+from rekernel.plan.confirmed import Comparison, Confirmed, Expected, compare
 from rekernel.systemd.units import Unit
 
 CARRIED, RESTARTED, ENDS = Verdict.CARRIED, Verdict.RESTARTED, Verdict.ENDS

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.census.attempt import Follower
-from rekernel.transition.events import Event, EventStream, JsonLines
+from rekernel.attempt.events import Event, EventStream, JsonLines
+from rekernel.attempt.state import Follower
 
 
 def test_a_phase_is_told_from_begin_to_end() -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.attempt.problem import Problem
 from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
@@ -29,7 +30,6 @@ from rekernel.containers import checkpoint
 from rekernel.criu import tcp_repair
 from rekernel.records import record, replace
 from rekernel.run import run
-from rekernel.transition.problem import Problem
 
 STATE = Path("/run/rekernel/undo.json")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rekernel import room
+from rekernel.attempt import state as attempt
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import TmpfsPlan
-from rekernel.census import attempt
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
+from rekernel.plan import room
+from rekernel.plan.room import Disk, Free, Place
 from rekernel.records import replace
-from rekernel.room import Disk, Free, Place
 
 MIB = 1 << 20
 GIB = 1 << 30

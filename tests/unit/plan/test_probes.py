@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rekernel import room, syscalls
+from rekernel import syscalls
+from rekernel.attempt import state as attempt
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
 from rekernel.carry.loops.observe import Loops
@@ -15,17 +16,17 @@ from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import MIB, Layout, layout, parameters
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
-from rekernel.census import attempt, probes
 from rekernel.census.pages import Survey
-from rekernel.census.probes import Context, Finding, Status
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import canary
 from rekernel.criu.canary import CanaryError, CanaryResult
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.kernel import drivers, fitness
+from rekernel.plan import probes, room
+from rekernel.plan.probes import Context, Finding, Status
+from rekernel.plan.room import Disk, Free
 from rekernel.records import replace
-from rekernel.room import Disk, Free
 from rekernel.systemd.units import Unit
 
 ZONEINFO = (Path(__file__).parent / "data" / "zoneinfo-6.12.txt").read_text()

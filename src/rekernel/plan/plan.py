@@ -6,26 +6,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekernel import room
+from rekernel.attempt import state as attempt
 from rekernel.carry import support
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.loops import observe as loops
 from rekernel.carry.memory import region
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
-from rekernel.census import attempt, usage, wants
+from rekernel.census import usage, wants
 from rekernel.census.pages import Survey, survey
 from rekernel.census.processes import parents
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict, judge
-from rekernel.confirmed import Confirmed, compare
 from rekernel.containers.model import Container
 from rekernel.errors import BlockedError, NothingToDoError, UsageError
 from rekernel.kernel import drivers, fitness
 from rekernel.kernel.installed import Kernel, choose, installed, running_release
+from rekernel.plan import room
+from rekernel.plan.confirmed import Confirmed, compare
+from rekernel.plan.room import Room
 from rekernel.policy import Policy
 from rekernel.records import record
-from rekernel.room import Room
 from rekernel.systemd.units import running_units
 
 # Kernel threads of a fresh kernel end well below this.

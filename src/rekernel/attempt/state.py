@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rekernel import preallocated
-from rekernel.census.brownout import read_json
+from rekernel.attempt.brownout import read_json
+from rekernel.attempt.events import EVENTS, Event
 from rekernel.records import record
 from rekernel.run import run
 from rekernel.systemd.units import state_of
-from rekernel.transition.events import EVENTS, Event
 
 UNIT = "rekernel-upgrade.service"
 _CGROUP = Path("/sys/fs/cgroup/system.slice", UNIT)
