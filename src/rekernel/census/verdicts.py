@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from rekernel.carry.logins import observe as logins
+from rekernel.carry.logins.observe import Login
+from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.carry.unix_sockets import sockets as unixsockets
 from rekernel.carry.unix_sockets.sockets import (
     JOURNAL_STDOUT,
@@ -25,10 +28,8 @@ from rekernel.containers.model import Container
 from rekernel.criu.options import trees_of
 from rekernel.policy import Policy
 from rekernel.records import field, record, replace
-from rekernel.systemd import logins, unitfiles
-from rekernel.systemd.logins import Login
+from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit, members
-from rekernel.systemd.volatile import is_transient
 
 
 class Verdict(StrEnum):

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles
+from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.kernel.features import Feature, lacking
 from rekernel.kernel.installed import Kernel
 from rekernel.records import replace
-from rekernel.systemd.volatile import is_transient
 
 _PROC = Path("/proc")
 _BY_LINK = (

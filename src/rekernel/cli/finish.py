@@ -19,6 +19,7 @@ from typing import Any
 from rekernel.attempt import brownout
 from rekernel.attempt import state as attempt
 from rekernel.carry.memory import pager, region
+from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.swap import observe as swap
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.cli.aftermath import new_id
@@ -30,7 +31,6 @@ from rekernel.errors import RekernelError
 from rekernel.report import after, builder
 from rekernel.report.history import History
 from rekernel.run import run as run_command
-from rekernel.systemd import volatile
 from rekernel.systemd.units import show
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             _finish_failed(agent, history)
     finally:
         try:
-            volatile.forget()
+            runtime_units.forget()
         except RekernelError as error:
             _log.warning("drop-ins of the upgrade are still in force: %s", error)
     close_stale(history)
@@ -134,7 +134,7 @@ def _finish_failed(agent: dict[str, Any], history: History) -> None:
 
 def _finish_used(agent: dict[str, Any], history: History) -> None:
     _start_what_restarts(agent)
-    notes = volatile.start_again(agent["report"].get("triggers", []))
+    notes = runtime_units.start_again(agent["report"].get("triggers", []))
     notes += _turn_swap_on(agent)
     notes += _add_containers(agent)
     # After systemd-sysctl, as somebody set them later than that; and when nobody needs a module.
@@ -184,7 +184,7 @@ def _start_what_restarts(agent: dict[str, Any]) -> None:
     for unit in [*after.names(agent, "restarted"), *failed]:
         # Podman does that with its own: rekernel-containers.service. And of a transient unit nobody
         # asked for its command twice.
-        if is_container(unit) or volatile.has_transient_file(unit):
+        if is_container(unit) or runtime_units.has_transient_file(unit):
             continue
         # What is left of it runs still.
         if unit in agent.get("not_ended", {}):

@@ -139,7 +139,7 @@ class Network:
     # By the names of their interfaces.
     tunnels: dict[str, Tunnel] = field(default_factory=dict)
     # Services that do not start again, unless the part that they have set up is missing: unit ->
-    # part, which is the packet filter or a tunnel (systemd/settled.py).
+    # part, which is the packet filter or a tunnel (carry/oneshot_units/observe.py).
     settled: dict[str, str] = field(default_factory=dict)
 
 

@@ -14,13 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from rekernel.attempt import state as attempt
+from rekernel.carry.logins import observe as logins
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
 from rekernel.records import record, replace
-from rekernel.systemd import logins
 from rekernel.systemd.units import Unit
 
 _MIB = 1 << 20

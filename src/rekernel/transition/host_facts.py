@@ -9,17 +9,20 @@ from rekernel import syscalls
 from rekernel.carry import support
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
+from rekernel.carry.logins import observe as logins
 from rekernel.carry.loops import observe as loops
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan, stays_behind
 from rekernel.carry.network import ifupdown
 from rekernel.carry.network import observe as network
+from rekernel.carry.oneshot_units import observe as oneshot_units
+from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.sysctls import observe as sysctls
+from rekernel.carry.systemd_state import observe as adoption
 from rekernel.criu.options import RESTORE_ROOT
 from rekernel.handover.manifest import LoopDevice, Mount, Network
 from rekernel.records import record, replace
-from rekernel.systemd import adoption, logins, settled, volatile
 from rekernel.systemd.units import Unit, exited, show
 from rekernel.transition.staging import mapped_files
 from rekernel.transition.trees import CarriedTree
@@ -59,14 +62,14 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     units = list({tree.verdict.unit.name: tree.verdict.unit for tree in trees}.values())
     of_logins = [unit for unit in units if unit.is_login or unit.is_manager]
     left = logins.leave(of_logins)
-    triggers = volatile.triggers()
+    triggers = runtime_units.triggers()
     table = mounts.observe()
     attached = loops.observe(table)
     links = network.observe()
     # It may have changed since the plan was made.
     support.refuse(disks.unsupported(table, attached) + network.unsupported(links))
     the_network = network.describe(links)
-    done = settled.observe(the_network.tunnels)
+    done = oneshot_units.observe(the_network.tunnels)
     done_units = [item.unit for item in done]
     todo, contents = mounts.plan(table, logins.own_mounts(units))
     order = [mount.target for mount in table]
@@ -97,10 +100,10 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
         directories=tuple(sorted(directories)),
         files={
             adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps),
-            **volatile.triggered_files(triggers),
-            **volatile.files([*units, *restarted, *done_units]),
-            **volatile.keeping([*units, *done_units]),
-            **volatile.keeping_rules(the_network.rules.values()),
+            **runtime_units.triggered_files(triggers),
+            **runtime_units.files([*units, *restarted, *done_units]),
+            **runtime_units.keeping([*units, *done_units]),
+            **runtime_units.keeping_rules(the_network.rules.values()),
             **left.files,
             **ifupdown.files(),
         },

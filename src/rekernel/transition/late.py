@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 
+from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.errors import RekernelError
 from rekernel.records import replace
-from rekernel.systemd.volatile import is_transient
 from rekernel.transition.dumps import DumpAgainError, DumpFailedError
 from rekernel.transition.places import Places
 from rekernel.transition.trees import CarriedTree, remaining

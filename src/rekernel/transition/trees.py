@@ -15,6 +15,7 @@ from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import stays_behind
 from rekernel.carry.pidfd import observe as pidfd
+from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.carry.task_attributes import observe as task_attributes
 from rekernel.carry.terminals.restore import REACH
 from rekernel.carry.unix_sockets import observe as links
@@ -33,7 +34,6 @@ from rekernel.errors import RekernelError
 from rekernel.handover.manifest import Tree, Unkept
 from rekernel.records import field, record, replace
 from rekernel.systemd.units import Unit, members
-from rekernel.systemd.volatile import is_transient
 from rekernel.transition.amend import Amended
 
 # systemd(1). It takes its services over from itself: those it knows by the numbers of their handles

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from rekernel.carry.logins import observe as logins
+from rekernel.carry.logins.observe import Login
 from rekernel.census import obstacles, sharing, strangers, verdicts
 from rekernel.census.obstacle import Obstacle
 from rekernel.census.verdicts import Verdict, judge, plumbing_reason
 from rekernel.policy import Policy
 from rekernel.records import replace
-from rekernel.systemd import logins, unitfiles
-from rekernel.systemd.logins import Login
+from rekernel.systemd import unitfiles
 from rekernel.systemd.units import Unit
 
 PARENTS = {10: 1, 11: 10, 20: 1}

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.cli import finish
 from rekernel.errors import RekernelError
 from rekernel.report import after
 from rekernel.report.builder import After
 from rekernel.report.history import History
-from rekernel.systemd import volatile
 
 _follow_drain = finish._follow_drain
 
@@ -31,7 +31,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(finish, "_settle", lambda: steps.append("settled"))
     monkeypatch.setattr(after, "observe", lambda agent, history: After({}, []))
     monkeypatch.setattr(sysctls, "set_again", lambda wanted: [])
-    monkeypatch.setattr(volatile, "start_again", lambda names: [])
+    monkeypatch.setattr(runtime_units, "start_again", lambda names: [])
     monkeypatch.setattr(finish, "run_command", lambda argv, check: steps.append(argv[-1]))
 
     def full(history: History, report: dict[str, Any], run: Path) -> None:
@@ -77,7 +77,7 @@ def test_what_is_left_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_transient_command_is_run_twice(
     done: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volatile, "has_transient_file", lambda name: name == "job.service")
+    monkeypatch.setattr(runtime_units, "has_transient_file", lambda name: name == "job.service")
     finish._start_what_restarts(agent("job.service", "app.service"))
     assert done == ["app.service"]
 

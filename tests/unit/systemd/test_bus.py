@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shown
 
 from rekernel.systemd import bus, units
 from rekernel.systemd.bus import Bus, BusError, NoSystemdError
-
-from . import shown
 
 
 def micros(text: str) -> str:

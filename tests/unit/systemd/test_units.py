@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import shown
 
 from rekernel.records import replace
 from rekernel.systemd import bus, units
 from rekernel.systemd.units import Unit
-
-from . import shown
 
 
 def test_real_units(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,18 @@ from recorded import RECORDED, Recorded
 from rekernel import syscalls
 from rekernel.carry.block import superblocks
 from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.logins import observe as logins
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import ifupdown
+from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.sysctls import observe as sysctls
+from rekernel.carry.systemd_state import observe as adoption
 from rekernel.census.verdicts import Verdict
 from rekernel.criu.options import RESTORE_ROOT, TreeOptions
 from rekernel.handover.manifest import FILTER
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
-from rekernel.systemd import adoption, bus, logins, volatile
+from rekernel.systemd import bus
 from rekernel.systemd.units import Unit
 from rekernel.transition import host_facts
 from rekernel.transition.host_facts import HostFacts
@@ -217,7 +220,7 @@ def test_files(host: Host) -> None:
     restarted = verdict("kvm.service", Verdict.RESTARTED, 7).unit
     facts = observed(host, nginx(host), restarted=[restarted])
     keep = "/run/systemd/system/{}.d/50-rekernel-keep.conf"
-    assert facts.files[keep.format("nginx.service")] == volatile._KEEP_TEXT
+    assert facts.files[keep.format("nginx.service")] == runtime_units._KEEP_TEXT
     assert keep.format("nftables.service") in facts.files
     # What restarts may be stopped like any other.
     assert keep.format("kvm.service") not in facts.files

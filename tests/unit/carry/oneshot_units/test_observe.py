@@ -6,11 +6,10 @@ from fnmatch import fnmatch
 
 import pytest
 
+from carry.runtime_units.test_observe import unit
+from rekernel.carry.oneshot_units import observe as oneshot_units
 from rekernel.handover.manifest import FILTER
-from rekernel.systemd import settled
 from rekernel.systemd.units import Unit
-
-from .test_volatile import unit
 
 
 def test_whose_part_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +17,6 @@ def test_whose_part_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
         names = ["wg-quick@wg0.service", "wg-quick@gone.service", "ufw.service"]
         return [unit(name) for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
-    monkeypatch.setattr(settled, "exited", exited)
-    found = {item.unit.name: item.part for item in settled.observe(["wg0", "wg1"])}
+    monkeypatch.setattr(oneshot_units, "exited", exited)
+    found = {item.unit.name: item.part for item in oneshot_units.observe(["wg0", "wg1"])}
     assert found == {"ufw.service": FILTER, "wg-quick@wg0.service": "wg0"}

@@ -12,7 +12,7 @@ import pytest
 from rekernel.systemd import bus, units
 from rekernel.systemd.units import Unit
 
-_RECORDED = json.loads((Path(__file__).parents[2] / "fixtures/systemd-bus.json").read_text())
+_RECORDED = json.loads((Path(__file__).parents[1] / "fixtures/systemd-bus.json").read_text())
 ASKED: list[tuple[str, str, str]] = [(unit, kind, name) for unit, kind, name in _RECORDED["asked"]]
 RECEIVED = base64.b64decode(_RECORDED["received"])
 NAMES = list(dict.fromkeys(unit for unit, _, _ in ASKED))

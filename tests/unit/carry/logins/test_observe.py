@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.systemd import logins
+from rekernel.carry.logins import observe as logins
 from rekernel.systemd.units import Unit
 
 SESSION = """\

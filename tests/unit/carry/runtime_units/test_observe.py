@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.errors import RekernelError
 from rekernel.records import replace
-from rekernel.systemd import volatile
 from rekernel.systemd.units import Unit
 
 
@@ -40,26 +40,26 @@ def test_files_that_no_disk_has(systemd: Path) -> None:
         unit("y.service", Path("/usr/lib/systemd/system/y.service")),
         unit("none.service"),
     ]
-    assert sorted(volatile.files(units, systemd)) == sorted([str(job), str(dropin)])
-    assert volatile.has_transient_file("job.service", systemd)
+    assert sorted(runtime_units.files(units, systemd)) == sorted([str(job), str(dropin)])
+    assert runtime_units.has_transient_file("job.service", systemd)
     job.unlink()
-    assert list(volatile.files(units, systemd)) == [str(dropin)]
-    assert not volatile.has_transient_file("job.service", systemd)
+    assert list(runtime_units.files(units, systemd)) == [str(dropin)]
+    assert not runtime_units.has_transient_file("job.service", systemd)
 
 
 def test_drop_ins_come_and_go(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(volatile, "run", commands.append)
-    volatile.forget(systemd)
+    monkeypatch.setattr(runtime_units, "run", commands.append)
+    runtime_units.forget(systemd)
     assert commands == []
-    made = volatile.keeping([unit("a@1.service"), unit("session-3.scope")], systemd)
+    made = runtime_units.keeping([unit("a@1.service"), unit("session-3.scope")], systemd)
     (path,) = map(Path, made)
     assert path.parent.name == "a@1.service.d"
     path.parent.mkdir(parents=True)
     path.write_text(made[str(path)])
     # Nor do they travel a second time.
-    assert volatile.files([unit("a@1.service", path)], systemd) == {}
-    volatile.forget(systemd)
+    assert runtime_units.files([unit("a@1.service", path)], systemd) == {}
+    runtime_units.forget(systemd)
     assert not path.parent.exists()
     assert commands == [["systemctl", "daemon-reload"]]
 
@@ -71,34 +71,38 @@ def test_a_timer_counts_on(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> No
         {"unit": "later.timer", "next": int((time.time() + 60) * 1_000_000)},
         {"unit": "other.timer", "next": None},
     ]
-    monkeypatch.setattr(volatile, "run_json", lambda argv: listed)
-    monkeypatch.setattr(volatile, "show", lambda names: [unit(name, service) for name in names])
-    monkeypatch.setattr(volatile, "run", lambda argv: "later.service\n" if timer.exists() else "")
+    monkeypatch.setattr(runtime_units, "run_json", lambda argv: listed)
+    monkeypatch.setattr(
+        runtime_units, "show", lambda names: [unit(name, service) for name in names]
+    )
+    monkeypatch.setattr(
+        runtime_units, "run", lambda argv: "later.service\n" if timer.exists() else ""
+    )
     units = [
         unit("later.timer", timer),
         unit("other.timer", Path("/usr/lib/systemd/system/other.timer")),
     ]
-    found = volatile.triggered_files(units, systemd)
+    found = runtime_units.triggered_files(units, systemd)
     assert sorted(found) == sorted([str(service), str(timer)])
     first, second = found[str(timer)].splitlines()[1:]
     assert first in ("OnActiveSec=60s", "OnActiveSec=59s")
     assert second == "OnUnitActiveSec=1h"
-    assert volatile.triggered_files(units[1:], systemd) == {}
+    assert runtime_units.triggered_files(units[1:], systemd) == {}
 
 
 def test_what_has_elapsed_does_not_do_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     elapsed = replace(unit("once.timer"), sub="elapsed")
-    monkeypatch.setattr(volatile, "active", lambda *types: [])
-    monkeypatch.setattr(volatile, "show", lambda names: [elapsed, unit("a.socket")])
-    assert [item.name for item in volatile.triggers()] == ["a.socket"]
+    monkeypatch.setattr(runtime_units, "active", lambda *types: [])
+    monkeypatch.setattr(runtime_units, "show", lambda names: [elapsed, unit("a.socket")])
+    assert [item.name for item in runtime_units.triggers()] == ["a.socket"]
 
 
 def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(names: object) -> list[Unit]:
         raise RekernelError("systemctl did not end within 120 s")
 
-    monkeypatch.setattr(volatile, "show", fail)
-    assert volatile.start_again(["a.timer"]) == [
+    monkeypatch.setattr(runtime_units, "show", fail)
+    assert runtime_units.start_again(["a.timer"]) == [
         "not started again: systemctl did not end within 120 s"
     ]
 
@@ -106,17 +110,17 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
     shown = [unit("a.timer"), unit("b.timer", active="inactive")]
-    monkeypatch.setattr(volatile, "show", lambda names: shown)
-    monkeypatch.setattr(volatile, "run", commands.append)
-    assert volatile.start_again(["a.timer", "b.timer"]) == []
+    monkeypatch.setattr(runtime_units, "show", lambda names: shown)
+    monkeypatch.setattr(runtime_units, "run", commands.append)
+    assert runtime_units.start_again(["a.timer", "b.timer"]) == []
     assert commands == [["systemctl", "start", "--no-block", "--", "b.timer"]]
 
 
 def test_rules_that_networkd_did_not_make(tmp_path: Path) -> None:
-    assert volatile.keeping_rules(["", ""], tmp_path) == {}
-    ((path, text),) = volatile.keeping_rules(["", "rule add …\n"], tmp_path).items()
+    assert runtime_units.keeping_rules(["", ""], tmp_path) == {}
+    ((path, text),) = runtime_units.keeping_rules(["", "rule add …\n"], tmp_path).items()
     assert "\nManageForeignRoutingPolicyRules=no\n" in text
     Path(path).parent.mkdir()
     Path(path).write_text(text)
-    volatile.forget(tmp_path)
+    runtime_units.forget(tmp_path)
     assert not Path(path).exists()

@@ -6,14 +6,13 @@ import glob
 import re
 
 import pytest
+import shown
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Recorded, on_each_kernel
 
-from rekernel.systemd import adoption
+from rekernel.carry.systemd_state import observe as adoption
 from rekernel.systemd.units import Unit
-
-from . import shown
 
 
 def test_section(monkeypatch: pytest.MonkeyPatch) -> None:
