@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
-    from rekernel.handover.manifest import Mount
+    from rekernel.carry.mounts.entry import Mount
 
 # Mounted right after the root: programs of the agent lie there.
 EARLY = "/usr"

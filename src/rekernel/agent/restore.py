@@ -18,7 +18,8 @@ from rekernel.carry.mounts import own_namespaces
 from rekernel.carry.task_attributes.restore import set_again
 from rekernel.carry.terminals.restore import REACH, Numbers
 from rekernel.carry.unix_sockets.restore import Links
-from rekernel.handover.manifest import RESTORE_WORK, Inherited, Tree
+from rekernel.criu.entry import Inherited
+from rekernel.handover.manifest import RESTORE_WORK, Tree
 from rekernel.pid1 import processes
 from rekernel.pid1.console import miss, say
 from rekernel.records import field, record

@@ -18,28 +18,22 @@ from rekernel.agent import boot, restore
 from rekernel.carry.apparmor import restore as apparmor
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.carry.conntrack import restore as conntrack
+from rekernel.carry.conntrack.entry import CONNTRACK_BLOB
 from rekernel.carry.inotify import restore as watched
 from rekernel.carry.loops import restore as loops
 from rekernel.carry.memory import restore as memory
 from rekernel.carry.memory.dax import DaxRegion
+from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.network import restore as network
+from rekernel.carry.network.entry import Network
 from rekernel.carry.unix_sockets import restore as links
 from rekernel.handover.config import AgentConfig, load_config
-from rekernel.handover.manifest import (
-    CONNTRACK_BLOB,
-    IMAGES_DIRECTORY,
-    MANIFEST_BLOB,
-    Manifest,
-    ManifestError,
-    Mount,
-    Network,
-    Phase,
-    load,
-)
+from rekernel.handover.manifest import IMAGES_DIRECTORY, MANIFEST_BLOB, Manifest, Phase, load
 from rekernel.handover.store import StoreError, StoreReader, wipe
 from rekernel.pid1 import processes, watchdog
 from rekernel.pid1.background import Background
 from rekernel.pid1.console import Timeline, Tolerated, miss, missing, say
+from rekernel.typed_json import ShapeError
 
 RUN = Path("/run/rekernel")
 RESULT = Path(boot.RESULT)
@@ -66,7 +60,7 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
     watchdog.allow(watchdog.STEP_S)
     try:
         init = _restore(load_config(raw), timeline, started, probe, result)
-    except (StoreError, ManifestError, HandoverRefusedError) as error:
+    except (StoreError, ShapeError, HandoverRefusedError) as error:
         say(f"booting normally: {error}")
         result |= {"handover": "refused", "reason": str(error)}
     except Exception as error:

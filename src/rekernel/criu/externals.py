@@ -11,7 +11,7 @@ from contextlib import suppress
 from rekernel import smallfiles, syscalls
 from rekernel.carry.mounts.observe import observe
 from rekernel.carry.pressure import observe as pressure
-from rekernel.handover.manifest import Inherited
+from rekernel.criu.entry import Inherited
 from rekernel.records import record
 
 # A pseudo terminal, and one whose other side is gone.

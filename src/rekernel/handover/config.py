@@ -6,60 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rekernel.handover.manifest import Extent, Mount, build
+from rekernel.carry.device_mapper.entry import MappedDevice
+from rekernel.carry.disks.entry import RootConfig
+from rekernel.carry.memory.entry import Extent
+from rekernel.carry.mounts.entry import Mount
+from rekernel.carry.raid.entry import RaidArray
 from rekernel.records import asdict, field, record
-
-
-@record
-class RootConfig:
-    """The root file system: found by UUID, mounted like this."""
-
-    uuid: str
-    fstype: str
-    flags: int
-    data: str
-
-
-@record
-class RaidArray:
-    """An array of the md driver, which finds the rest in the superblocks of its disks."""
-
-    name: str
-    level: str
-    metadata: str
-    # UUID of each disk -> its name in /dev, which may be another then; without those that failed.
-    disks: dict[str, str]
-    # How many it lacks.
-    degraded: int
-    # Of its record in udev's database.
-    udev: tuple[str, ...]
-    # What md must know by name to read its superblocks.
-    features: tuple[str, ...] = ()
-
-
-@record
-class MappedTarget:
-    """A line of a table of the device mapper, in sectors of 512 bytes."""
-
-    start: int
-    sectors: int
-    kind: str
-    # With {0}, {1} … for the devices below.
-    parameters: str
-
-
-@record
-class MappedDevice:
-    """A block device of the device mapper, and how to set it up again."""
-
-    name: str
-    uuid: str
-    read_only: bool
-    targets: tuple[MappedTarget, ...]
-    # "volume=UUID" of a physical volume of LVM, "mapped=NAME" of one that was set up before.
-    below: tuple[str, ...]
-    # Of its record in udev's database.
-    udev: tuple[str, ...]
+from rekernel.typed_json import build
 
 
 @record
@@ -101,7 +54,7 @@ def dump_config(config: AgentConfig) -> dict[str, Any]:
 
 
 def load_config(raw: Mapping[str, Any]) -> AgentConfig:
-    """Raises ManifestError if something is missing or wrong."""
+    """Raises ShapeError if something is missing or wrong."""
     config = build(AgentConfig, raw, "configuration")
     assert isinstance(config, AgentConfig)
     return config

@@ -14,8 +14,8 @@ from pathlib import Path
 from rekernel import smallfiles
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.handover.manifest import ManifestError, build
 from rekernel.records import asdict, record, replace
+from rekernel.typed_json import ShapeError, build
 
 RUN = Path("/run/rekernel")
 
@@ -94,7 +94,7 @@ def take(path: Path) -> Confirmed:
     try:
         raw = json.loads(smallfiles.read(str(path)))
         confirmed = build(Confirmed, raw, "plan")
-    except (OSError, ValueError, ManifestError) as error:
+    except (OSError, ValueError, ShapeError) as error:
         raise RekernelError(
             f"the plan that was confirmed cannot be read: {error}", "start it as `rekernel upgrade`"
         ) from None

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from rekernel.attempt.undo import UndoList
+from rekernel.carry.network.entry import Network
 from rekernel.census.verdicts import Verdict
 from rekernel.containers import checkpoint
 from rekernel.containers.checkpoint import WANTED
 from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT
 from rekernel.criu import large_areas
-from rekernel.handover.manifest import Network
 from rekernel.plan.plan import Plan
 from rekernel.records import replace
 from rekernel.run import run

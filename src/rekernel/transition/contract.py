@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rekernel.carry.cgroups import observe as cgroups
+from rekernel.carry.memory.entry import Memory
 from rekernel.carry.unix_sockets.observe import Taken
-from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Memory, Phase
+from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Phase
 from rekernel.plan.plan import Plan
 from rekernel.records import record
 from rekernel.transition import cut, staging, trees

@@ -17,19 +17,13 @@ from rekernel import smallfiles, syscalls
 from rekernel.attempt.undo import CGROUPS, UndoList
 from rekernel.attempt.undo import freeze as begin_to_freeze
 from rekernel.carry.memory import dax, migrations
+from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.carry.memory.recorder import RECORDER, region_option
 from rekernel.carry.memory.region import Layout, ram_ranges, store_device
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import (
-    IMAGES_DIRECTORY,
-    MANIFEST_BLOB,
-    Extent,
-    Manifest,
-    Memory,
-    dump,
-)
+from rekernel.handover.manifest import IMAGES_DIRECTORY, MANIFEST_BLOB, Manifest, dump
 from rekernel.handover.store import StoreFullError, StoreWriter
 from rekernel.records import record
 from rekernel.run import end, finish, start

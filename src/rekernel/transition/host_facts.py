@@ -11,17 +11,19 @@ from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.logins import observe as logins
 from rekernel.carry.loops import observe as loops
+from rekernel.carry.loops.entry import LoopDevice
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan, stays_behind
 from rekernel.carry.network import ifupdown
 from rekernel.carry.network import observe as network
+from rekernel.carry.network.entry import Network
 from rekernel.carry.oneshot_units import observe as oneshot_units
 from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.systemd_state import observe as adoption
 from rekernel.criu.options import RESTORE_ROOT
-from rekernel.handover.manifest import LoopDevice, Mount, Network
 from rekernel.records import record, replace
 from rekernel.systemd.units import Unit, exited, show
 from rekernel.transition.staging import mapped_files

@@ -11,7 +11,8 @@ from rekernel.attempt import state as attempt
 from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import observe as mounts
-from rekernel.handover.manifest import IMAGES_DIRECTORY, RESTORE_WORK, Mount
+from rekernel.carry.mounts.entry import Mount
+from rekernel.handover.manifest import IMAGES_DIRECTORY, RESTORE_WORK
 from rekernel.plan.room import Room, make_store_file, store_file_bytes
 from rekernel.records import replace
 from rekernel.syscalls import MS_NODEV, MS_NOSUID

@@ -14,16 +14,17 @@ from rekernel.agent import boot
 from rekernel.attempt.undo import UndoList
 from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.disks import observe as disks
+from rekernel.carry.memory.entry import Extent
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import wireguard
+from rekernel.carry.raid.entry import RaidArray
 from rekernel.carry.swap.observe import SwapArea, shortage
 from rekernel.criu.options import PROBE
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.handover.config import AgentConfig, RaidArray
-from rekernel.handover.manifest import Extent
+from rekernel.handover.config import AgentConfig
 from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel
 from rekernel.run import run, start

@@ -17,6 +17,7 @@ from rekernel.carry.mounts.observe import stays_behind
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.carry.task_attributes import observe as task_attributes
+from rekernel.carry.task_attributes.entry import Unkept
 from rekernel.carry.terminals.restore import REACH
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.census import sharing
@@ -31,7 +32,7 @@ from rekernel.criu.options import (
     trees_of,
 )
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import Tree, Unkept
+from rekernel.handover.manifest import Tree
 from rekernel.records import field, record, replace
 from rekernel.systemd.units import Unit, members
 from rekernel.transition.amend import Amended

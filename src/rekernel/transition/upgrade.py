@@ -17,7 +17,9 @@ from rekernel.attempt.events import EventStream
 from rekernel.attempt.problem import Problem
 from rekernel.attempt.undo import UndoList, thaw
 from rekernel.carry.apparmor import observe as apparmor
+from rekernel.carry.apparmor.entry import APPARMOR_BLOBS
 from rekernel.carry.conntrack import observe as conntrack
+from rekernel.carry.conntrack.entry import CONNTRACK_BLOB
 from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.memory.gather import gather
 from rekernel.carry.memory.region import ram_ranges
@@ -42,7 +44,7 @@ from rekernel.errors import (
     RekernelError,
     RolledBackError,
 )
-from rekernel.handover.manifest import APPARMOR_BLOBS, CONNTRACK_BLOB, Clock
+from rekernel.handover.manifest import Clock
 from rekernel.handover.store import StoreWriter
 from rekernel.kernel import cmdline
 from rekernel.plan import room

@@ -16,7 +16,7 @@ from said import Said
 from rekernel import syscalls
 from rekernel.agent import boot
 from rekernel.carry.block import superblocks
-from rekernel.handover.manifest import Mount
+from rekernel.carry.mounts.entry import Mount
 from rekernel.pid1 import console
 
 SOURCE = Path(__file__).parents[3] / "src"
@@ -104,7 +104,7 @@ sys.path.insert(0, sys.argv[1])
 from rekernel.agent import boot
 from rekernel.pid1 import console
 from rekernel.carry.block import superblocks
-from rekernel.handover.manifest import Mount
+from rekernel.carry.mounts.entry import Mount
 top = sys.argv[2]
 mounts = [
     Mount(f"{top}/run", "tmpfs", "tmpfs", 6, "size=5120k,mode=755"),

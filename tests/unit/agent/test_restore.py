@@ -22,9 +22,12 @@ from said import Said
 from rekernel import syscalls
 from rekernel.agent import remains, restore
 from rekernel.carry.cgroups import restore as cgroups
+from rekernel.carry.cgroups.entry import Cgroup
+from rekernel.carry.task_attributes.entry import Unkept
 from rekernel.carry.terminals import restore as terminals
 from rekernel.carry.unix_sockets.restore import Links
-from rekernel.handover.manifest import Cgroup, Inherited, Tree, Unkept
+from rekernel.criu.entry import Inherited
+from rekernel.handover.manifest import Tree
 from rekernel.records import replace
 
 # Holds like the hook; ends as told: argument 1 is what to do while held, 2 the exit status.

@@ -8,7 +8,8 @@ import pytest
 from handover.test_manifest import SAMPLE
 
 from rekernel.agent.resume import HandoverRefusedError, _check_origin
-from rekernel.handover.config import AgentConfig, RootConfig
+from rekernel.carry.disks.entry import RootConfig
+from rekernel.handover.config import AgentConfig
 from rekernel.records import replace
 
 CONFIG = AgentConfig("m", RootConfig("u", "ext4", 0, ""), (), None, None, "", (), ())

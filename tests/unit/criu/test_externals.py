@@ -10,8 +10,8 @@ import pytest
 from recorded import Recorded, on_each_kernel
 
 from rekernel.criu import externals
+from rekernel.criu.entry import Inherited
 from rekernel.criu.externals import External
-from rekernel.handover.manifest import Inherited
 
 
 def replay(recorded: Recorded, unit: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -10,25 +10,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rekernel.handover.config import AgentConfig, RootConfig, dump_config, load_config
+from rekernel.carry.cgroups.entry import Cgroup
+from rekernel.carry.disks.entry import RootConfig
+from rekernel.carry.memory.entry import Extent, Memory
+from rekernel.carry.mounts.entry import Mount
+from rekernel.carry.network.entry import Link, Network
+from rekernel.criu.entry import Inherited
+from rekernel.handover.config import AgentConfig, dump_config, load_config
 from rekernel.handover.manifest import (
     SCHEMA,
-    Cgroup,
     Clock,
-    Extent,
-    Inherited,
-    Link,
     Manifest,
-    ManifestError,
-    Memory,
-    Mount,
-    Network,
     Phase,
     Tree,
     dump,
     load,
 )
 from rekernel.records import fields, is_record
+from rekernel.typed_json import ShapeError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -155,7 +154,7 @@ REQUIRED = [name for name, item in fields(Manifest).items() if item.required]
 def test_a_missing_field_is_named(name: str) -> None:
     raw = sample()
     del raw[name]
-    with pytest.raises(ManifestError, match=f"^the manifest has no {name}$|manifest has no {name}"):
+    with pytest.raises(ShapeError, match=f"^the manifest has no {name}$|manifest has no {name}"):
         load(json.dumps(raw).encode())
 
 
@@ -163,7 +162,7 @@ def test_a_missing_field_is_named(name: str) -> None:
 def test_a_wrong_type_is_named(name: str) -> None:
     raw = sample()
     raw[name] = 1.5
-    with pytest.raises(ManifestError, match=f"manifest.{name} is no "):
+    with pytest.raises(ShapeError, match=f"manifest.{name} is no "):
         load(json.dumps(raw).encode())
 
 
@@ -196,7 +195,7 @@ def test_where_it_is_wrong(path: tuple[Any, ...], value: object, message: str) -
     for step in path[:-1]:
         inner = inner[step]
     inner[path[-1]] = value
-    with pytest.raises(ManifestError) as error:
+    with pytest.raises(ShapeError) as error:
         load(json.dumps(raw).encode())
     assert str(error.value) == message
 
@@ -214,7 +213,7 @@ def test_where_it_is_wrong(path: tuple[Any, ...], value: object, message: str) -
     ],
 )
 def test_not_our_manifest(data: bytes, message: str) -> None:
-    with pytest.raises(ManifestError) as error:
+    with pytest.raises(ShapeError) as error:
         load(data)
     assert str(error.value).startswith(message)
 
@@ -227,6 +226,6 @@ def test_not_our_manifest(data: bytes, message: str) -> None:
     ],
 )
 def test_damaged_configuration(data: dict[str, object], message: str) -> None:
-    with pytest.raises(ManifestError) as error:
+    with pytest.raises(ShapeError) as error:
         load_config(data)
     assert str(error.value).startswith(message)

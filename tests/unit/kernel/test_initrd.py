@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from rekernel.handover.config import AgentConfig, RootConfig, load_config
-from rekernel.handover.manifest import Extent
+from rekernel.carry.disks.entry import RootConfig
+from rekernel.carry.memory.entry import Extent
+from rekernel.handover.config import AgentConfig, load_config
 from rekernel.kernel import initrd
 from rekernel.kernel.modules import ModuleSet
 from rekernel.records import replace

@@ -33,6 +33,7 @@ from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
+from rekernel.carry.disks.entry import RootConfig
 from rekernel.carry.disks.stack import Stack
 from rekernel.carry.memory import dax, migrations
 from rekernel.carry.memory.dax import Range
@@ -42,13 +43,13 @@ from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import MountInfo
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
+from rekernel.carry.network.entry import Network
 from rekernel.carry.swap import observe as swap
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import Member, Taken
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.handover.config import RootConfig
-from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, Network, load
+from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, load
 from rekernel.handover.store import StoreReader
 from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel

@@ -8,22 +8,15 @@ from typing import Any, cast
 import pytest
 
 from rekernel.attempt.undo import UndoList
+from rekernel.carry.memory.entry import Extent, Memory
+from rekernel.carry.network.entry import Network
+from rekernel.carry.task_attributes.entry import Unkept
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.census.verdicts import Verdict
+from rekernel.criu.entry import Inherited
 from rekernel.criu.externals import External
 from rekernel.criu.options import TreeOptions, restore_argv
-from rekernel.handover.manifest import (
-    SCHEMA,
-    Clock,
-    Extent,
-    Inherited,
-    Memory,
-    Network,
-    Phase,
-    Unkept,
-    dump,
-    load,
-)
+from rekernel.handover.manifest import SCHEMA, Clock, Phase, dump, load
 from rekernel.records import replace
 from rekernel.transition import contract, staging, trees
 from rekernel.transition.containers import Containers

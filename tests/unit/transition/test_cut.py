@@ -16,9 +16,10 @@ from handover.test_manifest import SAMPLE
 from rekernel.attempt import undo
 from rekernel.carry.memory import dax, migrations
 from rekernel.carry.memory.dax import Range
+from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.carry.memory.region import Layout
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import MANIFEST_BLOB, Extent, Memory, dump, load
+from rekernel.handover.manifest import MANIFEST_BLOB, dump, load
 from rekernel.handover.store import BLOCK, StoreReader, StoreWriter
 from rekernel.records import asdict
 from rekernel.run import answering

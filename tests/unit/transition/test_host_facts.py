@@ -18,12 +18,12 @@ from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.logins import observe as logins
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.network import ifupdown
+from rekernel.carry.network.entry import FILTER
 from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.systemd_state import observe as adoption
 from rekernel.census.verdicts import Verdict
 from rekernel.criu.options import RESTORE_ROOT, TreeOptions
-from rekernel.handover.manifest import FILTER
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
 from rekernel.systemd import bus

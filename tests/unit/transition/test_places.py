@@ -12,9 +12,9 @@ from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.region import Layout, layout
 from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.entry import Mount
 from rekernel.census.usage import Usage
 from rekernel.errors import BlockedError
-from rekernel.handover.manifest import Mount
 from rekernel.plan import room
 from rekernel.plan.room import Disk, Free, Room
 from rekernel.records import replace

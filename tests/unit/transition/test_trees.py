@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.carry.task_attributes.entry import Unkept
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import externals
+from rekernel.criu.entry import Inherited
 from rekernel.criu.externals import Descriptor, External
 from rekernel.criu.options import TreeOptions
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import Inherited, Unkept
 from rekernel.records import replace
 from rekernel.systemd.units import Unit
 from rekernel.transition import trees

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rekernel.handover.manifest import APPARMOR_BLOBS
+from rekernel.carry.apparmor.entry import APPARMOR_BLOBS
 from rekernel.pid1.console import say
 
 if TYPE_CHECKING:

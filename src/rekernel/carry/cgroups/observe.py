@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 
 from rekernel import smallfiles
-from rekernel.handover.manifest import Cgroup
+from rekernel.carry.cgroups.entry import Cgroup
 
 _ROOT = Path("/sys/fs/cgroup")
 

@@ -11,7 +11,7 @@ from rekernel.pid1.console import Tolerated, say
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rekernel.handover.manifest import Cgroup
+    from rekernel.carry.cgroups.entry import Cgroup
 
 ROOT = Path("/sys/fs/cgroup")
 

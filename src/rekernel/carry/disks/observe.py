@@ -10,9 +10,11 @@ from rekernel import syscalls
 from rekernel.agent import boot
 from rekernel.carry.block import superblocks
 from rekernel.carry.block.observe import NoWayBackError
+from rekernel.carry.disks.entry import RootConfig
 from rekernel.carry.disks.stack import Stack
 from rekernel.carry.loops.observe import Loops, node
 from rekernel.carry.mounts import binds
+from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.mounts.observe import (
     MOVED_BY_AGENT,
     UNBACKED,
@@ -23,8 +25,6 @@ from rekernel.carry.mounts.observe import (
     unescape,
 )
 from rekernel.errors import BlockedError
-from rekernel.handover.config import RootConfig
-from rekernel.handover.manifest import Mount
 from rekernel.records import replace
 
 # Those that the agent finds by their UUID.

@@ -8,9 +8,10 @@ from pathlib import Path
 from rekernel.carry.block import observe as sysblock
 from rekernel.carry.block import superblocks
 from rekernel.carry.block.observe import NoWayBackError, line
+from rekernel.carry.device_mapper.entry import MappedDevice, MappedTarget
 from rekernel.carry.raid import observe as raid
+from rekernel.carry.raid.entry import RaidArray
 from rekernel.errors import RekernelError
-from rekernel.handover.config import MappedDevice, MappedTarget, RaidArray
 from rekernel.run import run
 
 # Of the device mapper, those whose table says it all: nothing is only in memory, and no key.

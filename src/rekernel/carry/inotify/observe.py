@@ -20,10 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.carry.inotify.entry import WATCHED
 from rekernel.carry.mounts import observe as mounts
 from rekernel.criu.images import ImageError, entries, fields
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import WATCHED
 from rekernel.records import record, replace
 from rekernel.run import run
 

@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rekernel.handover.manifest import WATCHED
+from rekernel.carry.inotify.entry import WATCHED
 from rekernel.pid1.console import say
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rekernel.carry.loops.entry import LoopDevice
 from rekernel.carry.mounts.binds import holder
 from rekernel.carry.mounts.observe import UNBACKED, MountInfo
-from rekernel.handover.manifest import LoopDevice
 from rekernel.records import field, record
 from rekernel.run import run
 

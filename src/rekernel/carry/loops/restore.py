@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-from rekernel.handover.manifest import LoopDevice
+from rekernel.carry.loops.entry import LoopDevice
 from rekernel.pid1.console import miss
 
 # include/uapi/linux/loop.h

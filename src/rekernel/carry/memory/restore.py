@@ -13,8 +13,8 @@ from pathlib import Path
 from rekernel import syscalls
 from rekernel.agent import boot
 from rekernel.carry.memory import dax
+from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.handover.config import AgentConfig
-from rekernel.handover.manifest import Extent, Memory
 from rekernel.handover.store import Entry
 from rekernel.pid1 import processes
 from rekernel.records import asdict, record

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from rekernel import syscalls
+from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.mounts.observe import (
     MOVED_BY_AGENT,
     MountInfo,
@@ -14,7 +15,6 @@ from rekernel.carry.mounts.observe import (
     is_of_others,
     shows,
 )
-from rekernel.handover.manifest import Mount
 
 
 def plan(mounts: Sequence[MountInfo]) -> list[Mount]:

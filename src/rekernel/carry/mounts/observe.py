@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import syscalls
+from rekernel.carry.mounts.entry import Mount
 from rekernel.containers import docker, podman
-from rekernel.handover.manifest import Mount
 from rekernel.records import record
 from rekernel.run import run
 

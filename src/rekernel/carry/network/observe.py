@@ -15,10 +15,10 @@ from typing import Any
 
 from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.network import packetfilter, virtual_links, wireguard
+from rekernel.carry.network.entry import Link, Network, Tunnel
 from rekernel.carry.network.packetfilter import PacketFilter
 from rekernel.containers import docker, podman
 from rekernel.errors import BlockedError, RekernelError
-from rekernel.handover.manifest import Link, Network, Tunnel
 from rekernel.records import field, record, replace
 from rekernel.run import run, run_json
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from rekernel import smallfiles, syscalls
-from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
+from rekernel.carry.network.entry import FILTER, Link, Network, Tunnel
 from rekernel.pid1 import processes
 from rekernel.pid1.console import Tolerated, miss, say
 

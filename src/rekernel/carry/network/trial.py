@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rekernel import syscalls
 from rekernel.carry.network import wireguard
+from rekernel.carry.network.entry import Network
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import Network
 from rekernel.run import CommandFailedError, run
 
 # ip -batch: what the kernel or ip itself says, and the number of the line.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rekernel.handover.manifest import Tunnel
+from rekernel.carry.network.entry import Tunnel
 from rekernel.run import run
 
 KIND = "wireguard"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from rekernel.handover.manifest import FILTER
+from rekernel.carry.network.entry import FILTER
 from rekernel.records import record
 from rekernel.systemd.units import Unit, exited
 

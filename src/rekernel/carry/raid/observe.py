@@ -12,8 +12,8 @@ from pathlib import Path
 from rekernel.carry.block import observe as sysblock
 from rekernel.carry.block import superblocks
 from rekernel.carry.block.observe import NoWayBackError, line
+from rekernel.carry.raid.entry import RaidArray
 from rekernel.errors import RekernelError
-from rekernel.handover.config import RaidArray
 
 # Each disk tells of itself and of the array; nothing is kept anywhere else.
 _LEVELS = ("raid0", "raid1", "raid10")

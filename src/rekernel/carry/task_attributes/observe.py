@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles, syscalls
-from rekernel.handover.manifest import Unkept
+from rekernel.carry.task_attributes.entry import Unkept
 
 # Of a process and of a thread, to be read and written (proc(5)).
 _OF_PROCESS = ("coredump_filter",)

@@ -12,7 +12,7 @@ from rekernel.pid1.console import say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rekernel.handover.manifest import Unkept
+    from rekernel.carry.task_attributes.entry import Unkept
 
 
 def set_again(unkept: Unkept) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from rekernel.carry.unix_sockets import socket_queues
+from rekernel.carry.unix_sockets.entry import DatagramLink, UnixEnd, UnixLink
 from rekernel.carry.unix_sockets.sockets import (
     JOURNAL_STDOUT,
     UnixSocket,
@@ -26,9 +27,9 @@ from rekernel.carry.unix_sockets.sockets import (
     sent_to_init,
     unaccepted,
 )
+from rekernel.criu.entry import Inherited
 from rekernel.criu.externals import External, socket_of
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import DatagramLink, Inherited, UnixEnd, UnixLink
 from rekernel.records import record
 from rekernel.systemd import journal
 

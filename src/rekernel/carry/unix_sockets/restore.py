@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from rekernel import syscalls
 from rekernel.carry.unix_sockets import socket_queues
-from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
+from rekernel.carry.unix_sockets.entry import DatagramLink, UnixEnd, UnixLink
 from rekernel.pid1.background import Background
 from rekernel.pid1.console import miss
 

@@ -9,7 +9,7 @@ from said import Said
 
 from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.cgroups import restore as agent
-from rekernel.handover.manifest import Cgroup
+from rekernel.carry.cgroups.entry import Cgroup
 
 
 @pytest.fixture

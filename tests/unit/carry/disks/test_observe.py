@@ -15,8 +15,8 @@ from rekernel.carry.disks.stack import Stack
 from rekernel.carry.loops.observe import Loops
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.entry import Mount
 from rekernel.errors import BlockedError
-from rekernel.handover.manifest import Mount
 
 TABLE = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro

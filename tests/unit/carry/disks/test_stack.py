@@ -13,11 +13,12 @@ from rekernel.carry.block import observe as sysblock
 from rekernel.carry.block import superblocks
 from rekernel.carry.block.observe import NoWayBackError
 from rekernel.carry.device_mapper import restore as agent
+from rekernel.carry.device_mapper.entry import MappedDevice, MappedTarget
 from rekernel.carry.disks import stack as host_stack
 from rekernel.carry.disks.stack import Stack
 from rekernel.carry.raid import observe as raid
+from rekernel.carry.raid.entry import RaidArray
 from rekernel.errors import RekernelError
-from rekernel.handover.config import MappedDevice, MappedTarget, RaidArray
 from rekernel.records import asdict
 
 UUIDS = {"/dev/sda2": "pv-a", "/dev/sdb": "pv-b"}

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from imagefiles import image, message, varint
 
+from rekernel.carry.inotify.entry import WATCHED
 from rekernel.carry.inotify.observe import LINK, Watched, observe, observe_all, pin, recall
 from rekernel.criu.images import ImageError
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import WATCHED
 from rekernel.records import replace
 from rekernel.transition.amend import Wanted, amend, amend_images
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rekernel.carry.loops import observe as loops
+from rekernel.carry.loops.entry import LoopDevice
 from rekernel.carry.loops.observe import Loops
 from rekernel.carry.mounts import observe as mounts
-from rekernel.handover.manifest import LoopDevice
 
 TABLE = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

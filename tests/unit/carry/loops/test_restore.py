@@ -10,7 +10,7 @@ import pytest
 from said import Said
 
 from rekernel.carry.loops import restore as loops
-from rekernel.handover.manifest import LoopDevice
+from rekernel.carry.loops.entry import LoopDevice
 
 
 def test_the_kernels_structure() -> None:

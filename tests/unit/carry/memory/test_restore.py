@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded
 
+from rekernel.carry.disks.entry import RootConfig
 from rekernel.carry.memory import dax
 from rekernel.carry.memory import restore as memory
+from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.carry.memory.restore import RegionError
-from rekernel.handover.config import AgentConfig, RootConfig
-from rekernel.handover.manifest import Extent, Memory
+from rekernel.handover.config import AgentConfig
 from rekernel.handover.store import Entry
 from rekernel.pid1 import processes
 

@@ -10,7 +10,7 @@ from rekernel import syscalls
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
-from rekernel.handover.manifest import Mount
+from rekernel.carry.mounts.entry import Mount
 
 TABLE = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

@@ -12,10 +12,10 @@ import pytest
 from recorded import NEW, OLD, Recorded, on_each_kernel
 
 from rekernel.carry.network import observe as network
+from rekernel.carry.network.entry import Link, Tunnel
 from rekernel.carry.network.observe import NetworkFacts
 from rekernel.carry.network.packetfilter import PacketFilter
 from rekernel.errors import BlockedError
-from rekernel.handover.manifest import Link, Tunnel
 from rekernel.records import replace
 from rekernel.run import CommandFailedError
 

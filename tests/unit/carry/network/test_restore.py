@@ -10,7 +10,7 @@ from said import Said
 
 from rekernel import syscalls
 from rekernel.carry.network import restore as network
-from rekernel.handover.manifest import FILTER, Link, Network, Tunnel
+from rekernel.carry.network.entry import FILTER, Link, Network, Tunnel
 from rekernel.pid1 import console, processes
 from rekernel.records import replace
 

@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 import pytest
 
 from carry.runtime_units.test_observe import unit
+from rekernel.carry.network.entry import FILTER
 from rekernel.carry.oneshot_units import observe as oneshot_units
-from rekernel.handover.manifest import FILTER
 from rekernel.systemd.units import Unit
 
 

@@ -11,7 +11,7 @@ from said import Said
 
 from rekernel.carry.block import superblocks, udev_records
 from rekernel.carry.raid import restore as raid
-from rekernel.handover.config import RaidArray
+from rekernel.carry.raid.entry import RaidArray
 from rekernel.pid1 import console
 from rekernel.records import asdict
 

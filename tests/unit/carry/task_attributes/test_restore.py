@@ -13,7 +13,7 @@ from said import Said
 from rekernel import syscalls
 from rekernel.carry.task_attributes import observe as task_attributes
 from rekernel.carry.task_attributes import restore as agent
-from rekernel.handover.manifest import Unkept
+from rekernel.carry.task_attributes.entry import Unkept
 
 LOWEST = 2 << 13 | 7
 

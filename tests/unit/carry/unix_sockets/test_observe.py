@@ -16,11 +16,11 @@ from holding import Hold, holding
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets import restore as agent_links
 from rekernel.carry.unix_sockets import sockets as unixsockets
+from rekernel.carry.unix_sockets.entry import DatagramLink
 from rekernel.carry.unix_sockets.observe import Member, Taken, UnsettledError, take
 from rekernel.carry.unix_sockets.restore import Links, connect_datagrams
 from rekernel.criu.externals import External
 from rekernel.errors import RekernelError
-from rekernel.handover.manifest import DatagramLink
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import socket
 
 from rekernel.carry.unix_sockets import restore as links
-from rekernel.handover.manifest import DatagramLink, UnixEnd, UnixLink
+from rekernel.carry.unix_sockets.entry import DatagramLink, UnixEnd, UnixLink
 from rekernel.pid1 import console
 
 
