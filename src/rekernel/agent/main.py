@@ -18,6 +18,7 @@ from rekernel import syscalls
 from rekernel.agent import boot
 from rekernel.carry.block import udev_records
 from rekernel.carry.device_mapper import restore as devmapper
+from rekernel.carry.mounts import restore as mounts
 from rekernel.carry.raid import restore as raid
 from rekernel.pid1 import processes
 from rekernel.pid1.console import Timeline, say
@@ -86,7 +87,7 @@ class _Preparation(threading.Thread):
         boot.switch_root(**self._raw["root"])
         self.root_stands = True
         for item in self._raw["early"]:
-            boot.mount_disk(**item)
+            mounts.mount_disk(**item)
         boot.mount_run()
         udev_records.record(
             [*raid.known(self._raw["arrays"]), *devmapper.known(self._raw["mapped"])]

@@ -15,7 +15,9 @@ from typing import Any
 
 from rekernel import smallfiles, syscalls
 from rekernel.agent import boot, restore
+from rekernel.agent.store import Store, map_store
 from rekernel.carry.apparmor import restore as apparmor
+from rekernel.carry.apparmor.entry import APPARMOR_BLOBS
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.carry.conntrack import restore as conntrack
 from rekernel.carry.conntrack.entry import CONNTRACK_BLOB
@@ -23,6 +25,7 @@ from rekernel.carry.inotify import restore as watched
 from rekernel.carry.loops import restore as loops
 from rekernel.carry.memory import restore as memory
 from rekernel.carry.memory.dax import DaxRegion
+from rekernel.carry.mounts import restore as mounts
 from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.network import restore as network
 from rekernel.carry.network.entry import Network
@@ -124,8 +127,8 @@ def _restore(
     result: dict[str, Any],
 ) -> list[str]:
     with timeline.phase("store"):
-        region = memory.open_region(config) if config.region is not None else None
-        store = memory.map_store(config, region)
+        region = memory.open_region(config.region) if config.region is not None else None
+        store = map_store(config, region)
         reader = StoreReader(store.area)
         manifest = load(reader.read(MANIFEST_BLOB))
         _check_origin(config, manifest)
@@ -157,7 +160,7 @@ def _restore(
         )
         _go_on_after("removing tunnels", lambda: network.remove_tunnels(manifest.network))
         _go_on_after("unlocking the network", network.give_up)
-        _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
+        _go_on_after("taking mounts away", lambda: mounts.unmount_transient(manifest.mounts))
         if freed is not None:
             _go_on_after("making RAM of the free part of the region", freed.join)
             _go_on_after("telling the pager of it", memory.tell_pager)
@@ -172,7 +175,7 @@ def _restore(
         "the end of what failed",
         lambda: result.update(not_ended=restore.wait_for_the_end(restores)),
     )
-    _go_on_after("taking mounts away", lambda: boot.unmount_transient(manifest.mounts))
+    _go_on_after("taking mounts away", lambda: mounts.unmount_transient(manifest.mounts))
     if freed is not None:
         _go_on_after("making RAM of the free part of the region", freed.finish)
         _go_on_after("telling the pager of it", memory.tell_pager)
@@ -198,7 +201,7 @@ def _set_up_host(
     manifest: Manifest,
     reader: StoreReader,
     region: DaxRegion | None,
-    store: memory.Store,
+    store: Store,
     timeline: Timeline,
 ) -> links.Links:
     """All that the restore needs, the network beside the rest as it mostly waits."""
@@ -207,12 +210,14 @@ def _set_up_host(
     try:
         with timeline.phase("mounts"):
             attached = loops.Loops(manifest.loops)
-            boot.mount_all(manifest.mounts, attached.attach)
+            mounts.mount_all(manifest.mounts, attached.attach)
             attached.close()
             cgroups.make(manifest.cgroups)
         with timeline.phase("unpack"):
             _unpack(reader, manifest)
-            apparmor.load(reader)
+            apparmor.load(
+                reader.read(entry.name) for entry in reader if entry.name.startswith(APPARMOR_BLOBS)
+            )
             between = links.Links(manifest.links, reader.read)
         with timeline.phase("pager"):
             wait_for_pager = _start_pager(manifest, region, store, reader)
@@ -270,7 +275,7 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
     for target, pid in tars.items():
         with Tolerated(f"the contents of {target}"):
             processes.wait(pid, "tar", manifest.patience_s)
-    boot.protect(manifest.mounts)
+    mounts.protect(manifest.mounts)
     for directory in manifest.directories:
         with Tolerated(directory):
             os.makedirs(directory, exist_ok=True)
@@ -320,13 +325,14 @@ def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores
 
 
 def _start_pager(
-    manifest: Manifest, region: DaxRegion | None, store: memory.Store, reader: StoreReader
+    manifest: Manifest, region: DaxRegion | None, store: Store, reader: StoreReader
 ) -> Callable[[], None]:
     """Returns what waits until it listens."""
     if region is None:
         return lambda: None
     sockets = [str(restore.work_directory(tree) / "lazy-pages.socket") for tree in manifest.trees]
-    pagemap = reader.entry("pagemap")
+    entry = reader.entry("pagemap")
+    pagemap = f"{store.path}:{entry.offset}:{entry.length}"
     pid = memory.start_pager(manifest.memory, region, store.path, pagemap, sockets)
     return functools.partial(memory.wait_for_pager, pid, sockets)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.agent import boot
 from rekernel.attempt.undo import UndoList
 from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.disks import observe as disks
@@ -18,6 +17,7 @@ from rekernel.carry.memory.entry import Extent
 from rekernel.carry.memory.region import Layout
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
+from rekernel.carry.mounts.restore import EARLY
 from rekernel.carry.network import observe as network
 from rekernel.carry.network import wireguard
 from rekernel.carry.raid.entry import RaidArray
@@ -75,7 +75,7 @@ def _tool_files() -> list[str]:
 
 def _assert_there_early(tools: Sequence[str], table: Sequence[mounts.MountInfo]) -> None:
     """The agent needs them before it mounts all that there is. Raises BlockedError."""
-    early = {"/", *(item.target for item in disks.plan(table) if item.target == boot.EARLY)}
+    early = {"/", *(item.target for item in disks.plan(table) if item.target == EARLY)}
     for tool in tools:
         there = binds.holder(os.path.realpath(tool), table)
         if there is None or there.target not in early:
@@ -134,7 +134,7 @@ def load_kernel(
         store=Extent(where.store.start, where.store.end) if where else None,
         store_file=store_path,
         store_mount=store_mount,
-        early=tuple(item for item in disks.plan(table) if item.target == boot.EARLY),
+        early=tuple(item for item in disks.plan(table) if item.target == EARLY),
         init=(INIT,),
         criu_probe=PROBE,
         prefetch=tuple(tools),

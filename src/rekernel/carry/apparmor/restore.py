@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from rekernel.carry.apparmor.entry import APPARMOR_BLOBS
 from rekernel.pid1.console import say
-
-if TYPE_CHECKING:
-    from rekernel.handover.store import StoreReader
 
 _LOAD = "/sys/kernel/security/apparmor/.replace"
 
 
-def load(reader: StoreReader) -> None:
+def load(policies: Iterable[bytes]) -> None:
     """What cannot be loaded is said: who runs under it does not come back."""
-    for entry in reader:
-        if entry.name.startswith(APPARMOR_BLOBS):
-            try:
-                with open(_LOAD, "wb", buffering=0) as file:
-                    file.write(reader.read(entry.name))
-            except OSError as error:
-                say(f"a profile of AppArmor is not loaded: {error.strerror}")
+    for policy in policies:
+        try:
+            with open(_LOAD, "wb", buffering=0) as file:
+                file.write(policy)
+        except OSError as error:
+            say(f"a profile of AppArmor is not loaded: {error.strerror}")

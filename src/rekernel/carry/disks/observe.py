@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.agent import boot
 from rekernel.carry.block import superblocks
 from rekernel.carry.block.observe import NoWayBackError
 from rekernel.carry.disks.entry import RootConfig
@@ -24,6 +23,7 @@ from rekernel.carry.mounts.observe import (
     is_of_others,
     unescape,
 )
+from rekernel.carry.mounts.restore import EARLY
 from rekernel.errors import BlockedError
 from rekernel.records import replace
 
@@ -178,7 +178,7 @@ def _obstacle(mount: MountInfo, mounts: Sequence[MountInfo], loops: Loops) -> st
     if [*map(unescape, mount.super_options)] != [*mount.super_options]:
         return ", with a blank in its options"
     if node(mount.source):
-        if mount.target == boot.EARLY:
+        if mount.target == EARLY:
             return ", where the restore's programs lie"
         why = loops.obstacle(mount.source)
         return why and f", {why}"

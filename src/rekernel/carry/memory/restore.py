@@ -1,4 +1,4 @@
-"""The carry region on the new kernel: find the store, map what is occupied, start the pager."""
+"""The carry region on the new kernel: find it, map parts of it, start the pager."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rekernel import syscalls
-from rekernel.agent import boot
 from rekernel.carry.memory import dax
 from rekernel.carry.memory.entry import Extent, Memory
-from rekernel.handover.config import AgentConfig
-from rekernel.handover.store import Entry
 from rekernel.pid1 import processes
-from rekernel.records import asdict, record
 
 PAGER = "/usr/lib/rekernel/rekernel-pager"
 DRAIN_STATUS = "/run/rekernel/drain.json"
@@ -33,20 +29,20 @@ def _range(extent: Extent) -> dax.Range:
     return dax.Range(extent.start, extent.end)
 
 
-def open_region(config: AgentConfig, timeout: float = 10.0) -> dax.DaxRegion:
-    """The dax region of the configuration. Raises RegionError."""
-    assert config.region is not None
+def open_region(extent: Extent, timeout: float = 10.0) -> dax.DaxRegion:
+    """The dax region that lies there. Raises RegionError."""
     deadline = time.monotonic() + timeout
     while True:
-        region = dax.find_region(_range(config.region))
+        region = dax.find_region(_range(extent))
         if region is not None:
             return region
         if time.monotonic() > deadline:
-            raise RegionError(f"no dax region at {config.region.start:#x}")
+            raise RegionError(f"no dax region at {extent.start:#x}")
         time.sleep(0.01)
 
 
-def _map(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
+def map_extents(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
+    """One mapping of these parts; returns the device's name and their bytes. Raises RegionError."""
     try:
         name = dax.create_device(region, [_range(extent) for extent in extents])
         dax.bind_mapping(name)
@@ -55,43 +51,12 @@ def _map(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
     return name, sum(extent.end - extent.start for extent in extents)
 
 
-@record
-class Store:
-    """The handover store as writable memory; ``path`` is what it is a mapping of."""
-
-    area: mmap.mmap
-    path: str
-
-
-def map_store(config: AgentConfig, region: dax.DaxRegion | None) -> Store:
-    """Raises RegionError or OSError."""
-    if region is None or config.store is None:
-        if config.store_mount is None:
-            return _map_file(config.store_file)
-        boot.mount_disk(**asdict(config.store_mount))
-        try:
-            return _map_file(config.store_file)
-        finally:
-            # Where it belongs it is mounted with all others.
-            syscalls.umount(config.store_mount.target, syscalls.MNT_DETACH)
-    name, size = _map(region, [config.store])
-    return Store(dax.map_device(name, size, writable=True), f"/dev/{name}")
-
-
-def _map_file(path: str) -> Store:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        return Store(mmap.mmap(fd, 0), path)
-    finally:
-        os.close(fd)
-
-
 def start_pager(
-    memory: Memory, region: dax.DaxRegion, store: str, pagemap: Entry, sockets: Sequence[str]
+    memory: Memory, region: dax.DaxRegion, store: str, pagemap: str, sockets: Sequence[str]
 ) -> int:
     """Map the occupied parts and start the pager over them; returns its PID.
 
-    It reads the page map where that lies in the store, and checks it.
+    ``pagemap``: where that lies in the store, as the pager takes it; it checks that.
 
     It brings single pages until :func:`tell_pager`: they come to lie outside of the region, and
     would have to be copied at the next upgrade.
@@ -99,7 +64,7 @@ def start_pager(
     """
     frames: list[str] = []
     if memory.occupied:
-        name, _ = _map(region, memory.occupied)
+        name, _ = map_extents(region, memory.occupied)
         offset = 0
         for extent in sorted(memory.occupied, key=lambda item: item.start):
             size = extent.end - extent.start
@@ -114,7 +79,7 @@ def start_pager(
     return processes.start(
         [
             PAGER,
-            "--map", f"{store}:{pagemap.offset}:{pagemap.length}",
+            "--map", pagemap,
             *frames,
             *listeners,
             "--control", _CONTROL,

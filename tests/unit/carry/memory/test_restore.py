@@ -11,54 +11,31 @@ from pathlib import Path
 import pytest
 from recorded import NEW, OLD, Recorded
 
-from rekernel.carry.disks.entry import RootConfig
 from rekernel.carry.memory import dax
 from rekernel.carry.memory import restore as memory
 from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.carry.memory.restore import RegionError
-from rekernel.handover.config import AgentConfig
-from rekernel.handover.store import Entry
 from rekernel.pid1 import processes
 
-CONFIG = AgentConfig(
-    "id",
-    RootConfig("uuid", "ext4", 0, ""),
-    (),
-    Extent(0x40000000, 0x60000000),
-    Extent(0x40000000, 0x48000000),
-    "",
-    (),
-    (),
-)
+EXTENT = Extent(0x40000000, 0x60000000)
 REGION = dax.DaxRegion(Path("/x"), dax.Range(0, 1))
 
 
 def test_no_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dax, "_PLATFORM", tmp_path)
     with pytest.raises(RegionError, match=r"^no dax region at 0x40000000$"):
-        memory.open_region(CONFIG, timeout=0)
+        memory.open_region(EXTENT, timeout=0)
 
 
 @pytest.mark.parametrize("recorded", [OLD, NEW], ids=lambda item: item.release)
 def test_region(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded.sysfs("dax-sysfs", tmp_path)
     monkeypatch.setattr(dax, "_PLATFORM", tmp_path / "sys/devices/platform")
-    region = memory.open_region(CONFIG, timeout=0)
+    region = memory.open_region(EXTENT, timeout=0)
     assert region.devices() == ["dax0.0"]
     # Here sysfs is a directory: nothing answers to "create".
     with pytest.raises(RegionError, match=r"^cannot map the carry region: .*create"):
-        memory.map_store(CONFIG, region)
-
-
-def test_a_store_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    path.write_bytes(bytes(8192))
-    config = AgentConfig("id", CONFIG.root, (), None, None, str(path), (), ())
-    store = memory.map_store(config, None)
-    store.area[:4] = b"used"
-    store.area.flush()
-    assert store.path == str(path)
-    assert path.read_bytes()[:4] == b"used"
+        memory.map_extents(region, [EXTENT])
 
 
 def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +51,7 @@ def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch
         return "dax0.2", 0
 
     monkeypatch.setattr(processes, "start", start)
-    monkeypatch.setattr(memory, "_map", map_extents)
+    monkeypatch.setattr(memory, "map_extents", map_extents)
     facts = Memory(
         "region",
         Extent(0, 0x10000),
@@ -85,7 +62,7 @@ def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch
         stray_offset=0x800,
         stray_bytes=0x200,
     )
-    pagemap = Entry("pagemap", 0x3000, 999, 0)
+    pagemap = "/dev/dax0.1:12288:999"
     memory.start_pager(facts, REGION, "/dev/dax0.1", pagemap, ["/a.sock", "/b.sock"])
     (argv,) = started
     frames = [argv[at + 1] for at, word in enumerate(argv) if word == "--frames"]
@@ -96,7 +73,7 @@ def test_the_pager_is_told_where_each_frame_lies(monkeypatch: pytest.MonkeyPatch
     ]
     listeners = [argv[at + 1] for at, word in enumerate(argv) if word == "--listen"]
     assert listeners == ["/a.sock", "/b.sock"]
-    assert argv[argv.index("--map") + 1] == "/dev/dax0.1:12288:999"
+    assert argv[argv.index("--map") + 1] == pagemap
     assert mapped == [[*facts.occupied]]
 
 
