@@ -13,7 +13,7 @@ from rekernel.carry.mounts.observe import MountInfo, parse_mountinfo
 from rekernel.carry.network import packetfilter
 from rekernel.carry.network.observe import NetworkFacts
 from rekernel.carry.network.packetfilter import PacketFilter
-from rekernel.criu.externals import Descriptor
+from rekernel.criu.descriptors import Descriptor
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts.observe import stays_behind
 from rekernel.census.obstacle import Obstacle
-from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.descriptors import Descriptor, descriptors
 
 # Of /proc/PID/fdinfo; what criu reads of it (criu/proc_parse.c) are marks of inodes and of mounts.
 _FLAGS = re.compile(r"^fanotify flags:(\w+)", re.MULTILINE)

@@ -21,9 +21,10 @@ from rekernel.carry.apparmor import observe as apparmor
 from rekernel.carry.mounts.observe import stays_behind
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.pressure import observe as pressure
+from rekernel.carry.terminals.observe import HUNG
 from rekernel.census import inotify as watched
 from rekernel.census.obstacle import Obstacle
-from rekernel.criu.externals import HUNG, Descriptor, descriptors, socket_of
+from rekernel.criu.descriptors import Descriptor, descriptors, socket_of
 
 
 class Curable(Enum):

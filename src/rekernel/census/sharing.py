@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from rekernel import smallfiles
-from rekernel.criu.externals import SLAVE
+from rekernel.carry.terminals.observe import SLAVE
 from rekernel.records import record
 
 _SOCKET_OR_PIPE = re.compile(r"(socket|pipe):\[\d+\]$")

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
-from rekernel.criu.externals import descriptors, socket_of
+from rekernel.criu.descriptors import descriptors, socket_of
 
 # include/uapi/linux/tcp.h
 _TCP_REPAIR = 19

@@ -14,16 +14,18 @@ from rekernel import syscalls
 from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.observe import stays_behind
+from rekernel.carry.open_files import observe as open_files
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.carry.task_attributes import observe as task_attributes
 from rekernel.carry.task_attributes.entry import Unkept
+from rekernel.carry.terminals import observe as terminals
 from rekernel.carry.terminals.restore import REACH
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.criu import externals
+from rekernel.criu.descriptors import Descriptor, External, descriptors
 from rekernel.criu.options import (
     TreeOptions,
     holds_namespace,
@@ -53,7 +55,7 @@ class CarriedTree:
     # PID -> control group.
     processes: dict[int, str]
     options: TreeOptions
-    inherited: tuple[externals.External, ...]
+    inherited: tuple[External, ...]
     # Known once it is frozen.
     unkept: Unkept = field(default_factory=Unkept)
     # Names of the trees whose terminals it has open.
@@ -111,7 +113,7 @@ def _describe_all(units: Sequence[UnitVerdict], *, lazy: bool) -> list[CarriedTr
 
 
 def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: bool) -> CarriedTree:
-    inherited = externals.files(pids)
+    inherited = open_files.files(pids)
     options = TreeOptions(
         root_pid=root,
         cgroup=verdict.unit.cgroup,
@@ -126,7 +128,7 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
         {pid: verdict.processes[pid] for pid in pids},
         options,
         tuple(inherited),
-        terminals=externals.owned_terminals(opened),
+        terminals=terminals.owned_terminals(opened),
         watched=tuple(_watched(opened)),
         mounts={
             # Of several the last one, which is on top.
@@ -160,18 +162,18 @@ def without_mounts_of_others(
     return found
 
 
-def _watched(opened: Iterable[externals.Descriptor]) -> Iterator[str]:
+def _watched(opened: Iterable[Descriptor]) -> Iterator[str]:
     for item in opened:
         with suppress(FileNotFoundError, ProcessLookupError):
             if item.link in (inotify.LINK, inotify.FANOTIFY):
                 yield from inotify.observe(item.pid, item.number)
 
 
-def _opened(pids: Iterable[int]) -> list[externals.Descriptor]:
+def _opened(pids: Iterable[int]) -> list[Descriptor]:
     found = []
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            found += externals.descriptors(pid)
+            found += descriptors(pid)
     return found
 
 
@@ -269,7 +271,7 @@ def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken
     return [_with(tree, more) for tree, more in zip(trees, taken.externals, strict=True)], taken
 
 
-def _with(tree: CarriedTree, more: Sequence[externals.External]) -> CarriedTree:
+def _with(tree: CarriedTree, more: Sequence[External]) -> CarriedTree:
     dumped = (*tree.options.externals, *(external.dump for external in more))
     options = replace(tree.options, externals=dumped)
     return replace(tree, options=options, inherited=(*tree.inherited, *more))
@@ -278,7 +280,7 @@ def _with(tree: CarriedTree, more: Sequence[externals.External]) -> CarriedTree:
 def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
     """Logins may have terminals of each other open, as the server of tmux has."""
     opened = {
-        tree.name: [item for pid in tree.pids for item in externals.descriptors(pid)]
+        tree.name: [item for pid in tree.pids for item in descriptors(pid)]
         for tree in trees
         if tree.verdict.unit.is_login
     }
@@ -289,7 +291,7 @@ def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
         items = opened.get(tree.name, [])
         _assert_nothing_left_behind(items)
         _assert_no_handles_of_others(items, tree.name, owners)
-        borrowed, numbers = externals.terminals(items)
+        borrowed, numbers = terminals.terminals(items)
         if not masters.keys() >= set(numbers):
             raise links.UnsettledError(
                 f"{tree.verdict.unit.name} has a terminal open whose owner is not carried",
@@ -298,7 +300,7 @@ def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
         lenders = dict.fromkeys(masters[number] for number in numbers)
         with_lenders = replace(_with(tree, borrowed), lenders=tuple(lenders))
         if items:
-            owned = externals.owned_terminals(items)
+            owned = terminals.owned_terminals(items)
             with_lenders = replace(with_lenders, terminals=owned)
         found.append(with_lenders)
     # Logins may have got others since they were described.
@@ -338,7 +340,7 @@ def _assert_terminals(trees: Sequence[CarriedTree]) -> None:
             )
 
 
-def _assert_nothing_left_behind(opened: Sequence[externals.Descriptor]) -> None:
+def _assert_nothing_left_behind(opened: Sequence[Descriptor]) -> None:
     """Raises links.UnsettledError: `rekernel upgrade` reads its events every now and then."""
     for item in opened:
         if stays_behind(item.link):
@@ -349,7 +351,7 @@ def _assert_nothing_left_behind(opened: Sequence[externals.Descriptor]) -> None:
 
 
 def _assert_no_handles_of_others(
-    opened: Sequence[externals.Descriptor], own: str, owners: Mapping[int, str]
+    opened: Sequence[Descriptor], own: str, owners: Mapping[int, str]
 ) -> None:
     """Raises links.UnsettledError: `systemctl --user` has one of a user's manager while it runs."""
     for item in opened:

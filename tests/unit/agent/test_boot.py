@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from said import Said
 
 from rekernel.agent import boot
 from rekernel.pid1 import console
-
 
 
 def test_a_failure_is_told_once(tmp_path: Path, said: Said) -> None:

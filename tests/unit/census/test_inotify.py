@@ -13,7 +13,7 @@ import pytest
 from rekernel.carry.inotify import observe as inotify
 from rekernel.census import inotify as watched
 from rekernel.census.inotify import of_watches
-from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.descriptors import Descriptor, descriptors
 from rekernel.records import replace
 
 _IN_ATTRIB = 4

@@ -21,8 +21,7 @@ import pytest
 from rekernel.census import obstacles
 from rekernel.census.obstacle import Obstacle
 from rekernel.census.obstacles import of_descriptor, of_mapping, of_socket
-from rekernel.criu import externals
-from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.descriptors import Descriptor, descriptors, socket_of
 
 QUEUES = 77
 
@@ -34,7 +33,7 @@ def descriptor(
 
 
 def what(item: Descriptor) -> str:
-    found = of_descriptor(item, QUEUES, externals.socket_of)
+    found = of_descriptor(item, QUEUES, socket_of)
     return found.what if found else ""
 
 
@@ -97,7 +96,7 @@ def test_nothing_of_what_is_common(open_here: ExitStack, tmp_path: Path) -> None
         open_here.enter_context(item)
     os.close(os.dup(0))
     mine = [item for item in descriptors(os.getpid()) if "/dev/" not in item.link]
-    assert {of_descriptor(item, QUEUES, externals.socket_of) for item in mine} == {None}
+    assert {of_descriptor(item, QUEUES, socket_of) for item in mine} == {None}
 
 
 @dataclass

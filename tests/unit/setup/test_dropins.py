@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rekernel.census import obstacles
-from rekernel.criu.externals import Descriptor
+from rekernel.criu.descriptors import Descriptor
 from rekernel.policy import Policy
 from rekernel.setup import dropins
 from rekernel.setup.dropins import (

@@ -13,8 +13,8 @@ from rekernel.carry.network.entry import Network
 from rekernel.carry.task_attributes.entry import Unkept
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.census.verdicts import Verdict
+from rekernel.criu.descriptors import External
 from rekernel.criu.entry import Inherited
-from rekernel.criu.externals import External
 from rekernel.criu.options import TreeOptions, restore_argv
 from rekernel.handover.manifest import SCHEMA, Clock, Phase, dump, load
 from rekernel.records import replace

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.carry.open_files import observe as open_files
 from rekernel.carry.task_attributes.entry import Unkept
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
-from rekernel.criu import externals
+from rekernel.criu.descriptors import Descriptor, External
 from rekernel.criu.entry import Inherited
-from rekernel.criu.externals import Descriptor, External
 from rekernel.criu.options import TreeOptions
 from rekernel.errors import RekernelError
 from rekernel.records import replace
@@ -83,7 +83,7 @@ def test_more_trees_than_when_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(trees, "parents", lambda: {7: 1, 8: 7, 9: 1})
     monkeypatch.setattr(trees, "holds_namespace", lambda pid, name: False)
     monkeypatch.setattr(trees, "led_elsewhere", lambda pid: False)
-    monkeypatch.setattr(externals, "files", lambda pids: [])
+    monkeypatch.setattr(open_files, "files", lambda pids: [])
     found = trees.describe([verdict], lazy=True)
     # Each has directories of its own.
     assert [(item.name, item.pids) for item in found] == [("a+7", [7, 8]), ("a+9", [9])]
@@ -117,7 +117,7 @@ def test_what_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("rekernel.systemd.units.processes_of", lambda path: {7: path})
     monkeypatch.setattr(trees, "parents", lambda: {7: 1})
     monkeypatch.setattr(trees, "led_elsewhere", lambda pid: False)
-    monkeypatch.setattr(externals, "files", lambda pids: [])
+    monkeypatch.setattr(open_files, "files", lambda pids: [])
     ended = [FileNotFoundError(), ProcessLookupError()]
 
     def holds_namespace(pid: int, name: str) -> bool:
@@ -206,7 +206,7 @@ def test_terminals_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
         7: [Descriptor(7, 9, "/dev/ptmx", 1, os.O_RDWR, 1, master_of="4")],
         8: [slave, replace(slave, number=5)],
     }
-    monkeypatch.setattr(externals, "descriptors", lambda pid: opened[pid])
+    monkeypatch.setattr(trees, "descriptors", lambda pid: opened[pid])
     monkeypatch.setattr(links, "take", lambda members: Taken((), (), frozenset(), ((), ()), {}))
     (owner, server), _ = trees.linked([login("1", 7), login("2", 8)])
     assert not owner.lenders and not owner.inherited and not owner.options.externals

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
 import time
@@ -10,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rekernel import syscalls
 from rekernel.carry.memory import dax
 from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.pid1 import processes

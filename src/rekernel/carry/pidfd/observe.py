@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
-from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.descriptors import Descriptor, descriptors
 from rekernel.criu.images import ImageError, fields, set_varint
 from rekernel.criu.remote_syscall import inside
 from rekernel.records import record

@@ -27,8 +27,8 @@ from rekernel.carry.unix_sockets.sockets import (
     sent_to_init,
     unaccepted,
 )
+from rekernel.criu.descriptors import External, socket_of
 from rekernel.criu.entry import Inherited
-from rekernel.criu.externals import External, socket_of
 from rekernel.errors import RekernelError
 from rekernel.records import record
 from rekernel.systemd import journal

@@ -13,7 +13,7 @@ from imagefiles import image, message
 
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.pidfd.observe import StandIn, can_be_replaced, put_back, target
-from rekernel.criu.externals import Descriptor, descriptors
+from rekernel.criu.descriptors import Descriptor, descriptors
 from rekernel.criu.images import ImageError
 from rekernel.transition.amend import Wanted, amend
 

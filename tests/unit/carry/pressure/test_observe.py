@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rekernel.carry.open_files.observe import files
 from rekernel.carry.pressure import observe as pressure
 from rekernel.carry.pressure.observe import is_watch, told
-from rekernel.criu.externals import files
 
 OWN = b"full 100000 1000000\0"
 

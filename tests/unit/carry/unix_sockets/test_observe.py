@@ -19,7 +19,7 @@ from rekernel.carry.unix_sockets import sockets as unixsockets
 from rekernel.carry.unix_sockets.entry import DatagramLink
 from rekernel.carry.unix_sockets.observe import Member, Taken, UnsettledError, take
 from rekernel.carry.unix_sockets.restore import Links, connect_datagrams
-from rekernel.criu.externals import External
+from rekernel.criu.descriptors import External
 from rekernel.errors import RekernelError
 
 
