@@ -34,7 +34,7 @@ native-check:
 deb:
 	@packaging/build-deb
 
-lint: lint-check lint-format lint-types lint-sh
+lint: lint-check lint-format lint-types lint-imports lint-sh
 lint-check: venv
 	$(BIN)/ruff check --quiet . $(PROGRAMS)
 lint-format: venv
@@ -43,6 +43,9 @@ lint-types: venv
 	$(BIN)/mypy
 	@# One by one, as each is a program; guests have a newer Python than the oldest we run on.
 	@printf '%s\n' $(PROGRAMS) | xargs -n 1 $(BIN)/mypy --no-error-summary --python-version 3.13
+# The layers, as pyproject.toml has them.
+lint-imports: venv
+	@$(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter
 lint-sh: venv
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 		else echo "shellcheck is not installed: skipped"; fi
@@ -81,4 +84,4 @@ clean-all: clean
 	rm -rf .cache
 
 .PHONY: venv setup native native-check deb lint lint-check lint-format lint-types \
-	lint-sh unit vm vm-slow test test-all demo bench clean clean-all
+	lint-imports lint-sh unit vm vm-slow test test-all demo bench clean clean-all

@@ -1,4 +1,7 @@
-"""The agent may import nothing that its initrd lacks, or that costs blackout time."""
+"""The agent imports nothing that its initrd lacks, or that costs blackout time, as it really runs.
+
+What its modules may name is checked by `make lint` (import-linter, in pyproject.toml).
+"""
 
 from __future__ import annotations
 
@@ -23,24 +26,6 @@ import json
 print(json.dumps(found))
 """
 
-_OURS = {
-    "rekernel",
-    "rekernel.agent",
-    "rekernel.carry",
-    "rekernel.handover",
-    "rekernel.memory",
-    "rekernel.carry.memory.dax",
-    "rekernel.records",
-    "rekernel.smallfiles",
-    "rekernel.pid1",
-    "rekernel.criu",
-    "rekernel.criu.entry",
-    "rekernel.typed_json",
-    "rekernel.syscalls",
-    "rekernel.wait_states",
-    "rekernel.netlink",
-}
-_OUR_PACKAGES = ("rekernel.agent.", "rekernel.carry.", "rekernel.handover.", "rekernel.pid1.")
 _SLOW = {
     "argparse",
     "asyncio",
@@ -64,12 +49,6 @@ def imported(*more: str) -> list[str]:
     )
     names: list[str] = json.loads(done.stdout)
     return names
-
-
-def test_only_the_allowed_modules() -> None:
-    ours = {name for name in imported() if name.partition(".")[0] == "rekernel"}
-    assert not {name for name in ours - _OURS if not name.startswith(_OUR_PACKAGES)}
-    assert "rekernel.agent.main" in ours
 
 
 def test_only_the_standard_library() -> None:
