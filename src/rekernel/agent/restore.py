@@ -19,6 +19,7 @@ from rekernel.carry.task_attributes.restore import set_again
 from rekernel.carry.terminals.restore import REACH, Numbers
 from rekernel.carry.unix_sockets.restore import Links
 from rekernel.criu.entry import Inherited
+from rekernel.criu.log import RESTORE_LOG, first_error
 from rekernel.handover.manifest import RESTORE_WORK, Tree
 from rekernel.pid1 import processes
 from rekernel.pid1.console import miss, say
@@ -254,7 +255,8 @@ def _restore_in_turns(
                 continue
             # Held or not: what it restored is no tree of ours, even if it runs on.
             code = os.waitstatus_to_exitcode(status)
-            item.failure = _cause(item.tree) or f"criu ended with {code}"
+            log = work_directory(item.tree) / RESTORE_LOG
+            item.failure = first_error(log) or f"criu ended with {code}"
             if queue.again(item):
                 restores.trees.remove(item)
                 os.close(item.pidfd)
@@ -419,17 +421,6 @@ def _write_down_where_it_waits(item: Restore) -> None:
         (work_directory(item.tree) / "stuck.log").write_text(where_they_wait(pids))
 
 
-def _cause(tree: Tree) -> str:
-    """criu's own first error, without its prefix; "" if it left none."""
-    try:
-        text = (work_directory(tree) / "restore.log").read_text(errors="replace")
-    except OSError:
-        return ""
-    # "(00.123456)   4711: Error (criu/files.c:12): words"
-    errors = [line for line in text.splitlines() if "Error (" in line]
-    return errors[0].partition("Error (")[2].partition("): ")[2] if errors else ""
-
-
 def _enter(pid: int, path: str) -> bool:
     try:
         smallfiles.write(f"{_CGROUPS}{path}/cgroup.procs", str(pid).encode())
@@ -492,5 +483,6 @@ def _look_again(restores: Restores) -> None:
         code = processes.ended(item.pid, 0.0)
         if code is not None:
             item.done = True
-            item.failure = _cause(item.tree) or f"criu ended with {code}"
+            log = work_directory(item.tree) / RESTORE_LOG
+            item.failure = first_error(log) or f"criu ended with {code}"
     _end_units_of_failed(restores)

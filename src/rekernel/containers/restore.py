@@ -15,6 +15,7 @@ from typing import Any
 from rekernel.containers.checkpoint import TABLE, WANTED
 from rekernel.containers.model import STOPPED
 from rekernel.containers.podman import LEFT, left_behind
+from rekernel.criu.log import first_error
 from rekernel.errors import RekernelError
 from rekernel.run import run, run_json
 
@@ -142,7 +143,9 @@ def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
     except RekernelError as error:
         # Podman goes on if who started it is killed: then it has come back meanwhile.
         if not _is_back(item["id"]):
-            failure = f"podman could not restore it: {_cause(item) or error.message}"
+            failure = (
+                f"podman could not restore it: {first_error(Path(item['log'])) or error.message}"
+            )
             _keep_log(item, log)
             not_ended = _end(item["unit"])
             if not not_ended:
@@ -156,15 +159,6 @@ def _restore(item: Mapping[str, Any]) -> dict[str, Any]:
         "log": str(log),
         "resumed_ns": time.time_ns(),
     }
-
-
-def _cause(item: Mapping[str, Any]) -> str:
-    """criu's own first error."""
-    with suppress(OSError):
-        for line in Path(item["log"]).read_text(errors="replace").splitlines():
-            if "Error (" in line:
-                return line.partition("Error (")[2].partition("): ")[2]
-    return ""
 
 
 def _keep_log(item: Mapping[str, Any], log: Path) -> None:

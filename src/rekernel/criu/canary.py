@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rekernel.criu.log import first_error
 from rekernel.errors import RekernelError
 from rekernel.records import record
 from rekernel.run import CommandFailedError, run
@@ -71,18 +72,6 @@ class CanaryResult:
 
     dump: float
     restore: float
-
-
-def first_error(log: Path) -> str:
-    """The first error in a criu log, without its prefix; "" if there is none."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        if "Error (" in line:
-            return line.partition("): ")[2]
-    return ""
 
 
 def remedy_for(cause: str) -> str:

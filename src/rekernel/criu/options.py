@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from rekernel.criu.log import DUMP_LOG, RESTORE_LOG
 from rekernel.records import record
 
 HOOK = "/usr/lib/rekernel/rekernel-hook"
@@ -51,7 +52,7 @@ class TreeOptions:
 
 
 def dump_argv(
-    tree: TreeOptions, images: Path, work: Path, parent: Path, log: str = "dump.log"
+    tree: TreeOptions, images: Path, work: Path, parent: Path, log: str = DUMP_LOG
 ) -> list[str]:
     """criu dump: everything written, then held in the post-dump hook until told.
 
@@ -93,7 +94,7 @@ def restore_argv(tree: TreeOptions) -> list[str]:
         "--restore-detached",
         "--images-dir", "{images}",
         "--work-dir", "{work}",
-        "--log-file", "restore.log",
+        "--log-file", RESTORE_LOG,
         "--action-script", HOOK,
         *_COMMON,
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from rekernel.attempt.undo import UndoList, freeze, interrupt, own_cgroup, thaw
+from rekernel.criu.log import DUMP_LOG, first_error
 from rekernel.errors import RekernelError
 from rekernel.records import field, record
 from rekernel.run import start
@@ -107,18 +108,6 @@ class _Progress:
             self._silent_since = now
         self._last, self._due = signs, now + PATIENCE_S
         return signs != last and now - self._silent_since < max(_SILENCE_S, PATIENCE_S)
-
-
-def last_error(log: Path) -> str:
-    """The last error in a criu log, without its prefix; "" if there is none."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    # Of shared memory there is none, and criu goes on.
-    errors = [line for line in lines if "Error (" in line and "No parent image found" not in line]
-    # The last one says "Dumping FAILED"; the first is the cause.
-    return errors[0].partition("): ")[2] if errors else ""
 
 
 def criu_of_hook(words: Sequence[str]) -> str:
@@ -382,12 +371,12 @@ class Dumps:
 
     def _failure(self, item: _Running) -> DumpFailedError:
         code = item.process.wait()
-        cause = last_error(item.job.work / "dump.log") or f"criu ended with {code}"
+        cause = first_error(item.job.work / DUMP_LOG) or f"criu ended with {code}"
         passes = any(words in cause for words in _PASSING)
         kind = DumpAgainError if passes else DumpFailedError
         return kind(
             f"{item.job.unit} could not be dumped: {cause}",
-            f"criu's log: {item.job.work / 'dump.log'}; or leave it out: --restart {item.job.unit}",
+            f"criu's log: {item.job.work / DUMP_LOG}; or leave it out: --restart {item.job.unit}",
         )
 
     def close(self) -> None:

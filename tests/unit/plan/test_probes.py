@@ -21,6 +21,7 @@ from rekernel.census.usage import Usage
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import canary
 from rekernel.criu.canary import CanaryError, CanaryResult
+from rekernel.criu.log import first_error
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.kernel import drivers, fitness
 from rekernel.plan import probes, room
@@ -329,7 +330,7 @@ def test_criu_errors_have_remedies(tmp_path: Path, line: str, words: str) -> Non
     log.write_text(
         f"(00.00) Warn  (criu/x.c:1): skip\n{line}\n(00.02) Error (criu/y.c:2): FAILED\n"
     )
-    cause = canary.first_error(log)
+    cause = first_error(log)
     assert cause == line.partition("): ")[2]
     assert words in canary.remedy_for(cause)
 
