@@ -221,7 +221,7 @@ def test_a_plan_that_was_confirmed(
         (Expected("redis.service", "carried"), Expected("gone.service", "restarted")), 4.5,
         "model", 0,
     )  # fmt: skip
-    monkeypatch.setattr(plan, "_PASSES_S", 0.2)
+    monkeypatch.setattr(plan, "_PASSES_S", 30)
     made, notes = plan.renew(told, Policy())
     assert (made.kernel, made.backend, made.running) == (NEW, "image", "6.12.1")
     assert [item.unit.name for item in made.own(Verdict.CARRIED)] == ["redis.service"]
@@ -234,6 +234,7 @@ def test_a_plan_that_was_confirmed(
 
     worse = unit("redis.service", Verdict.RESTARTED, 5000)
     monkeypatch.setattr(plan, "judge", lambda *facts: [worse])
+    monkeypatch.setattr(plan, "_PASSES_S", 0.2)
     with pytest.raises(BlockedError, match=r"redis\.service was to be carried and would now be re"):
         plan.renew(told, Policy())
     machine["lacks"] = ["no virtio_blk"]
