@@ -474,7 +474,7 @@ def test_agent_that_stands_still(lab: Lab) -> None:
     guest.disconnect()
     start = guest.start_of("redis-server.service")
     with guest.changed(
-        ("transition/cut.py", "^_PATIENCE_S = .*", "_PATIENCE_S = 10"),
+        ("transition/contract.py", "^_PATIENCE_S = .*", "_PATIENCE_S = 10"),
         ("carry/network/restore.py", "^def set_up(.*", r"&\n    time.sleep(3600)"),
     ):
         outcome = guest.upgrade(OLD)

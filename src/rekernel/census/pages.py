@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rekernel.carry.memory.dax import Range
-from rekernel.carry.memory.recorder import RECORDER, region_option
+from rekernel.carry.memory.recorder import stat
 from rekernel.errors import RekernelError
 from rekernel.records import field, record
-from rekernel.run import run
 
 _PAGE = 4096
 _CHUNK = 2 << 20
@@ -34,9 +33,8 @@ class Survey:
         return max(0, self.stray_bytes - self.gatherable_bytes)
 
 
-def parse(text: str) -> Survey:
-    """The answer of ``rekernel-pagemap stat``."""
-    raw = json.loads(text.splitlines()[-1])
+def parse(raw: Mapping[str, Any]) -> Survey:
+    """The recorder's answer."""
     chunks = sum(len(space.get("stray_chunks", ())) for space in raw["spaces"])
     return Survey(
         raw["pages"] * _PAGE,
@@ -53,8 +51,7 @@ def look(pids: Sequence[int], regions: Sequence[Range]) -> Survey:
     """
     if not pids:
         return Survey(0, 0)
-    words = [RECORDER, "stat", "--stray-chunks", "--region", region_option(regions)]
-    return parse(run([*words, *map(str, pids)]))
+    return parse(stat(pids, regions))
 
 
 def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:

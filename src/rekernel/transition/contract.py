@@ -7,14 +7,19 @@ from typing import Any
 
 from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.memory.entry import Memory
+from rekernel.carry.memory.recorder import PageRecord
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Phase
 from rekernel.plan.plan import Plan
 from rekernel.records import record
-from rekernel.transition import cut, staging, trees
+from rekernel.transition import staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.host_facts import HostFacts
 from rekernel.transition.places import Places
+
+# What the agent may take at least, in seconds, and bytes it restores in one if it is very slow.
+_PATIENCE_S = 120
+_SLOWEST = 16 << 20
 
 
 @record
@@ -26,7 +31,7 @@ class Cut:
     trees: list[trees.CarriedTree]
     links: Taken
     watched: dict[str, str]
-    record: cut.PageRecord | None
+    record: PageRecord | None
     # Requests that set again what the packet filter remembers.
     tracked: bytes
     # Real time in nanoseconds.
@@ -83,7 +88,7 @@ def manifest(
             *cgroups.above(groups),
             *(group for path in groups for group in cgroups.observe(path)),
         ),
-        patience_s=cut.patience(report),
+        patience_s=_patience(report),
         highest_pid=trees.highest_number(made.trees),
         systemd_header=host.systemd_header,
         systemd_units=host.systemd_units,
@@ -94,3 +99,13 @@ def manifest(
         datagrams=made.links.datagrams,
         watched=made.watched,
     )
+
+
+def _patience(report: Mapping[str, Any]) -> int:
+    """Seconds after which a restore is stuck, by what the manifest's report says of its size."""
+    if report["backend"] == "region":
+        written = report["image_bytes"] + report["disk_bytes"] + report["tmpfs_bytes"]
+        size = written + report["stray_pages"] * 4096
+    else:
+        size = report["resident_bytes"]
+    return _PATIENCE_S + int(size) // _SLOWEST

@@ -56,3 +56,8 @@ def _load(image: Path, initrd: Path, cmdline: str, only_once: bool) -> None:
     syscalls.kexec_file_load(str(image), str(initrd), cmdline)
     if only_once:
         initrd.unlink(missing_ok=True)
+
+
+def jump() -> None:
+    """Into the kernel that was loaded. Returns only by raising OSError."""
+    syscalls.reboot_kexec()

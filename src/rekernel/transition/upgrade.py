@@ -22,9 +22,11 @@ from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.conntrack.entry import CONNTRACK_BLOB
 from rekernel.carry.inotify import observe as inotify
 from rekernel.carry.memory.gather import gather
+from rekernel.carry.memory.recorder import PageRecord, Recorder, memory_entry
 from rekernel.carry.memory.region import ram_ranges
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts.observe import MountInfo
+from rekernel.carry.network import observe as network
 from rekernel.carry.network import trial as network_trial
 from rekernel.carry.pidfd.observe import StandIn
 from rekernel.carry.raid import observe as raid
@@ -52,7 +54,7 @@ from rekernel.plan.plan import Plan
 from rekernel.records import asdict
 from rekernel.run import answering, end, finish, run, start
 from rekernel.systemd.units import processes_of
-from rekernel.transition import contract, cut, host_facts, late, staging, trees
+from rekernel.transition import contract, freezing, host_facts, late, loading, staging, store, trees
 from rekernel.transition.amend import Amended, Wanted, amend_images
 from rekernel.transition.containers import Containers
 from rekernel.transition.contract import Cut
@@ -232,7 +234,7 @@ class Upgrade:
         mark = len(self._undo)
         self._mounted = host.table
         self._let_stand_in(carried)
-        with cut.open_store(plan.where, store_file) as area:
+        with store.open_store(plan.where, store_file) as area:
             strays_at = room.stray_offset(len(area), strays) if plan.where else 0
             try:
                 made = self._cut(dumps, carried, len(area), strays_at)
@@ -257,10 +259,10 @@ class Upgrade:
                 writer = StoreWriter(area, strays_at or None)
                 image_bytes = 0
                 if made.record is not None:
-                    image_bytes = cut.add_images(writer, self._places.in_memory)
-                tmpfs_bytes = cut.add_tmpfs(writer, host.contents, self._places.archive)
-                cut.add_blobs(writer, {**made.links.queues, CONNTRACK_BLOB: made.tracked})
-                cut.add_blobs(
+                    image_bytes = store.add_images(writer, self._places.in_memory)
+                tmpfs_bytes = store.add_tmpfs(writer, host.contents, self._places.archive)
+                store.add_blobs(writer, {**made.links.queues, CONNTRACK_BLOB: made.tracked})
+                store.add_blobs(
                     writer,
                     {f"{APPARMOR_BLOBS}{i}": policy for i, policy in enumerate(self._profiles)},
                 )
@@ -269,13 +271,13 @@ class Upgrade:
                 self._close_journal()
                 # With the store on a disk that must come after the last write to it.
                 if plan.where is not None:
-                    cut.freeze_filesystems(host.table, self._undo)
+                    freezing.freeze_filesystems(host.table, self._undo)
             self._check()
             record = made.record
             if record is not None:
                 pids = [pid for tree in made.trees for pid in tree.pids]
                 record = self._settle(record, pids, len(area), strays_at)
-                cut.add_record(writer, area, record, strays_at)
+                store.add_record(writer, area, record, strays_at)
             raid.assert_as_before(arrays)
             dumps.assert_held()
             now = [*(tree.verdict for tree in made.trees), *ended]
@@ -299,19 +301,19 @@ class Upgrade:
                     trees.for_report(as_found.get(item.unit.name, item)) for item in plan.units
                 ],
             }
-            memory = cut.memory_facts(plan.where, record, strays_at)
+            memory = memory_entry(plan.where, record, strays_at)
             clock = Clock(time.time_ns(), syscalls.rdtsc(), hertz)
             made_of = contract.Attempt(
                 self._id, plan, host, self._places, self._containers, tuple(self._events.phases)
             )
             manifest = contract.manifest(made_of, made, memory, report, clock)
-            cut.seal(writer, manifest)
+            store.seal(writer, manifest)
             if plan.where is None:
                 area.flush()
-                cut.freeze_filesystems(host.table, self._undo)
+                freezing.freeze_filesystems(host.table, self._undo)
             if record is not None and not record.is_true():
                 raise RekernelError("the kernel has just moved pages", "try again in a moment")
-        cut.jump()
+        loading.jump()
 
     def _without(
         self,
@@ -366,7 +368,8 @@ class Upgrade:
             log = str(staging.SCRATCH / "journalctl.log")
             self._journal = start(["journalctl", "--relinquish-var"], output=log)
         with self._events.phase("lock network"):
-            cut.lock_network(self._undo)
+            self._undo.push("unlock-network")
+            network.lock()
         staging.allow_reservations(self._undo)
         with self._events.phase("dump"), ThreadPoolExecutor(1) as beside:
             tracked = beside.submit(lambda: conntrack.requests(conntrack.observe()))
@@ -392,14 +395,16 @@ class Upgrade:
             end(self._journal)
             self._journal = None
 
-    def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> cut.Recorder:
+    def _recorder(self, pids: list[int], store_bytes: int, strays_at: int) -> Recorder:
         where = self._plan.where
         assert where is not None
-        return cut.Recorder(where, pids, where.store.start + strays_at, store_bytes - strays_at)
+        return Recorder(
+            staging.SCRATCH, where, pids, where.store.start + strays_at, store_bytes - strays_at
+        )
 
     def _settle(
-        self, record: cut.PageRecord, pids: list[int], store_bytes: int, strays_at: int
-    ) -> cut.PageRecord:
+        self, record: PageRecord, pids: list[int], store_bytes: int, strays_at: int
+    ) -> PageRecord:
         """The record as of now: what the kernel moved meanwhile, to make a large page, say."""
         for _ in range(_RECORDS):
             if record.is_true():
@@ -419,7 +424,7 @@ class Upgrade:
         if cgroups:
             self._undo.push("thaw", *cgroups)
         while True:
-            cut.freeze(cgroups, self._check)
+            freezing.freeze(cgroups, self._check)
             try:
                 return trees.linked(trees.as_frozen(carried))
             except UnsettledError:
@@ -453,7 +458,7 @@ class Upgrade:
         links: Taken,
         store_bytes: int,
         strays_at: int,
-    ) -> tuple[cut.PageRecord | None, Amended]:
+    ) -> tuple[PageRecord | None, Amended]:
         """All dumps, side by side, and then the page map (None without a region)."""
         pids = [pid for tree in carried for pid in tree.pids]
         work = staging.SCRATCH / "work"

@@ -12,8 +12,6 @@ import pytest
 from rekernel.attempt import brownout
 from rekernel.attempt import state as attempt
 from rekernel.attempt.events import EventStream, JsonLines
-from rekernel.census.pages import parse
-from rekernel.records import replace
 
 
 def test_follower_reads_while_it_is_written(tmp_path: Path) -> None:
@@ -103,28 +101,3 @@ def test_half_written_json_is_none(tmp_path: Path) -> None:
     assert brownout.read_json(tmp_path / "x.json") is None
     (tmp_path / "x.json").write_text("[1]")
     assert brownout.read_json(tmp_path / "x.json") is None
-
-
-def test_page_survey() -> None:
-    # From rekernel-pagemap on Linux 6.12, shortened.
-    text = (
-        '{"schema":1,"spaces":[{"pid":680,"nspid":680,"tree":0,"pages":1201,"stray_pages":0,'
-        '"swapped_pages":0,"runs":130}],"pages":1201,"stray_pages":724,"swapped_pages":0,'
-        '"runs":605,"bytes":14720,"stray_bytes":2965504}\n'
-    )
-    found = parse(text)
-    assert (found.in_region_bytes, found.stray_bytes) == (1201 * 4096, 2965504)
-    assert found.by_process == {680: 1201 * 4096}
-    assert (found.gatherable_bytes, found.left_bytes) == (0, 2965504)
-
-
-def test_strays_that_can_be_moved_into_the_region() -> None:
-    text = (
-        '{"spaces":[{"pid":7,"pages":1,"stray_pages":1100,"stray_chunks":[4194304,6291456]}],'
-        '"pages":1,"stray_pages":1100}\n'
-    )
-    found = parse(text)
-    assert found.gatherable_bytes == 4 << 20
-    assert found.left_bytes == 1100 * 4096 - (4 << 20)
-    assert found.by_process == {7: 1101 * 4096}
-    assert replace(found, gatherable_bytes=1 << 30).left_bytes == 0

@@ -35,7 +35,7 @@ from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.disks.entry import RootConfig
 from rekernel.carry.disks.stack import Stack
-from rekernel.carry.memory import dax, migrations
+from rekernel.carry.memory import dax, migrations, recorder
 from rekernel.carry.memory.dax import Range
 from rekernel.carry.memory.recorder import RECORDER
 from rekernel.carry.memory.region import Layout
@@ -57,7 +57,7 @@ from rekernel.plan.plan import Plan
 from rekernel.plan.room import Disk, Free, Room
 from rekernel.systemd import units
 from rekernel.systemd.units import Unit
-from rekernel.transition import cut, dumps, host_facts, staging, trees, upgrade
+from rekernel.transition import dumps, freezing, host_facts, staging, store, trees, upgrade
 from rekernel.transition.host_facts import HostFacts
 from rekernel.transition.upgrade import Upgrade
 
@@ -415,11 +415,11 @@ def machine(
             for name in ("above", "observe")
         },
         conntrack: {"_LOADED": tmp_path / "none"},
-        cut: {
-            "CGROUPS": found.cgroups,
+        freezing: {"CGROUPS": found.cgroups},
+        recorder: {"ram_ranges": lambda where: [where.ram]},
+        store: {
             "SCRATCH": scratch,
             "store_device": lambda where: SimpleNamespace(name="dax0.0"),
-            "ram_ranges": lambda where: [where.ram],
         },
         dax: {"map_device": found.map_store, "block_size": lambda: 128 << 20},
         disks: {

@@ -155,3 +155,27 @@ def test_containers(attempt: Attempt, made: Cut) -> None:
     found = contract.manifest(none, made, IN_PLACE, REPORT, CLOCK)
     assert found.files == {"/run/y": "z"}
     assert found.network.unlock_rules == "unlock"
+
+
+NOTHING = {"image_bytes": 0, "disk_bytes": 0, "tmpfs_bytes": 0, "stray_pages": 0}
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ({**NOTHING, "backend": "region"}, 120),
+        (
+            {
+                "backend": "region",
+                "image_bytes": 6 << 20,
+                "disk_bytes": 2 << 20,
+                "tmpfs_bytes": 4 << 20,
+                "stray_pages": 1024,
+            },
+            121,
+        ),
+        ({"backend": "image", "image_bytes": 0, "resident_bytes": 100 << 30}, 120 + 6400),
+    ],
+)
+def test_what_takes_long_gets_long(report: dict[str, Any], expected: int) -> None:
+    assert contract._patience({"resident_bytes": 1 << 40, **report}) == expected

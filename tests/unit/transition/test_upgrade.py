@@ -16,6 +16,7 @@ import pytest
 
 from rekernel import syscalls
 from rekernel.attempt.undo import UndoList
+from rekernel.carry.memory import recorder
 from rekernel.carry.memory.recorder import RECORDER
 from rekernel.carry.unix_sockets import observe as links
 from rekernel.carry.unix_sockets.observe import UnsettledError
@@ -31,7 +32,7 @@ from rekernel.errors import (
 from rekernel.plan.room import Disk, Free
 from rekernel.records import replace
 from rekernel.report import builder
-from rekernel.transition import cut, staging
+from rekernel.transition import staging
 from rekernel.transition.dumps import Dumps
 from rekernel.transition.upgrade import Upgrade
 from transition.machine import Machine, verdict
@@ -494,7 +495,7 @@ def test_who_waits_for_a_program_can_be_stopped(program: str, machine: Machine) 
 def test_a_recorder_that_does_not_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = machine.state()
     machine.endless = (f"{RECORDER} record",)
-    monkeypatch.setattr(cut, "_RECORDER_S", 1)
+    monkeypatch.setattr(recorder, "_RECORDER_S", 1)
     upgrade = machine.upgrade()
     error = fail(upgrade)
     assert str(error) == "the recorder of the page map did not end within 1 s"

@@ -134,17 +134,17 @@ def _compact(spec: dict[str, Any]) -> None:
 def _corrupt(spec: dict[str, Any]) -> None:
     """One bit of the sealed store's index, right before the jump."""
     from rekernel.carry.memory import region
-    from rekernel.transition import cut
+    from rekernel.transition import loading, store
 
-    jump = cut.jump
+    jump = loading.jump
 
     def corrupt_and_jump() -> None:
-        with cut.open_store(region.current(), None) as area:
+        with store.open_store(region.current(), None) as area:
             index = int.from_bytes(area[16:24], "little")
             area[index + 5] ^= 1
         jump()
 
-    cut.jump = corrupt_and_jump
+    loading.jump = corrupt_and_jump
 
 
 _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -8,15 +8,13 @@ moved that way (small ranges, processes that forbid huge pages) is copied at the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 
 from rekernel import syscalls
 from rekernel.carry.memory.dax import Range
-from rekernel.carry.memory.recorder import RECORDER, region_option
-from rekernel.run import run
+from rekernel.carry.memory.recorder import stat
 
 _HUGE = 2 << 20
 
@@ -26,10 +24,8 @@ def gather(pids: Sequence[int], region: Sequence[Range]) -> int:
 
     A process that ends meanwhile or refuses is left alone. Nothing is lost if this stops midway.
     """
-    where = region_option(region)
-    text = run([RECORDER, "stat", "--stray-chunks", "--region", where, *map(str, pids)])
     moved = 0
-    for space in json.loads(text.splitlines()[-1])["spaces"]:
+    for space in stat(pids, region)["spaces"]:
         with suppress(OSError):
             moved += _collapse(space["pid"], space["stray_chunks"])
     return moved

@@ -10,15 +10,16 @@ import os
 import pytest
 
 from rekernel.carry.memory import gather as module
+from rekernel.carry.memory import recorder
 from rekernel.carry.memory.dax import Range
-from rekernel.carry.memory.recorder import RECORDER, region_option
+from rekernel.carry.memory.recorder import RECORDER, _region_option
 
 HUGE = 2 << 20
 
 
-def test_region_option() -> None:
-    assert region_option([]) == "none"
-    assert region_option([Range(0x1000, 0x3000), Range(0x10000, 0x20000)]) == (
+def test_how_the_region_is_told() -> None:
+    assert _region_option([]) == "none"
+    assert _region_option([Range(0x1000, 0x3000), Range(0x10000, 0x20000)]) == (
         "0x1000:0x3000,0x10000:0x20000"
     )
 
@@ -40,7 +41,7 @@ def test_gather(monkeypatch: pytest.MonkeyPatch) -> None:
             ]
             return json.dumps({"spaces": spaces}) + "\n"
 
-        monkeypatch.setattr(module, "run", stat)
+        monkeypatch.setattr(recorder, "run", stat)
         moved = module.gather([os.getpid(), 2**22 + 1], [Range(0x1000, 0x2000)])
         assert asked[0][:5] == [RECORDER, "stat", "--stray-chunks", "--region", "0x1000:0x2000"]
         # A kernel without huge pages moves none.
