@@ -7,7 +7,6 @@ from typing import Any
 
 from rekernel.carry.cgroups import observe as cgroups
 from rekernel.carry.memory.entry import Memory
-from rekernel.carry.memory.recorder import PageRecord
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Phase
 from rekernel.plan.plan import Plan
@@ -24,14 +23,14 @@ _SLOWEST = 16 << 20
 
 @record
 class Cut:
-    """What stands still since ``frozen_ns`` and is written down. ``watched``: as amend.Amended has
-    it. ``record``: None without a region.
+    """What stands still since ``frozen_ns``, as it is written down.
+
+    ``watched``: as amend.Amended has it.
     """
 
     trees: list[trees.CarriedTree]
     links: Taken
     watched: dict[str, str]
-    record: PageRecord | None
     # Requests that set again what the packet filter remembers.
     tracked: bytes
     # Real time in nanoseconds.

@@ -31,6 +31,8 @@ from rekernel.run import run, start
 from rekernel.transition.loading import Loading
 
 SCRATCH = Path("/run/rekernel/upgrade")
+# Images of a dump that has all pages, as criu is told.
+PARENT = SCRATCH / "parent"
 # Where the agent mounts the disk of the store's file.
 _STORE_DISK = "/run/rekernel/store"
 # Stops what moves or hides pages; and what else is changed for the time of an upgrade.

@@ -76,7 +76,7 @@ def made(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cut:
         found.append(CarriedTree(item, item.processes, options, (external,), unkept))
     found[1] = replace(found[1], lenders=(found[0].name,))
     taken = Taken((), (), frozenset(), ((), ()), {"queue": b"x"})
-    return Cut(found, taken, {"w/1": "/run/watched"}, None, b"tracked", 99)
+    return Cut(found, taken, {"w/1": "/run/watched"}, b"tracked", 99)
 
 
 def test_everything_is_in_it(attempt: Attempt, made: Cut, host: HostFacts) -> None:

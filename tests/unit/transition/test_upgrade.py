@@ -42,9 +42,12 @@ PHASES = [
     "swap off",
     "describe host",
     "gather strays",
+    "take room",
     "wait for kernel",
     "stop what restarts",
     "sync",
+    "look at processes",
+    "make ready",
     "freeze",
     "lock network",
     "dump",
@@ -65,9 +68,14 @@ STEPS = [
 ]
 
 
+def until(phase: str) -> list[str]:
+    """This phase and all before it."""
+    return PHASES[: PHASES.index(phase) + 1]
+
+
 def steps_until(phase: str) -> list[str]:
     """Of this phase and all before it."""
-    begun = PHASES[: PHASES.index(phase) + 1]
+    begun = until(phase)
     return [step for name, steps in STEPS if name in begun for step in steps]
 
 
@@ -192,9 +200,12 @@ FAILURES = [
     # Its settings are changed after that.
     ("describe host", broken("criu check"), r"criu failed \(1\): it is broken", 3),
     ("gather strays", broken(f"{RECORDER} stat"), r"rekernel-pagemap failed \(1\)", 0),
+    ("take room", refusing("room"), "the upgrade failed: .*Input/output error", 0),
     ("wait for kernel", refusing("kexec_file_load"), "kernel cannot load /boot/vmlinuz-7.3.4", 0),
     ("stop what restarts", broken("systemctl stop"), r"systemctl failed \(1\)", 0),
     ("sync", refusing("sync"), "the upgrade failed: .*Input/output error", 0),
+    ("look at processes", broken("ss"), r"ss failed \(1\)", 0),
+    ("make ready", refusing("ptrace"), "the upgrade failed: .*Input/output error", 0),
     ("freeze", unfreezable, "web.service ended while the upgrade was prepared", 0),
     ("lock network", broken("nft"), r"nft failed \(1\)", 0),
     # The trees are not frozen again.
@@ -218,7 +229,7 @@ def test_a_phase_that_fails(
     error = fail(upgrade)
     assert outcome(upgrade, error) == ("rolled-back", 5)
     assert re.search(words, str(error)), error
-    assert machine.phases == [*PHASES[: PHASES.index(phase) + 1], "undo"]
+    assert machine.phases == [*until(phase), "undo"]
     steps = steps_until(phase)
     assert machine.listed == steps[: len(steps) - missing]
     assert_as_before(machine, before)
@@ -238,7 +249,7 @@ def test_a_phase_that_is_stopped(phase: str, machine: Machine) -> None:
     assert (error.message, error.hint) == ("stopped by SIGTERM", "everything runs on as before")
     assert outcome(upgrade, error) == ("rolled-back", 5)
     # What was begun by then, and perhaps what came before somebody looked.
-    assert machine.phases[: PHASES.index(phase) + 1] == PHASES[: PHASES.index(phase) + 1]
+    assert machine.phases[: len(until(phase))] == until(phase)
     steps = steps_until(PHASES[-1])
     assert machine.listed
     assert machine.listed == steps[: len(machine.listed)]
@@ -286,7 +297,7 @@ def test_a_dump_that_is_made_again(machine: Machine) -> None:
     )
     upgrade = machine.upgrade()
     fail(upgrade)
-    cut_again = [*PHASES[:10], "give the dump up", *PHASES[7:]]
+    cut_again = [*until("dump"), "give the dump up", *PHASES[PHASES.index("make ready") :]]
     assert machine.phases == [*cut_again, "undo"]
     assert_as_before(machine, before)
     # All ran in between, and what was stopped before the freeze stayed stopped.
@@ -328,7 +339,7 @@ def test_nobody_cuts_again_before_all_is_undone(machine: Machine) -> None:
     machine.at["give the dump up"] = lambda: machine.broken.update({"nft": 1})
     upgrade = machine.upgrade()
     error = fail(upgrade)
-    assert machine.phases == [*PHASES[:10], "give the dump up", "undo"]
+    assert machine.phases == [*until("dump"), "give the dump up", "undo"]
     # It was done in the end, with all the rest.
     assert outcome(upgrade, error) == ("rolled-back", 5)
     assert machine.listed == [*steps_until("stop what restarts"), "unlock-network"]
@@ -452,7 +463,7 @@ def test_what_must_settle(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> 
     fail(machine.upgrade())
     assert states == [[True, True]] * 3
     assert machine.phases == [*PHASES, "undo"]
-    monkeypatch.setattr("rekernel.transition.upgrade._SETTLE_S", 0.0)
+    monkeypatch.setattr("rekernel.transition.standstill._SETTLE_S", 0.0)
     unsettled = [True] * 9
     before = machine.state()
     assert str(fail(machine.upgrade())) == "somebody knocked"
@@ -534,7 +545,12 @@ def test_what_ended_before_the_freeze(machine: Machine, monkeypatch: pytest.Monk
     """It restarts; what was described for it is described again, and does not come back."""
     machine.at["sync"] = lambda: (machine.group("web.service") / "cgroup.procs").write_text("")
     fail(machine.upgrade())
-    assert machine.phases == [*PHASES[:7], "describe host again", *PHASES[7:], "undo"]
+    assert machine.phases == [
+        *until("sync"),
+        "describe host again",
+        *PHASES[PHASES.index("sync") + 1 :],
+        "undo",
+    ]
     manifest = machine.handed_over
     assert manifest is not None
     assert [tree.unit for tree in manifest.trees] == ["db.service"]
@@ -599,7 +615,7 @@ def test_no_room_is_known_before_anything_is_frozen(
     error = fail(upgrade)
     assert "/var/lib/rekernel/images has 0 MiB free" in str(error)
     assert outcome(upgrade, error) == ("refused", 3)
-    assert machine.phases == [*PHASES[:4], "undo"]
+    assert machine.phases == [*until("take room"), "undo"]
     assert machine.listed == steps_until("gather strays")
     assert_as_before(machine, before)
 
@@ -612,7 +628,7 @@ def test_strays_are_counted_as_of_now(machine: Machine) -> None:
     error = fail(upgrade)
     assert "781 MiB of the services' memory lie outside of the carry region" in str(error)
     assert outcome(upgrade, error) == ("refused", 3)
-    assert machine.phases[-2:] == ["gather strays", "undo"]
+    assert machine.phases[-2:] == ["take room", "undo"]
     assert_as_before(machine, before)
 
 
