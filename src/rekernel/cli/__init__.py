@@ -10,7 +10,7 @@ from types import ModuleType
 
 from rekernel import __version__, run
 from rekernel.cli.common import Parser, VerbParsers, print_error
-from rekernel.errors import NotPermittedError, RekernelError, UsageError
+from rekernel.errors import EXIT_CODES, NotPermittedError, RekernelError, UsageError
 from rekernel.systemd import bus
 
 # In the order of the help text; every module has add_parser(subparsers) and run(args) -> int.
@@ -39,11 +39,11 @@ def _module(verb: str) -> ModuleType:
 
 def build_parser(verbs: Sequence[str] = (*VERBS, *HIDDEN_VERBS)) -> Parser:
     """The parser with these verbs."""
+    codes = ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
     parser = Parser(
         prog="rekernel",
         description="Live kernel upgrades: change the kernel under a running machine.",
-        epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 blocked or not set up, 4 degraded, "
-        "5 rolled back, 6 nothing to do, 7 busy, 8 not permitted. See rekernel(8).",
+        epilog=f"Exit codes: {codes}. See rekernel(8).",
     )
     parser.add_argument("--version", action="version", version=f"rekernel {__version__}")
     parser.add_argument(

@@ -11,7 +11,13 @@ from typing import Any
 from rekernel.agent.remains import NOT_ENDED
 from rekernel.attempt.problem import Problem
 from rekernel.containers.model import is_container
-from rekernel.errors import RekernelError
+from rekernel.errors import (
+    EXIT_DEGRADED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_ROLLED_BACK,
+    RekernelError,
+)
 from rekernel.handover.manifest import Phase
 from rekernel.records import asdict, field, record
 from rekernel.report import losses
@@ -28,7 +34,13 @@ FAILED = "failed"
 REFUSED = "refused"
 NOT_UNDONE = "not-undone"
 
-_EXIT_CODES = {DONE: 0, FAILED: 1, NOT_UNDONE: 1, DEGRADED: 4, ROLLED_BACK: 5}
+_EXIT_CODES = {
+    DONE: EXIT_DONE,
+    FAILED: EXIT_FAILED,
+    NOT_UNDONE: EXIT_FAILED,
+    DEGRADED: EXIT_DEGRADED,
+    ROLLED_BACK: EXIT_ROLLED_BACK,
+}
 
 
 @record

@@ -216,13 +216,25 @@ def test_manual_has_every_option(verb: str, option: str) -> None:
 
 
 def test_manual_has_every_exit_code() -> None:
+    """In its order, and each begins with what the help says of it."""
     body = manual().partition('.SH "EXIT STATUS"')[2].partition(".SH ")[0]
+    found = re.findall(r"^\.B (\d+)\n(.+)", body, re.MULTILINE)
+    assert [int(code) for code, _ in found] == list(errors.EXIT_CODES)
+    for code, text in found:
+        assert text.lower().startswith(errors.EXIT_CODES[int(code)])
     classes: list[type[errors.RekernelError]] = [
         errors.RekernelError,
         *errors.RekernelError.__subclasses__(),
     ]
-    for code in sorted({item.exit_code for item in classes} | {0, 4}):
-        assert f"\n.B {code}\n" in body
+    assert {item.exit_code for item in classes} <= set(errors.EXIT_CODES)
+
+
+def test_help_has_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Exit codes: 0 done, 1 failed, 2 usage, 3 blocked or not set up, 4 degraded" in text
+    assert f"8 {errors.EXIT_CODES[8]}. See rekernel(8)." in text
 
 
 def test_manual_of_the_configuration_has_every_key_and_wish() -> None:
