@@ -13,6 +13,10 @@ def test_services() -> None:
         assert units[f"{name}.service"]["kept"], units[f"{name}.service"]
     assert upgrade.report["connections"]["lost"] == []
     # What criu does not keep by itself is among what is compared.
-    unkept = ("affinity", "I/O priority", "core dump filter", "timer slack")
-    lost = [line for line in upgrade.report["differences"] if any(name in line for name in unkept)]
+    task_attributes = ("affinity", "I/O priority", "core dump filter", "timer slack")
+    lost = [
+        line
+        for line in upgrade.report["differences"]
+        if any(name in line for name in task_attributes)
+    ]
     assert lost == []

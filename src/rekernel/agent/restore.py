@@ -17,7 +17,7 @@ from rekernel import smallfiles
 from rekernel.carry.mounts import own_namespaces
 from rekernel.carry.task_attributes.restore import set_again
 from rekernel.carry.terminals.restore import REACH, Numbers
-from rekernel.carry.unix_sockets.restore import Links
+from rekernel.carry.unix_sockets.restore import UnixConnections
 from rekernel.criu.entry import Inherited
 from rekernel.criu.log import RESTORE_LOG, first_error
 from rekernel.handover.manifest import RESTORE_WORK, Tree
@@ -105,9 +105,9 @@ def listen_journal() -> dict[str, socket.socket]:
     return found
 
 
-def _open_inherited(item: Inherited, links: Links) -> int:
+def _open_inherited(item: Inherited, connections: UnixConnections) -> int:
     if item.kind == "unix":
-        return links.take(item.link, item.end)
+        return connections.take(item.connection, item.end)
     if item.kind == "journal":
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Nobody accepts yet: it would wait if there were more than the listener holds.
@@ -143,7 +143,7 @@ def _open_file(path: str, flags: int) -> int:
         os.close(both)
 
 
-def _start(tree: Tree, links: Links) -> Restore:
+def _start(tree: Tree, connections: UnixConnections) -> Restore:
     work = work_directory(tree)
     argv = [
         part.format(images=WORK / tree.images, work=work) if "{" in part else part
@@ -153,7 +153,7 @@ def _start(tree: Tree, links: Links) -> Restore:
     try:
         # Above anything that criu opens for itself on start.
         for item in tree.inherited:
-            fd = _open_inherited(item, links)
+            fd = _open_inherited(item, connections)
             keep.append(fd)
             argv += ["--inherit-fd", item.argument.format(fd=fd)]
         # In the tree's own control group from the start: memory is charged to who first touches it.
@@ -175,15 +175,15 @@ def _start(tree: Tree, links: Links) -> Restore:
     return Restore(tree, pid, os.pidfd_open(pid))
 
 
-def _start_or_fail(tree: Tree, links: Links) -> Restore:
+def _start_or_fail(tree: Tree, connections: UnixConnections) -> Restore:
     """One that cannot even be started must not take the others along."""
     try:
-        return _start(tree, links)
+        return _start(tree, connections)
     except Exception as error:
         return Restore(tree, 0, -1, failure=f"criu was not started: {error}", done=True)
 
 
-def restore_all(trees: Sequence[Tree], links: Links, timeout: float) -> Restores:
+def restore_all(trees: Sequence[Tree], connections: UnixConnections, timeout: float) -> Restores:
     """Start a criu for each tree when it is its turn; returns when each is held or has failed."""
     Path(_HOOK_SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -192,7 +192,7 @@ def restore_all(trees: Sequence[Tree], links: Links, timeout: float) -> Restores
     restores = Restores()
     queue = _Queue(trees)
     try:
-        _restore_in_turns(queue, restores, listener, links, timeout)
+        _restore_in_turns(queue, restores, listener, connections, timeout)
     finally:
         queue.numbers.close()
     listener.close()
@@ -212,7 +212,7 @@ def _restore_in_turns(
     queue: _Queue,
     restores: Restores,
     listener: socket.socket,
-    links: Links,
+    connections: UnixConnections,
     timeout: float,
 ) -> None:
     selector = selectors.DefaultSelector()
@@ -221,7 +221,7 @@ def _restore_in_turns(
     while True:
         following = queue.next(restores)
         for tree in following:
-            item = _start_or_fail(tree, links)
+            item = _start_or_fail(tree, connections)
             restores.trees.append(item)
             if not item.failure:
                 selector.register(item.pidfd, selectors.EVENT_READ, item)
@@ -361,7 +361,7 @@ def _hold(connection: socket.socket, restores: Restores) -> None:
     if owner.failure:
         return
     _enter_cgroups(owner)
-    set_again(owner.tree.unkept)
+    set_again(owner.tree.task_attributes)
     own_namespaces.remount(owner.tree.root_pid, owner.tree.mounts)
 
 

@@ -29,7 +29,7 @@ from rekernel.carry.mounts import restore as mounts
 from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.network import restore as network
 from rekernel.carry.network.entry import Network
-from rekernel.carry.unix_sockets import restore as links
+from rekernel.carry.unix_sockets import restore as unix_sockets
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import IMAGES_DIRECTORY, MANIFEST_BLOB, Manifest, Phase, load
 from rekernel.handover.store import StoreError, StoreReader, wipe
@@ -203,7 +203,7 @@ def _set_up_host(
     region: DaxRegion | None,
     store: Store,
     timeline: Timeline,
-) -> links.Links:
+) -> unix_sockets.UnixConnections:
     """All that the restore needs, the network beside the rest as it mostly waits."""
     tracked = reader.read(CONNTRACK_BLOB) if CONNTRACK_BLOB in reader else b""
     upping = Background(functools.partial(_set_up_network, manifest.network, tracked))
@@ -218,7 +218,7 @@ def _set_up_host(
             apparmor.load(
                 reader.read(entry.name) for entry in reader if entry.name.startswith(APPARMOR_BLOBS)
             )
-            between = links.Links(manifest.links, reader.read)
+            between = unix_sockets.UnixConnections(manifest.unix_connections, reader.read)
         with timeline.phase("pager"):
             wait_for_pager = _start_pager(manifest, region, store, reader)
     finally:
@@ -312,7 +312,7 @@ def _apply_settings(manifest: Manifest) -> None:
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(last))
 
 
-def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores:
+def _restore_trees(manifest: Manifest, between: unix_sockets.UnixConnections) -> restore.Restores:
     with memory.without_limit_of_reservations(), watched.leading_to(manifest.watched):
         if manifest.memory.backend == "region":
             restores = restore.restore_all(manifest.trees, between, manifest.patience_s)
@@ -320,7 +320,7 @@ def _restore_trees(manifest: Manifest, between: links.Links) -> restore.Restores
             with memory.without_huge_pages():
                 restores = restore.restore_all(manifest.trees, between, manifest.patience_s)
     between.close()
-    links.connect_datagrams(manifest.datagrams)
+    unix_sockets.connect_datagrams(manifest.datagrams)
     return restores
 
 

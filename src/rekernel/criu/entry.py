@@ -10,8 +10,8 @@ class Inherited:
     """A descriptor to give to criu; ``argument`` has {fd} for its number.
 
     ``kind``: "journal" (a connection to the journal's stdout socket), "file" (``path``, opened with
-    ``flags``) or "unix" (``end`` of the link with number ``link``). ``header``: what is written to
-    it first, "" for nothing.
+    ``flags``) or "unix" (``end`` of the connection with number ``connection``). ``header``: what is
+    written to it first, "" for nothing.
     """
 
     kind: str
@@ -19,5 +19,5 @@ class Inherited:
     path: str = ""
     flags: int = 0
     header: str = ""
-    link: int = 0
+    connection: int = 0
     end: int = 0

@@ -14,8 +14,8 @@ from rekernel.carry.loops.entry import LoopDevice
 from rekernel.carry.memory.entry import Memory
 from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.network.entry import Network
-from rekernel.carry.task_attributes.entry import Unkept
-from rekernel.carry.unix_sockets.entry import DatagramLink, UnixLink
+from rekernel.carry.task_attributes.entry import TaskAttributes
+from rekernel.carry.unix_sockets.entry import DatagramConnection, UnixConnection
 from rekernel.criu.entry import Inherited
 from rekernel.records import field, fields, record
 from rekernel.typed_json import ShapeError, build
@@ -64,7 +64,7 @@ class Tree:
     inherited: tuple[Inherited, ...]
     # PID -> cgroup path below /sys/fs/cgroup, for every process.
     cgroups: dict[str, str]
-    unkept: Unkept = field(default_factory=Unkept)
+    task_attributes: TaskAttributes = field(default_factory=TaskAttributes)
     # Names of trees that must be there before: their terminals are open in this one.
     after: tuple[str, ...] = ()
     # Numbers of the terminals that criu makes again in it, ascending.
@@ -112,8 +112,8 @@ class Manifest:
     systemd_units: dict[str, str]
     init: tuple[str, ...]
     # Connections over unix sockets that no single restore can bring back.
-    links: tuple[UnixLink, ...] = ()
-    datagrams: tuple[DatagramLink, ...] = ()
+    unix_connections: tuple[UnixConnection, ...] = ()
+    datagrams: tuple[DatagramConnection, ...] = ()
     # Name below inotify's WATCHED -> file, not followed if it is a symbolic link: it leads there
     # while the trees are restored.
     watched: dict[str, str] = field(default_factory=dict)

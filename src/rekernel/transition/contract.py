@@ -29,7 +29,7 @@ class Cut:
     """
 
     trees: list[trees.CarriedTree]
-    links: Taken
+    taken: Taken
     watched: dict[str, str]
     # Requests that set again what the packet filter remembers.
     tracked: bytes
@@ -94,8 +94,8 @@ def manifest(
         init=(staging.INIT,),
         phases=attempt.phases,
         report=dict(report),
-        links=made.links.links,
-        datagrams=made.links.datagrams,
+        unix_connections=made.taken.connections,
+        datagrams=made.taken.datagrams,
         watched=made.watched,
     )
 

@@ -18,10 +18,10 @@ from rekernel.carry.open_files import observe as open_files
 from rekernel.carry.pidfd import observe as pidfd
 from rekernel.carry.runtime_units.observe import is_transient
 from rekernel.carry.task_attributes import observe as task_attributes
-from rekernel.carry.task_attributes.entry import Unkept
+from rekernel.carry.task_attributes.entry import TaskAttributes
 from rekernel.carry.terminals import observe as terminals
 from rekernel.carry.terminals.restore import REACH
-from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets import observe as unix_sockets
 from rekernel.census import sharing
 from rekernel.census.processes import parents
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -57,7 +57,7 @@ class CarriedTree:
     options: TreeOptions
     inherited: tuple[External, ...]
     # Known once it is frozen.
-    unkept: Unkept = field(default_factory=Unkept)
+    task_attributes: TaskAttributes = field(default_factory=TaskAttributes)
     # Names of the trees whose terminals it has open.
     lenders: tuple[str, ...] = ()
     # Numbers of the terminals that it gets back by itself.
@@ -244,7 +244,12 @@ def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
             tree = known.get(root) or _describe(verdict, root, pids, lazy=lazy)
             own = {pid: processes[pid] for pid in pids}
             found.append(
-                replace(tree, verdict=verdict, processes=own, unkept=task_attributes.observe(own))
+                replace(
+                    tree,
+                    verdict=verdict,
+                    processes=own,
+                    task_attributes=task_attributes.observe(own),
+                )
             )
     return found
 
@@ -260,14 +265,13 @@ def _assert_separate(unit: str, trees: Mapping[int, Sequence[int]]) -> None:
         )
 
 
-def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], links.Taken]:
+def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], unix_sockets.Taken]:
     """The same frozen trees with what leads out of each: terminals, unix sockets; and these.
 
-    Raises links.UnsettledError if an instant more is needed, RekernelError for what cannot be
-    carried.
+    Raises UnsettledError if an instant more is needed, RekernelError for what cannot be carried.
     """
     trees = _with_terminals(trees)
-    taken = links.take([links.Member(tree.name, tree.pids) for tree in trees])
+    taken = unix_sockets.take([unix_sockets.Member(tree.name, tree.pids) for tree in trees])
     return [_with(tree, more) for tree, more in zip(trees, taken.externals, strict=True)], taken
 
 
@@ -293,7 +297,7 @@ def _with_terminals(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
         _assert_no_handles_of_others(items, tree.name, owners)
         borrowed, numbers = terminals.terminals(items)
         if not masters.keys() >= set(numbers):
-            raise links.UnsettledError(
+            raise unix_sockets.UnsettledError(
                 f"{tree.verdict.unit.name} has a terminal open whose owner is not carried",
                 "try again in a moment",
             )
@@ -341,10 +345,10 @@ def _assert_terminals(trees: Sequence[CarriedTree]) -> None:
 
 
 def _assert_nothing_left_behind(opened: Sequence[Descriptor]) -> None:
-    """Raises links.UnsettledError: `rekernel upgrade` reads its events every now and then."""
+    """Raises UnsettledError: `rekernel upgrade` reads its events every now and then."""
     for item in opened:
         if stays_behind(item.link):
-            raise links.UnsettledError(
+            raise unix_sockets.UnsettledError(
                 f"process {item.pid} has {item.link} open, which stays with this kernel",
                 "end it, or log out there",
             )
@@ -353,11 +357,11 @@ def _assert_nothing_left_behind(opened: Sequence[Descriptor]) -> None:
 def _assert_no_handles_of_others(
     opened: Sequence[Descriptor], own: str, owners: Mapping[int, str]
 ) -> None:
-    """Raises links.UnsettledError: `systemctl --user` has one of a user's manager while it runs."""
+    """Raises UnsettledError: `systemctl --user` has one of a user's manager while it runs."""
     for item in opened:
         of = pidfd.target(item)
         if of is not None and owners.get(of, own) != own:
-            raise links.UnsettledError(
+            raise unix_sockets.UnsettledError(
                 f"process {item.pid} has a handle of process {of}, of {owners[of]}",
                 "end it, or log out there",
             )
@@ -423,7 +427,7 @@ def for_manifest(tree: CarriedTree, images: str) -> Tree:
         argv=tuple(restore_argv(tree.options)),
         inherited=tuple(item.inherited for item in tree.inherited if item.inherited is not None),
         cgroups={str(pid): path for pid, path in tree.processes.items()},
-        unkept=tree.unkept,
+        task_attributes=tree.task_attributes,
         after=tree.lenders,
         terminals=tree.terminals,
         mounts=tree.mounts,

@@ -23,9 +23,9 @@ from rekernel import syscalls
 from rekernel.agent import remains, restore
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.carry.cgroups.entry import Cgroup
-from rekernel.carry.task_attributes.entry import Unkept
+from rekernel.carry.task_attributes.entry import TaskAttributes
 from rekernel.carry.terminals import restore as terminals
-from rekernel.carry.unix_sockets.restore import Links
+from rekernel.carry.unix_sockets.restore import UnixConnections
 from rekernel.criu.entry import Inherited
 from rekernel.handover.manifest import Tree
 from rekernel.records import replace
@@ -53,7 +53,7 @@ for line in (b"", b"hello\\n", b"hello world\\n", b"post-restore /proc/1/fd/3 tr
 """
 
 
-NO_LINKS = Links((), lambda name: b"")
+NO_LINKS = UnixConnections((), lambda name: b"")
 
 
 def hook(status: int = 0, then: str = "wait") -> tuple[str, ...]:
@@ -326,8 +326,10 @@ def test_directories_and_descriptors(stage: Path) -> None:
 def test_what_criu_does_not_keep_is_set(stage: Path, said: Said) -> None:
     """By the time it is held."""
     sleeper = subprocess.Popen(["sleep", "60"])
-    unkept = Unkept(io_priorities={str(sleeper.pid): 2 << 13 | 7, str(2**22 + 1): 2 << 13})
-    made = replace(tree("a", hook()), unkept=unkept)
+    task_attributes = TaskAttributes(
+        io_priorities={str(sleeper.pid): 2 << 13 | 7, str(2**22 + 1): 2 << 13}
+    )
+    made = replace(tree("a", hook()), task_attributes=task_attributes)
     found = restore.restore_all([made], NO_LINKS, 120)
     assert syscalls.ioprio_get(sleeper.pid) == 2 << 13 | 7
     assert any("is without its I/O priority" in line for line in said.lines)

@@ -46,7 +46,7 @@ from rekernel.carry.network import trial as network_trial
 from rekernel.carry.network.entry import Network
 from rekernel.carry.swap import observe as swap
 from rekernel.carry.sysctls import observe as sysctls
-from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets import observe as unix_sockets
 from rekernel.carry.unix_sockets.observe import Member, Taken
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import stopped
@@ -453,7 +453,7 @@ def machine(
             "module_waves": lambda chosen: (),
             "module_parameters": lambda chosen: {},
         },
-        links: {"take": nothing_leads_out},
+        unix_sockets: {"take": nothing_leads_out},
         modules: {"resolve": lambda release, aliases: []},
         mounts: {
             "observe": lambda pid="self": list(found.host().table),
@@ -502,7 +502,7 @@ def programs_that_are(popen: Callable[..., Any]) -> SimpleNamespace:
 
 
 def nothing_leads_out(members: Sequence[Member]) -> Taken:
-    """What checkpoint.links finds of processes without sockets."""
+    """What carry.unix_sockets finds of processes without sockets."""
     return Taken((), (), frozenset(), tuple(() for _ in members), {})
 
 

@@ -10,7 +10,7 @@ import pytest
 from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory.entry import Extent, Memory
 from rekernel.carry.network.entry import Network
-from rekernel.carry.task_attributes.entry import Unkept
+from rekernel.carry.task_attributes.entry import TaskAttributes
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.census.verdicts import Verdict
 from rekernel.criu.descriptors import External
@@ -72,8 +72,8 @@ def made(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cut:
         (root,) = item.roots
         external = External("file[1:2]", Inherited("file", f"fd[{{fd}}]:of-{root}"))
         options = TreeOptions(root, item.unit.cgroup, False, True)
-        unkept = Unkept({str(root): (0,)})
-        found.append(CarriedTree(item, item.processes, options, (external,), unkept))
+        task_attributes = TaskAttributes({str(root): (0,)})
+        found.append(CarriedTree(item, item.processes, options, (external,), task_attributes))
     found[1] = replace(found[1], lenders=(found[0].name,))
     taken = Taken((), (), frozenset(), ((), ()), {"queue": b"x"})
     return Cut(found, taken, {"w/1": "/run/watched"}, b"tracked", 99)
@@ -113,7 +113,7 @@ def test_trees(attempt: Attempt, made: Cut, machine: Machine) -> None:
     assert "--lazy-pages" in first.argv
     assert [item.argument for item in first.inherited] == [f"fd[{{fd}}]:of-{db}"]
     assert first.cgroups == {str(db): "/system.slice/db.service"}
-    assert first.unkept.affinities == {str(db): (0,)}
+    assert first.task_attributes.affinities == {str(db): (0,)}
     assert (first.after, second.after) == ((), ("db",))
     assert second.cgroups == {str(web): "/system.slice/web.service"}
 

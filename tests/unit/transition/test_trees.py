@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rekernel.carry.open_files import observe as open_files
-from rekernel.carry.task_attributes.entry import Unkept
-from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.task_attributes.entry import TaskAttributes
+from rekernel.carry.unix_sockets import observe as unix_sockets
 from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census import sharing
 from rekernel.census.verdicts import UnitVerdict, Verdict
@@ -33,7 +33,7 @@ def tree(*inherited: External) -> CarriedTree:
         verdict.processes,
         TreeOptions(7, unit.cgroup, False, True),
         inherited,
-        Unkept({"7": (0,)}),
+        TaskAttributes({"7": (0,)}),
     )
 
 
@@ -55,7 +55,7 @@ def test_what_criu_restores_alone_is_not_in_the_manifest() -> None:
         tree(External("unix[5]", given), External("unix[6]", None)), "images/a"
     )
     assert made.inherited == (given,)
-    assert made.unkept.affinities == {"7": (0,)}
+    assert made.task_attributes.affinities == {"7": (0,)}
     assert made.cgroups == {"7": "/system.slice/a.service"}
 
 
@@ -207,7 +207,9 @@ def test_terminals_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
         8: [slave, replace(slave, number=5)],
     }
     monkeypatch.setattr(trees, "descriptors", lambda pid: opened[pid])
-    monkeypatch.setattr(links, "take", lambda members: Taken((), (), frozenset(), ((), ()), {}))
+    monkeypatch.setattr(
+        unix_sockets, "take", lambda members: Taken((), (), frozenset(), ((), ()), {})
+    )
     (owner, server), _ = trees.linked([login("1", 7), login("2", 8)])
     assert not owner.lenders and not owner.inherited and not owner.options.externals
     assert server.options.externals == ("tty[8804:1a]",)

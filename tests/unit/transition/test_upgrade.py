@@ -18,7 +18,7 @@ from rekernel import syscalls
 from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory import recorder
 from rekernel.carry.memory.recorder import RECORDER
-from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets import observe as unix_sockets
 from rekernel.carry.unix_sockets.observe import UnsettledError
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import Verdict
@@ -453,13 +453,13 @@ def test_what_must_settle(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> 
     unsettled = [True, True, False]
     states: list[object] = []
 
-    def take(trees: object) -> links.Taken:
+    def take(trees: object) -> unix_sockets.Taken:
         states.append(machine.state()["frozen"])
         if unsettled.pop(0):
             raise UnsettledError("somebody knocked")
-        return links.Taken((), (), frozenset(), ((), ()), {})
+        return unix_sockets.Taken((), (), frozenset(), ((), ()), {})
 
-    monkeypatch.setattr(links, "take", take)
+    monkeypatch.setattr(unix_sockets, "take", take)
     fail(machine.upgrade())
     assert states == [[True, True]] * 3
     assert machine.phases == [*PHASES, "undo"]
@@ -471,12 +471,12 @@ def test_what_must_settle(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_stop_while_it_must_settle(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def take(trees: object) -> links.Taken:
+    def take(trees: object) -> unix_sockets.Taken:
         os.kill(os.getpid(), signal.SIGTERM)
         raise UnsettledError("somebody knocked")
 
     before = machine.state()
-    monkeypatch.setattr(links, "take", take)
+    monkeypatch.setattr(unix_sockets, "take", take)
     assert isinstance(fail(machine.upgrade()), CancelledError)
     assert_as_before(machine, before)
 

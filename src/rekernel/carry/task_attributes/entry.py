@@ -6,7 +6,7 @@ from rekernel.records import field, record
 
 
 @record
-class Unkept:
+class TaskAttributes:
     """What criu does not keep of a tree; only where it is not as usual."""
 
     # Thread -> CPUs that it is bound to.

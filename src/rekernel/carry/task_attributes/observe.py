@@ -8,18 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from rekernel import smallfiles, syscalls
-from rekernel.carry.task_attributes.entry import Unkept
+from rekernel.carry.task_attributes.entry import TaskAttributes
 
 # Of a process and of a thread, to be read and written (proc(5)).
 _OF_PROCESS = ("coredump_filter",)
 _OF_THREAD = ("timerslack_ns",)
 
 
-def observe(pids: Iterable[int], proc: Path = Path("/proc")) -> Unkept:
+def observe(pids: Iterable[int], proc: Path = Path("/proc")) -> TaskAttributes:
     """Where a thread is not what it would be by itself; one that is gone is left out."""
     usual_cpus = set(range(os.cpu_count() or 1))
     usual = {name: _text(f"{proc}/1/{name}") for name in (*_OF_PROCESS, *_OF_THREAD)}
-    found = Unkept()
+    found = TaskAttributes()
     for pid in pids:
         _note(found, proc, str(pid), _OF_PROCESS, usual)
         for thread in _threads(proc, pid):
@@ -42,7 +42,7 @@ def _threads(proc: Path, pid: int) -> list[str]:
 
 
 def _note(
-    found: Unkept, proc: Path, thread: str, names: Iterable[str], usual: dict[str, str]
+    found: TaskAttributes, proc: Path, thread: str, names: Iterable[str], usual: dict[str, str]
 ) -> None:
     for name in names:
         value = _text(f"{proc}/{thread}/{name}")

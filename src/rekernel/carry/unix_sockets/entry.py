@@ -22,7 +22,7 @@ class UnixEnd:
 
 
 @record
-class UnixLink:
+class UnixConnection:
     """A connection between unix sockets of two trees, or of one and what boots afresh: one end.
 
     ``kind``: SOCK_STREAM or SOCK_SEQPACKET.
@@ -33,7 +33,7 @@ class UnixLink:
 
 
 @record
-class DatagramLink:
+class DatagramConnection:
     """Descriptor ``number`` of process ``pid``, a datagram socket, is to be connected with a
     descriptor of another tree, or with nobody if ``target_pid`` is 0.
     """

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from rekernel.carry.unix_sockets import socket_queues
-from rekernel.carry.unix_sockets.entry import DatagramLink, UnixEnd, UnixLink
+from rekernel.carry.unix_sockets.entry import DatagramConnection, UnixConnection, UnixEnd
 from rekernel.carry.unix_sockets.sockets import (
     JOURNAL_STDOUT,
     UnixSocket,
@@ -47,7 +47,7 @@ class UnsettledError(RekernelError):
 
 @record
 class Member:
-    """A tree as far as links are concerned."""
+    """A tree as far as connections are concerned."""
 
     name: str
     pids: Sequence[int]
@@ -59,8 +59,8 @@ class Taken:
     ``disconnected``: inodes of the sockets behind ``datagrams``.
     """
 
-    links: tuple[UnixLink, ...]
-    datagrams: tuple[DatagramLink, ...]
+    connections: tuple[UnixConnection, ...]
+    datagrams: tuple[DatagramConnection, ...]
     disconnected: frozenset[int]
     externals: tuple[tuple[External, ...], ...]
     queues: dict[str, bytes]
@@ -93,7 +93,7 @@ def take(trees: Sequence[Member]) -> Taken:
             else:
                 maker.link(near.kind, [end])
     return Taken(
-        tuple(maker.links),
+        tuple(maker.connections),
         tuple(maker.datagrams),
         frozenset(maker.disconnected),
         tuple(map(tuple, maker.externals)),
@@ -144,8 +144,8 @@ def _assert_accepted(
 class _Maker:
     def __init__(self, externals: list[list[External]]) -> None:
         self.externals = externals
-        self.links: list[UnixLink] = []
-        self.datagrams: list[DatagramLink] = []
+        self.connections: list[UnixConnection] = []
+        self.datagrams: list[DatagramConnection] = []
         self.disconnected: set[int] = set()
         self.queues: dict[str, bytes] = {}
 
@@ -163,16 +163,16 @@ class _Maker:
         for end, (tree, inode, pid, number) in enumerate(ends):
             with socket_of(pid, number) as opened:
                 found.append(self._read(opened, inode, pid))
-            given = Inherited("unix", _argument(inode), link=len(self.links), end=end)
+            given = Inherited("unix", _argument(inode), connection=len(self.connections), end=end)
             self.externals[tree].append(External(f"unix[{inode}]", given))
-        self.links.append(UnixLink(kind, tuple(found)))
+        self.connections.append(UnixConnection(kind, tuple(found)))
 
     def datagram(self, end: tuple[int, int, int, int], target: tuple[int, int]) -> None:
         """A datagram socket, and the process and descriptor that it is connected with."""
         tree, inode, pid, number = end
         self.externals[tree].append(External(f"unix[{inode}]", None))
         self.disconnected.add(inode)
-        self.datagrams.append(DatagramLink(pid, number, *target))
+        self.datagrams.append(DatagramConnection(pid, number, *target))
 
     def _read(self, opened: socket.socket, inode: int, pid: int) -> UnixEnd:
         messages = list(waiting(opened))

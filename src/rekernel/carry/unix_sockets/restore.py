@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from rekernel import syscalls
 from rekernel.carry.unix_sockets import socket_queues
-from rekernel.carry.unix_sockets.entry import DatagramLink, UnixEnd, UnixLink
+from rekernel.carry.unix_sockets.entry import DatagramConnection, UnixConnection, UnixEnd
 from rekernel.pid1.background import Background
 from rekernel.pid1.console import miss
 
@@ -20,39 +20,41 @@ _ROOM_TO_FILL = 1 << 23
 _LIMIT_S = 5.0
 
 
-class Links:
-    """All links; one that cannot be made looks like one whose other side is gone."""
+class UnixConnections:
+    """All of them; one that cannot be made looks like one whose other side is gone."""
 
-    def __init__(self, links: Sequence[UnixLink], read: Callable[[str], bytes]) -> None:
+    def __init__(self, connections: Sequence[UnixConnection], read: Callable[[str], bytes]) -> None:
         """``read``: gives the blob with the queue of an end."""
         self._read = read
         self._sockets: dict[tuple[int, int], socket.socket] = {}
-        for index, link in enumerate(links):
-            self._make(index, link)
+        for index, connection in enumerate(connections):
+            self._make(index, connection)
 
-    def take(self, link: int, end: int) -> int:
+    def take(self, connection: int, end: int) -> int:
         """A descriptor for one end; the caller closes it."""
-        return os.dup(self._sockets[link, end].fileno())
+        return os.dup(self._sockets[connection, end].fileno())
 
     def close(self) -> None:
         """What the trees hold is theirs alone from here on."""
         for opened in self._sockets.values():
             opened.close()
 
-    def _make(self, index: int, link: UnixLink) -> None:
-        pair = socket.socketpair(socket.AF_UNIX, link.kind)
-        for number, _ in enumerate(link.ends):
+    def _make(self, index: int, connection: UnixConnection) -> None:
+        pair = socket.socketpair(socket.AF_UNIX, connection.kind)
+        for number, _ in enumerate(connection.ends):
             self._sockets[index, number] = pair[number]
         try:
-            for end, sender in zip(link.ends, reversed(pair), strict=False):
+            for end, sender in zip(connection.ends, reversed(pair), strict=False):
                 self._fill(sender, self._read(end.queue) if end.queue else b"")
                 if end.closed:
                     sender.shutdown(socket.SHUT_WR)
-            for number, end in enumerate(link.ends):
+            for number, end in enumerate(connection.ends):
                 _set_up(pair[number], end)
         except Exception as error:
-            miss(f"what waits in a unix socket of process {link.ends[0].pid} is lost: {error}")
-        if len(link.ends) == 1:
+            miss(
+                f"what waits in a unix socket of process {connection.ends[0].pid} is lost: {error}"
+            )
+        if len(connection.ends) == 1:
             pair[1].close()
 
     def _fill(self, sender: socket.socket, queue: bytes) -> None:
@@ -73,24 +75,25 @@ def _set_up(opened: socket.socket, end: UnixEnd) -> None:
     fcntl.fcntl(opened, fcntl.F_SETFL, flags | end.flags)
 
 
-def connect_datagrams(links: Sequence[DatagramLink]) -> None:
+def connect_datagrams(connections: Sequence[DatagramConnection]) -> None:
     """Connect the datagram sockets of all trees, which are held."""
-    for link in links:
+    for connection in connections:
         try:
-            with _socket_of(link.pid, link.number) as near:
-                _connect_one(near, link)
+            with _socket_of(connection.pid, connection.number) as near:
+                _connect_one(near, connection)
         # All trees are held: nothing here is worth losing them.
         except Exception as error:
-            miss(f"a datagram socket of process {link.pid} stays alone: {error}")
+            miss(f"a datagram socket of process {connection.pid} stays alone: {error}")
 
 
-def _connect_one(near: socket.socket, link: DatagramLink) -> None:
-    if link.target_pid:
+def _connect_one(near: socket.socket, connection: DatagramConnection) -> None:
+    if connection.target_pid:
         try:
-            _connect(near, link)
+            _connect(near, connection)
             return
         except OSError as error:
-            miss(f"process {link.target_pid}, which {link.pid} sends to, is not there: {error}")
+            far, pid = connection.target_pid, connection.pid
+            miss(f"process {far}, which {pid} sends to, is not there: {error}")
     _connect_to_nobody(near)
 
 
@@ -98,8 +101,8 @@ def _socket_of(pid: int, number: int) -> socket.socket:
     return socket.socket(fileno=syscalls.take_descriptor(pid, number))
 
 
-def _connect(near: socket.socket, link: DatagramLink) -> None:
-    with _socket_of(link.target_pid, link.target_number) as target:
+def _connect(near: socket.socket, connection: DatagramConnection) -> None:
+    with _socket_of(connection.target_pid, connection.target_number) as target:
         if not target.getsockname():
             # One of a pair: the kernel chooses an abstract name.
             target.bind("")
@@ -108,8 +111,8 @@ def _connect(near: socket.socket, link: DatagramLink) -> None:
     def connect() -> None:
         syscalls.unshare(syscalls.CLONE_FS)
         # For a relative name.
-        os.chdir(f"/proc/{link.target_pid}/cwd")
-        os.chroot(f"/proc/{link.target_pid}/root")
+        os.chdir(f"/proc/{connection.target_pid}/cwd")
+        os.chroot(f"/proc/{connection.target_pid}/root")
         near.connect(name)
 
     # Its directory may lie on a disk that does not answer.

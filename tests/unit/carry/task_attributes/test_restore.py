@@ -13,7 +13,7 @@ from said import Said
 from rekernel import syscalls
 from rekernel.carry.task_attributes import observe as task_attributes
 from rekernel.carry.task_attributes import restore as agent
-from rekernel.carry.task_attributes.entry import Unkept
+from rekernel.carry.task_attributes.entry import TaskAttributes
 
 LOWEST = 2 << 13 | 7
 
@@ -34,20 +34,20 @@ def two() -> Iterator[tuple[int, int]]:
 def test_from_one_to_another(two: tuple[int, int]) -> None:
     odd, plain = two
     found = task_attributes.observe(two)
-    assert found == Unkept(
+    assert found == TaskAttributes(
         {str(odd): (0,)},
         {str(odd): LOWEST},
         {f"{odd}/coredump_filter": "0000003f", f"{odd}/timerslack_ns": "70000"},
     )
     files = {f"{plain}/{name.partition('/')[2]}": value for name, value in found.files.items()}
-    agent.set_again(Unkept({str(plain): (0,)}, {str(plain): LOWEST}, files))
+    agent.set_again(TaskAttributes({str(plain): (0,)}, {str(plain): LOWEST}, files))
     now = task_attributes.observe([plain])
-    assert now == Unkept({str(plain): (0,)}, {str(plain): LOWEST}, files)
+    assert now == TaskAttributes({str(plain): (0,)}, {str(plain): LOWEST}, files)
 
 
 def test_one_that_is_gone(said: Said) -> None:
     gone = str(2**22 + 1)
-    assert task_attributes.observe([int(gone)]) == Unkept()
-    agent.set_again(Unkept({gone: (0,)}, {gone: LOWEST}, {f"{gone}/timerslack_ns": "7"}))
+    assert task_attributes.observe([int(gone)]) == TaskAttributes()
+    agent.set_again(TaskAttributes({gone: (0,)}, {gone: LOWEST}, {f"{gone}/timerslack_ns": "7"}))
     for words in ("not bound to its CPUs", "without its I/O priority", "timerslack_ns is not 7"):
         assert any(words in line for line in said.lines)

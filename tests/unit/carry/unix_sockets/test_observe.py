@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from holding import Hold, holding
 
-from rekernel.carry.unix_sockets import observe as links
+from rekernel.carry.unix_sockets import observe as unix_sockets
 from rekernel.carry.unix_sockets import restore as agent_links
 from rekernel.carry.unix_sockets import sockets as unixsockets
-from rekernel.carry.unix_sockets.entry import DatagramLink
+from rekernel.carry.unix_sockets.entry import DatagramConnection
 from rekernel.carry.unix_sockets.observe import Member, Taken, UnsettledError, take
-from rekernel.carry.unix_sockets.restore import Links, connect_datagrams
+from rekernel.carry.unix_sockets.restore import UnixConnections, connect_datagrams
 from rekernel.criu.descriptors import External
 from rekernel.errors import RekernelError
 
@@ -37,11 +37,11 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def make(taken: Taken) -> Links:
-    return Links(taken.links, lambda name: taken.queues[name])
+def make(taken: Taken) -> UnixConnections:
+    return UnixConnections(taken.connections, lambda name: taken.queues[name])
 
 
-def opened(made: Links, link: int, end: int) -> socket.socket:
+def opened(made: UnixConnections, link: int, end: int) -> socket.socket:
     return socket.socket(fileno=made.take(link, end))
 
 
@@ -72,8 +72,8 @@ def test_between_two_trees(hold: Hold, kind: int) -> None:
     assert second is not None
     assert first.argument == f"fd[{{fd}}]:socket:[{before[0]}]"
     made = make(taken)
-    new_left = opened(made, first.link, first.end)
-    new_right = opened(made, second.link, second.end)
+    new_left = opened(made, first.connection, first.end)
+    new_right = opened(made, second.connection, second.end)
     made.close()
     with new_left, new_right:
         if kind == socket.SOCK_STREAM:
@@ -134,7 +134,7 @@ def test_somebody_who_knocked_and_left(hold: Hold, tmp_path: Path) -> None:
         trees = [member("a", hold(server))]
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "listener"))
-            assert take(trees).links == ()
+            assert take(trees).connections == ()
         with pytest.raises(UnsettledError, match="somebody knocked"):
             take(trees)
 
@@ -161,7 +161,7 @@ def test_to_somebody_who_starts_again(hold: Hold) -> None:
     right.send(b"unread")
     with left, right:
         taken = take([member("a", hold(left))])
-        assert [len(link.ends) for link in taken.links] == [1]
+        assert [len(link.ends) for link in taken.connections] == [1]
         made = make(taken)
     with opened(made, 0, 0) as alone:
         made.close()
@@ -185,10 +185,10 @@ def test_datagrams(hold: Hold, tmp_path: Path) -> None:
         inode = os.fstat(client.fileno()).st_ino
         serving, sending = hold(server), hold(client)
         taken = take([member("a", serving), member("b", sending)])
-        link = DatagramLink(sending, client.fileno(), serving, server.fileno())
+        link = DatagramConnection(sending, client.fileno(), serving, server.fileno())
     # criu brings both back; the one that many may send to is nothing special for it.
     assert taken.externals == ((), (External(f"unix[{inode}]", None),))
-    assert (taken.links, taken.datagrams) == ((), (link,))
+    assert (taken.connections, taken.datagrams) == ((), (link,))
     assert taken.disconnected == {inode}
 
 
@@ -198,9 +198,9 @@ def test_datagram_sockets_are_connected_once_all_are_back(hold: Hold, tmp_path: 
         serving, sending = hold(server, left), hold(client, right)
         connect_datagrams(
             [
-                DatagramLink(sending, client.fileno(), serving, server.fileno()),
-                DatagramLink(serving, left.fileno(), sending, right.fileno()),
-                DatagramLink(sending, right.fileno(), serving, left.fileno()),
+                DatagramConnection(sending, client.fileno(), serving, server.fileno()),
+                DatagramConnection(serving, left.fileno(), sending, right.fileno()),
+                DatagramConnection(sending, right.fileno(), serving, left.fileno()),
             ]
         )
         client.send(b"hello")
@@ -216,12 +216,12 @@ def test_datagrams_to_somebody_who_starts_again(hold: Hold, said: list[str]) -> 
     with left, right:
         sending = hold(left)
         taken = take([member("a", sending)])
-        assert taken.datagrams == (DatagramLink(sending, left.fileno()),)
+        assert taken.datagrams == (DatagramConnection(sending, left.fileno()),)
     with datagram() as alone:
-        connect_datagrams([DatagramLink(hold(alone), alone.fileno())])
+        connect_datagrams([DatagramConnection(hold(alone), alone.fileno())])
         with pytest.raises(ConnectionRefusedError):
             alone.send(b"x")
-    connect_datagrams([DatagramLink(2**22 + 1, 3)])
+    connect_datagrams([DatagramConnection(2**22 + 1, 3)])
     assert "stays alone" in said[0]
 
 
@@ -242,10 +242,10 @@ def test_a_connection_that_nobody_accepted(hold: Hold, tmp_path: Path) -> None:
         with pytest.raises(UnsettledError, match=f"b waits to be let in at {path}"):
             take(trees)
         # Both ends in one tree: criu knows how.
-        assert take([member("a", *trees[0].pids, *trees[1].pids)]).links == ()
+        assert take([member("a", *trees[0].pids, *trees[1].pids)]).connections == ()
         with server.accept()[0] as accepted:
             trees[0] = member("a", *trees[0].pids, hold(accepted))
-            assert len(take(trees).links[0].ends) == 2
+            assert len(take(trees).connections[0].ends) == 2
 
 
 def test_what_cannot_be_taken(hold: Hold) -> None:
@@ -262,7 +262,7 @@ def test_what_cannot_be_taken(hold: Hold) -> None:
 
 def test_the_journal(monkeypatch: pytest.MonkeyPatch, hold: Hold, tmp_path: Path) -> None:
     path = str(tmp_path / "stdout")
-    monkeypatch.setattr(links, "JOURNAL_STDOUT", path)
+    monkeypatch.setattr(unix_sockets, "JOURNAL_STDOUT", path)
     monkeypatch.setattr(unixsockets, "JOURNAL_STDOUT", path)
     with socket.socket(socket.AF_UNIX) as journal, socket.socket(socket.AF_UNIX) as client:
         journal.bind(path)
@@ -284,13 +284,13 @@ def test_a_lost_queue_does_not_lose_the_connection(said: list[str]) -> None:
     left, right = socket.socketpair()
     right.send(b"unread")
     with left, right:
-        maker = links._Maker([[]])
+        maker = unix_sockets._Maker([[]])
         maker.link(socket.SOCK_STREAM, [(0, 1, os.getpid(), left.fileno())])
 
     def damaged(name: str) -> bytes:
         raise OSError(f"{name} is damaged")
 
-    made = Links(maker.links, damaged)
+    made = UnixConnections(maker.connections, damaged)
     assert "what waits in a unix socket" in said[0]
     with opened(made, 0, 0) as alone:
         made.close()
@@ -302,7 +302,7 @@ def test_the_format_of_queues() -> None:
     with left, right:
         left.send(b"ab")
         left.send(b"c")
-        maker = links._Maker([[]])
+        maker = unix_sockets._Maker([[]])
         maker.link(socket.SOCK_SEQPACKET, [(0, 7, os.getpid(), right.fileno())])
     assert maker.queues == {
         "unix/7": struct.pack("<I2sI1s", 2, b"ab", 1, b"c").replace(b"\0\0", b"\0\0")
