@@ -7,15 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "batch.h"
+#include "pager/batch.h"
 #include "crc32.h"
-#include "kcore.h"
-#include "model.h"
-#include "state.h"
+#include "pagemap/kcore.h"
+#include "pager/model.h"
+#include "pager/state.h"
 #include "output.h"
-#include "scan.h"
+#include "pagemap/scan.h"
 #include "util.h"
-#include "vma.h"
+#include "pagemap/vma.h"
 
 #define CHECK(cond)								\
 	do {									\

@@ -43,7 +43,7 @@ class Brownout:
 
 
 def holders(drain: Mapping[str, Any]) -> list[int]:
-    """The PIDs of the pager's processes (native/guard.h): any of them can go on alone."""
+    """The PIDs of the pager's processes (native/pager/guard.h): any of them can go on alone."""
     found = [int(drain.get(name, 0)) for name in ("pid", "worker", "witness")]
     return [pid for pid in found if pid > 0]
 

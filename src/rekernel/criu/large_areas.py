@@ -1,6 +1,6 @@
 """Areas of address space of 8 TiB or more: criu dumps them, and may fail to fill them again.
 
-It counts their pages in an int where an area is shared copy-on-write (native/areas.c). They are
+It counts their pages in an int where an area is shared copy-on-write (native/images/areas.c). They are
 written down as several areas that touch each other.
 """
 

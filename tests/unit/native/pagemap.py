@@ -2,7 +2,7 @@
 
 ``rekernel-pagemap`` writes it on the old kernel while everything is frozen,
 ``rekernel-pager`` reads it on the new one. The format is defined in
-``native/pagemap_format.h``; this module mirrors it for tests.
+``native/common/pagemap_format.h``; this module mirrors it for tests.
 """
 
 from __future__ import annotations

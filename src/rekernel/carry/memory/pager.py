@@ -1,4 +1,4 @@
-"""Talking to the pager of the last upgrade over its control socket (native/control.c)."""
+"""Talking to the pager of the last upgrade over its control socket (native/pager/control.c)."""
 
 from __future__ import annotations
 

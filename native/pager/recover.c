@@ -21,7 +21,7 @@
 #include "fault.h"
 #include "intake.h"
 #include "log.h"
-#include "space.h"
+#include "address_space.h"
 #include "uffd.h"
 #include "util.h"
 

@@ -3,7 +3,7 @@
 #ifndef REKERNEL_FILL_H
 #define REKERNEL_FILL_H
 
-#include "space.h"
+#include "address_space.h"
 #include "uffd.h"
 
 /* Working memory of one thread, for pages that are scattered in the frames. */

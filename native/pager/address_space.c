@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #define _GNU_SOURCE
-#include "space.h"
+#include "address_space.h"
 
 #include <fcntl.h>
 #include <stdlib.h>

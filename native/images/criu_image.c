@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #define _GNU_SOURCE
-#include "image.h"
+#include "criu_image.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +15,7 @@
 
 enum { VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5 };
 
-static uint32_t u32_at(const struct image *img, size_t at)
+static uint32_t u32_at(const struct criu_image *img, size_t at)
 {
 	uint32_t v;
 
@@ -23,7 +23,7 @@ static uint32_t u32_at(const struct image *img, size_t at)
 	return v;
 }
 
-void image_read(struct image *img, const char *path, uint32_t magic)
+void image_read(struct criu_image *img, const char *path, uint32_t magic)
 {
 	struct stat st;
 	size_t done = 0;
@@ -51,18 +51,18 @@ void image_read(struct image *img, const char *path, uint32_t magic)
 	img->next = 8;
 }
 
-void image_free(struct image *img)
+void image_free(struct criu_image *img)
 {
 	free(img->data);
 	memset(img, 0, sizeof(*img));
 }
 
-static noreturn void cut_off(const struct image *img)
+static noreturn void cut_off(const struct criu_image *img)
 {
 	die(EXIT_FAILED, "%s is cut off", img->path);
 }
 
-bool image_next(struct image *img, struct message *message)
+bool image_next(struct criu_image *img, struct message *message)
 {
 	uint32_t len;
 

@@ -25,7 +25,7 @@
 #include "notify.h"
 #include "options.h"
 #include "recover.h"
-#include "space.h"
+#include "address_space.h"
 #include "state.h"
 #include "status.h"
 #include "util.h"

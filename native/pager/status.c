@@ -13,7 +13,7 @@
 #include "intake.h"
 #include "log.h"
 #include "pagemap_format.h"
-#include "space.h"
+#include "address_space.h"
 #include "util.h"
 
 static const struct map_file *map;

@@ -19,7 +19,7 @@
 #include "drain.h"
 #include "log.h"
 #include "loop.h"
-#include "space.h"
+#include "address_space.h"
 #include "util.h"
 
 /* "RSTF"; larger than any PID. */

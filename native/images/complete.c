@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "image.h"
+#include "criu_image.h"
 #include "mm_image.h"
 #include "pagemap_format.h"
 #include "util.h"
@@ -78,7 +78,7 @@ static bool is_lazy(uint64_t flags, uint64_t status)
 static void read_lazy(struct work *w, const char *path)
 {
 	struct message mm, entry;
-	struct image img;
+	struct criu_image img;
 	struct field vma, field;
 
 	image_read(&img, path, MM_MAGIC);
@@ -244,7 +244,7 @@ void complete(const char *directory, pid_t pid)
 	struct work w = { .directory = directory, .pid = pid };
 	char path[4096], pages[4096], new_pages[4096 + 8];
 	struct message entry;
-	struct image img;
+	struct criu_image img;
 
 	snprintf(path, sizeof(path), "%s/mm-%d.img", directory, pid);
 	read_lazy(&w, path);

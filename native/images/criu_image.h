@@ -3,14 +3,14 @@
  * CRIU's image files: a type, and a sequence of entries, each a length and a protobuf message
  * (https://criu.org/Images; images/ and criu/include/magic.h in CRIU's source).
  */
-#ifndef REKERNEL_IMAGE_H
-#define REKERNEL_IMAGE_H
+#ifndef REKERNEL_CRIU_IMAGE_H
+#define REKERNEL_CRIU_IMAGE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-struct image {
+struct criu_image {
 	const char *path;	/* for messages */
 	unsigned char *data;
 	size_t len;
@@ -18,18 +18,18 @@ struct image {
 };
 
 /* Reads a file of this type; ends the program if it is none. */
-void image_read(struct image *img, const char *path, uint32_t magic);
-void image_free(struct image *img);
+void image_read(struct criu_image *img, const char *path, uint32_t magic);
+void image_free(struct criu_image *img);
 
 /* The message of one entry. */
 struct message {
-	struct image *img;
+	struct criu_image *img;
 	size_t at;
 	size_t end;
 };
 
 /* The next entry; false after the last one. Ends the program if it is cut off. */
-bool image_next(struct image *img, struct message *message);
+bool image_next(struct criu_image *img, struct message *message);
 
 struct field {
 	uint32_t number;

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "image.h"
+#include "criu_image.h"
 #include "mm_image.h"
 #include "util.h"
 
@@ -121,7 +121,7 @@ void split_areas(const char *directory, pid_t pid)
 {
 	struct buffer new = { 0 };
 	struct message mm;
-	struct image img;
+	struct criu_image img;
 	char path[4096];
 	bool found = false;
 

@@ -14,8 +14,8 @@
  * struct uspace is never freed while the program runs: an epoll event or a drain
  * thread may still hold a pointer to one that is closed.
  */
-#ifndef REKERNEL_SPACE_H
-#define REKERNEL_SPACE_H
+#ifndef REKERNEL_ADDRESS_SPACE_H
+#define REKERNEL_ADDRESS_SPACE_H
 
 #include <pthread.h>
 #include <stdbool.h>

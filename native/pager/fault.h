@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "space.h"
+#include "address_space.h"
 
 /* window: pages to bring per fault, the faulting one included. */
 #define FAULT_WINDOW_MAX 512u
