@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from rekernel_lab import bench, hostsetup, leftovers, rootfs, scenario, state, vm
-from rekernel_lab.assemble import Options, assemble
+from rekernel_lab import hostsetup
+from rekernel_lab.bench import registry as bench
 from rekernel_lab.errors import LabError
+from rekernel_lab.images import rootfs
 from rekernel_lab.progress import Progress
-from rekernel_lab.qemu import Machine
-from rekernel_lab.runner import Runner
+from rekernel_lab.scenario import scenario
+from rekernel_lab.scenario.assemble import Options, assemble
+from rekernel_lab.scenario.runner import Runner
+from rekernel_lab.vm import leftovers, state, vm
+from rekernel_lab.vm.qemu import Machine
 from rekernel_lab.zdtm import command as zdtm
 
 _DEFAULT_NAME = "default"

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from rekernel_lab import aptsources, qemu
 from rekernel_lab.errors import LabError
+from rekernel_lab.images import aptsources
 from rekernel_lab.run import run
+from rekernel_lab.vm import qemu
 
 # Each Debian package, and what it is for.
 PACKAGES = {

@@ -5,8 +5,8 @@ there.
 
 from __future__ import annotations
 
-from rekernel_lab import assemble, prepared, runner
 from rekernel_lab.progress import Progress
+from rekernel_lab.scenario import assemble, prepared, runner
 from vm.support import shared_guest
 
 

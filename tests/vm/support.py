@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekernel_lab import assemble, cache, prepared, runner, scenario, session
-from rekernel_lab.client import HostClient
-from rekernel_lab.guestfiles import GUEST_ADDRESS
+from rekernel_lab import cache
+from rekernel_lab.images.guestfiles import GUEST_ADDRESS
 from rekernel_lab.progress import Progress
-from rekernel_lab.session import Script, Session
-from rekernel_lab.upgrade import Outcome
+from rekernel_lab.scenario import assemble, prepared, runner, scenario, session
+from rekernel_lab.scenario.client import HostClient
+from rekernel_lab.scenario.session import Script, Session
+from rekernel_lab.scenario.upgrade import Outcome
 
 SCENARIOS = cache.REPOSITORY / "lab" / "scenarios"
 OLD, NEW = "6.12", "7"

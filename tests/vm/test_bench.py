@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rekernel_lab import bench, cli
+from rekernel_lab import cli
+from rekernel_lab.bench import registry as bench
 
 pytestmark = pytest.mark.slow
 

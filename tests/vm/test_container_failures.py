@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rekernel_lab.upgrade import Outcome
+from rekernel_lab.scenario.upgrade import Outcome
 from vm.support import NEW, OLD, Guest, opened
 
 pytestmark = pytest.mark.slow

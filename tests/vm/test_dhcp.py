@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from rekernel_lab.netns import FAR_ADDRESS
+from rekernel_lab.vm.netns import FAR_ADDRESS
 from vm.support import NEW, OLD, Guest, get, opened
 
 pytestmark = pytest.mark.slow

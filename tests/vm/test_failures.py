@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from rekernel_lab import bench_jump, prepared
-from rekernel_lab.client import HostClient
+from rekernel_lab.bench import jump as bench_jump
 from rekernel_lab.errors import LabError
-from rekernel_lab.session import Deadline
+from rekernel_lab.scenario import prepared
+from rekernel_lab.scenario.client import HostClient
+from rekernel_lab.scenario.session import Deadline
 from vm.support import NEW, OLD, Guest, resumed
 
 CARRIED = ("demo.service", "nginx.service", "redis-server.service")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
+from rekernel_lab.images.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
 from rekernel_lab.run import run
 from vm.support import NEW, OLD, Guest, get, opened
 

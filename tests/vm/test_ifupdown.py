@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rekernel_lab.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
+from rekernel_lab.images.guestfiles import GUEST_ADDRESS, HOST_ADDRESS, PREFIX_LENGTH
 from vm.support import NEW, OLD, Guest, get, opened
 
 pytestmark = pytest.mark.slow

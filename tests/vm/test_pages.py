@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rekernel_lab.client import HostClient
-from rekernel_lab.session import IN_GUEST
+from rekernel_lab.scenario.client import HostClient
+from rekernel_lab.scenario.session import IN_GUEST
 from vm.support import NEW, OLD, Guest, resumed
 
 # A service that cannot come back: what it has mapped is gone when it is restored.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rekernel_lab.assemble import Options
 from rekernel_lab.progress import Progress
+from rekernel_lab.scenario.assemble import Options
 from rekernel_lab.zdtm import command
 from vm.support import NEW, OLD
 

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekernel_lab import cache, product, rootfs, runner
-from rekernel_lab.assemble import Assembly, Options, assemble
+from rekernel_lab import cache
 from rekernel_lab.errors import DeadlineError, LabError, UsageError
+from rekernel_lab.images import rootfs
 from rekernel_lab.progress import Progress
-from rekernel_lab.session import Deadline, Session, opened
-from rekernel_lab.upgrade import Upgrade
+from rekernel_lab.scenario import product, runner
+from rekernel_lab.scenario.assemble import Assembly, Options, assemble
+from rekernel_lab.scenario.session import Deadline, Session, opened
+from rekernel_lab.scenario.upgrade import Upgrade
 from rekernel_lab.zdtm import suite, tests
 from rekernel_lab.zdtm.result import MEASURES_TIME, Finding, Result, Verdict, table
 from rekernel_lab.zdtm.suite import Suite

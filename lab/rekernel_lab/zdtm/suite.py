@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekernel_lab import aptsources, cache, rootfs
+from rekernel_lab import cache
 from rekernel_lab.errors import LabError
+from rekernel_lab.images import aptsources, rootfs
 from rekernel_lab.progress import Progress
 from rekernel_lab.run import run
 

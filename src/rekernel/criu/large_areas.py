@@ -1,7 +1,7 @@
 """Areas of address space of 8 TiB or more: criu dumps them, and may fail to fill them again.
 
-It counts their pages in an int where an area is shared copy-on-write (native/images/areas.c). They are
-written down as several areas that touch each other.
+It counts their pages in an int where an area is shared copy-on-write (native/images/areas.c). They
+are written down as several areas that touch each other.
 """
 
 from __future__ import annotations

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from rekernel_lab import cache, qemu, state, tinyinit
-from rekernel_lab.bench import REGISTRY, Request, benchmark, find
+from rekernel_lab import cache
+from rekernel_lab.bench.registry import REGISTRY, Request, benchmark, find
 from rekernel_lab.cli import parser
 from rekernel_lab.errors import LabError, UsageError
-from rekernel_lab.guest import Guest
 from rekernel_lab.hostsetup import PACKAGES, backports_source, missing, parse_qemu_version
-from rekernel_lab.leftovers import orphans
-from rekernel_lab.netns import Namespace
-from rekernel_lab.product import newest, parse_depends
-from rekernel_lab.rootfs import Image, Keys, preferences
-from rekernel_lab.runner import Result
-from rekernel_lab.session import Script
-from rekernel_lab.state import Process, State
-from rekernel_lab.upgrade import Outcome, command, drained
+from rekernel_lab.images.rootfs import Image, Keys, preferences
+from rekernel_lab.scenario.product import newest, parse_depends
+from rekernel_lab.scenario.runner import Result
+from rekernel_lab.scenario.session import Script
+from rekernel_lab.scenario.upgrade import Outcome, command, drained
+from rekernel_lab.vm import qemu, state, tinyinit
+from rekernel_lab.vm.guest import Guest
+from rekernel_lab.vm.leftovers import orphans
+from rekernel_lab.vm.netns import Namespace
+from rekernel_lab.vm.state import Process, State
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from rekernel_lab import qemu, saved, vm
 from rekernel_lab.errors import DeadlineError, LabError
-from rekernel_lab.state import State
+from rekernel_lab.vm import qemu, saved, vm
+from rekernel_lab.vm.state import State
 
 Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from rekernel_lab import aptsources, cli, product, rootfs
-from rekernel_lab.assemble import Assembly, Options
+from rekernel_lab import cli
 from rekernel_lab.errors import LabError, UsageError
+from rekernel_lab.images import aptsources, rootfs
 from rekernel_lab.progress import Progress
+from rekernel_lab.scenario import product
+from rekernel_lab.scenario.assemble import Assembly, Options
 from rekernel_lab.zdtm import command, result, suite, tests
 from rekernel_lab.zdtm.result import Finding, Known, Result, Verdict, table
 

@@ -12,7 +12,7 @@ import pytest
 
 from rekernel.run import CommandFailedError
 from rekernel.setup.host import Host
-from rekernel_lab.guestfiles import DEFAULT_GRUB, UPDATE_GRUB
+from rekernel_lab.images.guestfiles import DEFAULT_GRUB, UPDATE_GRUB
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

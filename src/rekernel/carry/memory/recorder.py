@@ -1,4 +1,4 @@
-"""The native page-map recorder: how it is started, and what it answers (native/pagemap/pagemap_main.c)."""
+"""The native page-map recorder: how it is started, and what it answers."""
 
 from __future__ import annotations
 
