@@ -32,7 +32,7 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of each message: its type, where it starts and ends. One that is cut off is left out."""
+    """Messages: of each its type, where it starts and ends. One that is cut off is left out."""
     at = 0
     while at + HEADER.size <= len(data):
         size, kind, *_ = HEADER.unpack_from(data, at)
@@ -44,7 +44,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def error_number(data: bytes, start: int) -> int:
-    """Of a message of type ERROR, or of the one that ends a dump; 0 if all went well."""
+    """The error number in a message of type ERROR, or in the one that ends a dump; 0 for none."""
     (number,) = struct.unpack_from("=i", data, start + HEADER.size)
     return -int(number)
 

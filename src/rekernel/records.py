@@ -190,12 +190,12 @@ if TYPE_CHECKING:
 else:
 
     def replace(item: Any, /, **changes: Any) -> Any:
-        """One like it, but for these values. Raises TypeError for one that it has not."""
+        """A record like this one, but for these values. Raises TypeError for another name."""
         return type(item)(**{name: getattr(item, name) for name in fields(item)} | changes)
 
 
 def asdict(item: Any) -> dict[str, Any]:
-    """Its values by name; records within it, and within its lists and mappings, likewise."""
+    """The values of a record by name; records in it, in its lists and mappings, likewise."""
     return {name: _plain(getattr(item, name)) for name in fields(item)}
 
 

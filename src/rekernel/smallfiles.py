@@ -12,7 +12,7 @@ _CHUNK = 1 << 16
 
 
 def read(path: str, at: int | None = None) -> bytes:
-    """All of a file; ``at`` is the directory that a relative path begins in. Raises OSError."""
+    """Read a whole file; ``at`` is the directory that a relative path begins in. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
     try:
         parts = [os.read(fd, max(os.fstat(fd).st_size, _CHUNK))]

@@ -212,7 +212,7 @@ def open_by_handle(directory: int, kind: int, handle: bytes) -> int:
 
 
 def ioprio_get(thread: int) -> int:
-    """Its own I/O priority, class and level in one number; 0 if it follows the nice value."""
+    """A thread's own I/O priority, class and level in one; 0 if it follows the nice value."""
     return _check(_syscall(_NR_IOPRIO_GET, _IOPRIO_WHO_PROCESS, thread), f"thread {thread}")
 
 

@@ -38,7 +38,7 @@ class _MisfitError(Exception):
         self.place = ""
 
     def below(self, place: str) -> _MisfitError:
-        """The same, seen from what this is a part of."""
+        """The error, seen from what this is a part of."""
         self.place = place + self.place
         return self
 

@@ -1,4 +1,4 @@
-"""Where processes wait that should have ended: for whoever has to find out why."""
+"""The places where processes wait that should have ended, for whoever has to find out why."""
 
 from __future__ import annotations
 

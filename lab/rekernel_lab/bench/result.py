@@ -74,7 +74,7 @@ class Found:
         return statistics.median(found) if found else None
 
     def typical(self) -> list[Measurement]:
-        """Of all rounds of each carry the one in the middle, by its blackout."""
+        """For each way of carrying memory the round in the middle, by its blackout."""
         rounds: dict[tuple[str, int], list[Measurement]] = {}
         for one in self.measurements:
             if one.blackout_s is not None:

@@ -325,7 +325,7 @@ class _Queue:
         return alone or max(numbers) - min(numbers) < REACH
 
     def not_started(self) -> list[Tree]:
-        """Those that wait still."""
+        """Trees whose restore has not begun."""
         return [*self._left, *(tree for _, tree in self._again)]
 
     def again(self, item: Restore) -> bool:
@@ -389,7 +389,7 @@ def _failed_and_others(restores: Restores) -> tuple[list[Tree], list[Tree]]:
 
 
 def wait_for_the_end(restores: Restores) -> dict[str, list[int]]:
-    """Of what failed: unit -> processes that could not be ended, which is not to start afresh."""
+    """Unit -> its processes that could not be ended; such a unit is not to start afresh."""
     if not restores.failed:
         return {}
     return _wait_for_the_end(*_failed_and_others(restores))

@@ -42,7 +42,7 @@ def stop_unit() -> None:
 
 
 def unit_runs() -> bool:
-    """The same, but cheap, and without a program that could be carried along."""
+    """Whether the upgrade's unit runs: cheap, and without a program that could be carried along."""
     return _CGROUP.is_dir()
 
 

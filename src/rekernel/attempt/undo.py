@@ -81,7 +81,7 @@ class UndoList:
         return self.left()[keep:]
 
     def left(self) -> tuple[Problem, ...]:
-        """All that is not undone, in the order in which it was begun."""
+        """Problems: what is not undone, in the order in which it was begun."""
         return tuple(
             Problem(
                 step.kind,

@@ -55,7 +55,7 @@ def look(pids: Sequence[int], regions: Sequence[Range]) -> Survey:
 
 
 def survey(pids: Sequence[int], regions: Sequence[Range]) -> Survey | None:
-    """The same; None if it cannot be told (no recorder, not privileged, …)."""
+    """A look at processes; None if it cannot be told (no recorder, not privileged, …)."""
     try:
         return look(pids, regions)
     except (RekernelError, ValueError, LookupError):

@@ -45,7 +45,7 @@ def find(
     parents: Mapping[int, int],
     proc: Path = _PROC,
 ) -> list[Stranger]:
-    """All there are, by name. Raises NoSystemdError.
+    """Processes that no unit has, by name. Raises NoSystemdError.
 
     ``known``: units that were looked at. ``owned``: their processes. ``parents``: of every process.
     """

@@ -100,7 +100,7 @@ class Usage:
 
 
 def of_units(units: Sequence[UnitVerdict], pages: Survey | None) -> tuple[Usage, ...]:
-    """Of each of these, in their order. ``pages``: None without a region."""
+    """Usage of each of these units, in their order. ``pages``: None without a region."""
     in_place = pages.by_process if pages else None
     queues = tcp_queues()
     return tuple(_of_unit(item, in_place, queues) for item in units)

@@ -137,7 +137,7 @@ def _of_groups(unit: UnitVerdict) -> dict[Feature, int]:
 
 
 def judge(units: Sequence[UnitVerdict], kernel: Kernel, running: str) -> list[UnitVerdict]:
-    """The same verdicts, worse for those that this kernel lacks something for."""
+    """Verdicts with a kernel in mind: worse for units that it lacks something for."""
     if kernel.release == running:
         return list(units)
     observer = Observer()

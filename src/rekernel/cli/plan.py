@@ -93,7 +93,7 @@ def to_confirm(plan: Plan, prediction: Prediction) -> Confirmed:
 
 
 def renew(args: argparse.Namespace, confirmed: Confirmed) -> tuple[Plan, tuple[str, ...]]:
-    """As plan.renew(), for these options."""
+    """The plan that was confirmed, renewed for these options: see plan.renew()."""
     return planning.renew(confirmed, policy.load(args.carry, args.restart))
 
 

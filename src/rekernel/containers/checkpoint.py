@@ -70,7 +70,7 @@ def _shared_memory(container: Container) -> Path:
 
 
 def write_status(container: Container) -> None:
-    """For podman's restore: the addresses that the container shall have again."""
+    """Write the addresses that the container shall have again, for podman's restore."""
     _status(container).write_text(json.dumps(container.status))
 
 
@@ -132,7 +132,7 @@ def lock_rules(containers: Sequence[Container]) -> str:
 
 
 def bridge_rules(containers: Sequence[Container]) -> str:
-    """The same for what they send each other over a bridge."""
+    """Rules that drop what containers send each other over a bridge, as nft takes them."""
     return f"table bridge {TABLE} {{\n{_chain('forward', 'forward', -400, _drops(containers))}}}\n"
 
 

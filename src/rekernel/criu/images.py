@@ -35,8 +35,8 @@ def _varint(data: bytearray, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytearray, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Of each field in data[start:end]: its number, its value (or length), where its content starts
-    and ends. Raises ImageError.
+    """Fields in data[start:end]: of each its number, its value (or length), where its content
+    starts and ends. Raises ImageError.
     """
     at = start
     while at < end:

@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None)
 
 
 def make_ready(pids: Iterable[int], proc: Path = Path("/proc")) -> list[int]:
-    """Those of these processes that are stopped. One that is gone is left out, one that is traced
+    """Make stopped processes ready for criu. One that is gone is left out, one that is traced
     is left as it is.
     """
     found = []

@@ -48,7 +48,7 @@ class AgentConfig:
 
 
 def dump_config(config: AgentConfig) -> dict[str, Any]:
-    """As plain data, which can be used before this module is imported."""
+    """The configuration as plain data, which can be used before this module is imported."""
     raw: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return raw
 

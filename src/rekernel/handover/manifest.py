@@ -124,7 +124,7 @@ class Manifest:
 
 
 def dump(manifest: Manifest) -> bytes:
-    """As JSON."""
+    """The manifest as JSON."""
     return json.dumps(manifest, default=_fields, separators=(",", ":")).encode()
 
 

@@ -13,7 +13,7 @@ from rekernel.kernel.fitness import Needs
 
 
 def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
-    """As modprobe takes them. Raises BlockedError if the root lies on something unknown."""
+    """Modules as modprobe takes them. Raises BlockedError if the root lies on something unknown."""
     _, device = disks.root(table)
     stack = disks.stack(table, device)
     aliases = modules.needed_aliases(stack.disks, fstypes, network.kinds())
@@ -26,7 +26,7 @@ def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
 
 
 def essential(table: Sequence[MountInfo]) -> Needs:
-    """The same without what is only mounted as it was mounted before. Raises BlockedError."""
+    """Modules that the boot cannot do without: only of disks. Raises BlockedError."""
     on_disks = {mount.fstype for mount in table if mount.source.startswith("/dev/")}
     _, device = disks.root(table)
     arrays = disks.stack(table, device).arrays

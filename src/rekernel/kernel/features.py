@@ -52,17 +52,17 @@ class Feature(Enum):
 
     @property
     def option(self) -> str:
-        """Of the kernel's build, "" for none."""
+        """An option of the kernel's build, "" for none."""
         return self.value[1]
 
     @property
     def alias(self) -> str:
-        """Of a module, "" for none."""
+        """An alias of a module, "" for none."""
         return self.value[2]
 
 
 def lacking(kernel: Kernel, running: str, wanted: Collection[Feature]) -> set[Feature]:
-    """Those that the running kernel has, and ``kernel`` has not."""
+    """Features that the running kernel has, and ``kernel`` has not."""
     if kernel.release == running or not wanted:
         return set()
     here, there = options_of(running), options_of(kernel.release)

@@ -56,7 +56,7 @@ def _not_in(kernel: Kernel, name: str, texts: Sequence[str]) -> list[str]:
 
 
 def unknown(release: str, aliases: Sequence[str]) -> list[str]:
-    """Those of these aliases that no module of a kernel answers to, and nothing built in."""
+    """Aliases that no module of a kernel answers to, and nothing built in."""
     try:
         run(["modprobe", "-S", release, "--show-depends", "--all", "--", *aliases])
     except CommandFailedError as error:

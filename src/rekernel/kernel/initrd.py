@@ -201,7 +201,7 @@ def _module_name(path: Path) -> str:
 
 
 def module_parameters(modules: ModuleSet) -> dict[str, str]:
-    """The same for their parameters."""
+    """Modules' parameters, for the agent's configuration: path in the initrd -> text."""
     return {f"{_MODULES}/{_module_name(path)}": text for path, text in modules.parameters.items()}
 
 

@@ -27,7 +27,7 @@ def _open_sinks() -> list[tuple[int, str]]:
 
 
 def say(text: str) -> None:
-    """One line. Never raises: a lost message must not lose a process."""
+    """Say one line. Never raises: a lost message must not lose a process."""
     global _sinks
     if _sinks is None:
         _sinks = _open_sinks()

@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def anonymous_bytes(self) -> int:
-        """Of resident_bytes: what is private."""
+        """Bytes of resident_bytes that are private."""
         return sum(item.anonymous for item in self.usages if not item.container)
 
     @property
@@ -85,7 +85,7 @@ class Plan:
         return [item for item in self.units if item.verdict is verdict]
 
     def own(self, verdict: Verdict) -> list[UnitVerdict]:
-        """The same but for containers."""
+        """Units with this verdict, containers left out."""
         return [item for item in self.having(verdict) if not item.container]
 
     def containers(self, verdict: Verdict) -> list[Container]:

@@ -434,7 +434,7 @@ PROBES: tuple[tuple[str, Probe], ...] = (
 
 
 def with_memory(context: Context) -> Context:
-    """The same, with what the units have in memory by now."""
+    """The context with what the units have in memory by now."""
     where = region.current() if context.backend != "image" else None
     pages = survey(context.carried_pids, region.ram_ranges(where) if where else ())
     carried = [item for item in context.units if item.verdict is Verdict.CARRIED]

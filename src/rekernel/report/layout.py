@@ -30,7 +30,7 @@ class Paint:
         return self._wrap("2", text)
 
     def good(self, text: str) -> str:
-        """As it should be."""
+        """Style of what is as it should be."""
         return self._wrap("32", text)
 
     def warn(self, text: str) -> str:
@@ -61,7 +61,7 @@ def pad(text: str, columns: int, *, right: bool = False) -> str:
 
 
 def short(text: str) -> str:
-    """The same with containers by twelve digits, as podman shows them, instead of all."""
+    """A name with containers by twelve digits, as podman shows them, instead of all."""
     return _LONG.sub(r"\1…", text)
 
 

@@ -22,7 +22,7 @@ class BootLoader(Protocol):
 
     @property
     def name(self) -> str:
-        """As in the record."""
+        """The name in the record of setup."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Grub:
         ).encode()
 
     def without(self, current: bytes) -> bytes | None:
-        """It is ours as a whole."""
+        """Remove the file, which is ours as a whole."""
         return None
 
     def update(self, host: Host, words: Sequence[str]) -> None:

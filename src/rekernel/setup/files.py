@@ -101,7 +101,7 @@ class Record:
         return next((item for item in self.files if item.path == path), None)
 
     def dump(self) -> bytes:
-        """As JSON."""
+        """The record as JSON."""
         raw = asdict(self) | {"schema": SCHEMA}
         raw["files"] = [
             {

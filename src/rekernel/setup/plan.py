@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def words(self) -> list[str]:
-        """Of the kernel command line."""
+        """Words for the kernel command line."""
         return region.parameters(self.region, self.store)
 
     @property

@@ -57,7 +57,7 @@ class Unit:
 
     @property
     def is_login(self) -> bool:
-        """As :func:`is_login`."""
+        """Whether it is a login: see :func:`is_login`."""
         return is_login(self.name)
 
     @property
@@ -88,7 +88,7 @@ def _wanted(name: str) -> list[tuple[str, str, str]]:
 
 
 def show(names: Sequence[str]) -> list[Unit]:
-    """These units, in this order; whatever is not there is inactive. Raises NoSystemdError."""
+    """Show these units, in this order; one that is not there is inactive. Raises NoSystemdError."""
     if not names:
         return []
     wanted = [_wanted(name) for name in names]
@@ -175,7 +175,7 @@ def active(*types: str, states: Sequence[str] = ACTIVE, patterns: Sequence[str] 
 
 
 def members(units: Iterable[Unit], parents: Mapping[int, int]) -> dict[str, dict[int, str]]:
-    """Of each unit its processes: PID -> control group. Without one it has none.
+    """Processes of each unit: PID -> control group. A unit without one has none.
 
     Those in control groups are its own, but for what a user's manager has taken over at the wish of
     who started it, a window of tmux say: that belongs to whom its parent belongs to, be it none of

@@ -24,7 +24,7 @@ _STOP_S = 120
 
 
 class Containers:
-    """Those of one attempt."""
+    """Containers in one attempt: dumped in the cut, or stopped and started again."""
 
     def __init__(self, plan: Plan) -> None:
         self._units = [
@@ -58,7 +58,7 @@ class Containers:
             checkpoint.write_status(container)
 
     def stop(self, undo: UndoList) -> None:
-        """Those that cannot be carried. Raises CommandFailedError."""
+        """Stop containers that cannot be carried. Raises CommandFailedError."""
         if self._restarted:
             undo.push("remove", str(STOPPED))
             STOPPED.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class Containers:
             checkpoint.add_shared_memory(container)
 
     def network(self, network: Network) -> Network:
-        """The same, but that after the commit nobody answers in their place."""
+        """The network with rules by which nobody answers in their place after the commit."""
         rules = network.unlock_rules + checkpoint.lock_rules(self._carried)
         return replace(network, unlock_rules=rules)
 

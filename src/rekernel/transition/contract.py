@@ -56,7 +56,7 @@ def manifest(
     report: Mapping[str, Any],
     clock: Clock,
 ) -> Manifest:
-    """All of it. ``report``: what only the report needs. Raises OSError."""
+    """Compose the manifest. ``report``: what only the report needs. Raises OSError."""
     host = attempt.host
     places = attempt.places
     targets = [item.target for item in host.contents]

@@ -220,8 +220,8 @@ class Dumps:
         return started
 
     def wait(self, cancelled: Callable[[], None]) -> None:
-        """Until all are held. Raises DumpFailedError for the first that fails, DumpAgainError if it
-        stands still.
+        """Wait until all are held. Raises DumpFailedError for the first that fails, DumpAgainError
+        if it stands still.
         """
         self._start_more()
         progress = _Progress(self._signs())

@@ -24,7 +24,7 @@ class Phase:
 
 
 def run(phases: Sequence[Phase], state: State) -> None:
-    """One after the other. Raises what one of them raises, and CancelledError between two."""
+    """Run phases one after the other. Raises what one raises, and CancelledError between two."""
     for phase in phases:
         if phase.applies(state):
             with state.events.phase(phase.name):

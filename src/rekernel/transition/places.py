@@ -23,7 +23,7 @@ _SLACK = 32 << 20
 
 
 class Places:
-    """Those of one attempt. :meth:`settle` decides, before anything is frozen."""
+    """Places of one attempt. :meth:`settle` decides, before anything is frozen."""
 
     def __init__(self, name: str, where: Layout | None, undo: UndoList) -> None:
         """``name``: ID of the attempt."""
@@ -78,7 +78,7 @@ class Places:
         return (self._disk if self._is_on_disk(unit) else self._memory) / tree
 
     def for_agent(self, unit: str, tree: str) -> str:
-        """Where the agent has them: below its own directory, or a path on the disk."""
+        """Where the agent has a tree's images: below its own directory, or a path on the disk."""
         if self._is_on_disk(unit):
             return str(self._disk / tree)
         return f"{IMAGES_DIRECTORY}/{tree}"
@@ -90,7 +90,7 @@ class Places:
         return None
 
     def with_archives(self, todo: Sequence[Mount], targets: Sequence[str]) -> list[Mount]:
-        """The same mounts, that have their contents from where they are."""
+        """Mounts with the place where their contents are."""
         archives = {target: self.archive(target, i) for i, target in enumerate(targets)}
         return [
             replace(item, contents=str(archives[item.target]))

@@ -112,7 +112,7 @@ def take_room(state: State) -> None:
 
 
 def wait_for_kernel(state: State) -> None:
-    """Until the next kernel is loaded."""
+    """Wait until the next kernel is loaded."""
     assert state.loading is not None
     state.loading.finish(state.check)
 

@@ -42,7 +42,7 @@ def make_ready(state: State) -> None:
 
 
 def freeze(state: State) -> None:
-    """All trees at one instant, with what they are at that instant."""
+    """Freeze all trees at one instant, and write down what they are at that instant."""
     state.undo.push("flush-journal")
     state.frozen_ns = time.time_ns()
     state.carried, state.taken = _freeze(state)
@@ -81,7 +81,7 @@ def lock_network(state: State) -> None:
 
 
 def dump(state: State) -> None:
-    """All dumps, side by side, and then the page map. Raises DumpAgainError: try once more."""
+    """Dump all trees, side by side, then the page map. Raises DumpAgainError: try once more."""
     staging.allow_reservations(state.undo)
     with ThreadPoolExecutor(1) as background:
         tracked = background.submit(lambda: conntrack.requests(conntrack.observe()))
@@ -136,7 +136,7 @@ def _job(state: State, tree: trees.CarriedTree) -> DumpJob:
 
 
 def start_recorder(state: State, pids: list[int]) -> Recorder:
-    """Of these processes' pages, which stand still."""
+    """Start the recorder of these processes, which stand still."""
     where = state.plan.where
     assert where is not None
     at, end = state.strays_at, len(state.area)

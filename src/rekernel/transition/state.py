@@ -31,7 +31,7 @@ from rekernel.transition.trees import CarriedTree
 
 
 class State:
-    """Of one attempt. What has no value here is there from the phase on that makes it."""
+    """The state of one attempt. What has no value here is there from the phase on that makes it."""
 
     # Of "load kernel": whether criu could probe this kernel, and the arrays that the initrd knows.
     probed: Future[None]
@@ -102,7 +102,7 @@ class State:
 
     @property
     def everyone(self) -> list[int]:
-        """These and those in containers."""
+        """All processes that are carried, those in containers, too."""
         return [*self.pids, *self.containers.pids]
 
     @property
@@ -116,7 +116,7 @@ class State:
         return room.stray_offset(len(self.area), self.stray_bytes) if self.in_place else 0
 
     def note(self, text: str) -> None:
-        """For the report, and whoever listens."""
+        """Note something for the report, and tell whoever listens."""
         self.notes.append(text)
         self.events.emit("note", text)
 
@@ -139,7 +139,10 @@ class State:
         self.observe_host()
 
     def end_journal(self) -> None:
-        """Its program; what it has asked for by then, journald does before it is asked to flush."""
+        """End the program that closes the journal.
+
+        What it has asked for by then journald does before it is asked to flush.
+        """
         if self.journal is not None:
             end(self.journal)
             self.journal = None

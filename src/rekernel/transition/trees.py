@@ -81,7 +81,7 @@ class CarriedTree:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes."""
+        """The PIDs of its processes."""
         return sorted(self.processes)
 
 
@@ -141,7 +141,7 @@ def _describe(verdict: UnitVerdict, root: int, pids: Sequence[int], *, lazy: boo
 def without_mounts_of_others(
     trees: Sequence[CarriedTree], made_again: Container[str]
 ) -> list[CarriedTree]:
-    """The same trees; what init or podman has mounted since, and where they see it, too, stays.
+    """Trees without mounts of init or podman that they see, too: those stay on this kernel.
 
     ``made_again``: mount points that the agent has for the restore.
     """
@@ -185,7 +185,7 @@ def _by_unit(trees: Sequence[CarriedTree]) -> list[list[CarriedTree]]:
 
 
 def remaining(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], list[UnitVerdict]]:
-    """Those of units whose top processes still run, and the units where one ended.
+    """Trees of units whose top processes still run, and the units where one ended.
 
     Of a login anything may have ended, as long as something is left.
     """
@@ -218,7 +218,7 @@ def _may_change(unit: Unit, pids: Container[int]) -> bool:
 
 
 def as_frozen(trees: Sequence[CarriedTree]) -> list[CarriedTree]:
-    """The same trees with the processes that they have now, frozen: they may have forked since.
+    """Trees with the processes that they have now, frozen: they may have forked since.
 
     Who has logged in starts and ends what they like. Raises RekernelError if a service no longer
     has the trees that were planned for, or a login none.
@@ -266,7 +266,7 @@ def _assert_separate(unit: str, trees: Mapping[int, Sequence[int]]) -> None:
 
 
 def linked(trees: Sequence[CarriedTree]) -> tuple[list[CarriedTree], unix_sockets.Taken]:
-    """The same frozen trees with what leads out of each: terminals, unix sockets; and these.
+    """Frozen trees with what leads out of each: terminals, unix sockets; and these.
 
     Raises UnsettledError if an instant more is needed, RekernelError for what cannot be carried.
     """
@@ -378,7 +378,7 @@ def cgroups_of(tree: CarriedTree, trees: Sequence[CarriedTree]) -> tuple[str, ..
 
 
 def as_dumped(trees: Sequence[CarriedTree], sockets: Amended) -> list[CarriedTree]:
-    """The same trees without what ended while criu dumped them: it restores such a socket alone.
+    """Trees without what ended while criu dumped them: it restores such a socket alone.
 
     What boots afresh is not frozen and may close a connection at any moment; waiting to be given
     one for it, criu would hang. Nor could it give back a descriptor that came to such a socket

@@ -71,7 +71,7 @@ def policies(pids: Iterable[int]) -> list[bytes]:
 
 
 def relaxed(data: bytes) -> bytes:
-    """The same policy, but that it forbids only what it denies explicitly. Raises RekernelError."""
+    """A policy that forbids only what this one denies explicitly. Raises RekernelError."""
     changed = bytearray(data)
     # There may be one before each of several profiles.
     headers = list(_PROFILE_HEADER.finditer(data))

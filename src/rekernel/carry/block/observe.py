@@ -15,7 +15,7 @@ class NoWayBackError(Exception):
 
 
 def number_of(path: str) -> str:
-    """Of a node in /dev, as "8:1". Raises OSError."""
+    """The device number of a node in /dev, as "8:1". Raises OSError."""
     number = os.stat(path).st_rdev
     return f"{os.major(number)}:{os.minor(number)}"
 

@@ -86,7 +86,7 @@ def mapped_node(name: str) -> str:
 
 
 def node(entry: str) -> str:
-    """As mount(8) writes it, and so as everybody else sees it: mapped devices go by their name."""
+    """The node as mount(8) and all others write it: a mapped device goes by its name."""
     try:
         with open(f"{_CLASS_BLOCK}/{entry}/dm/name") as file:
             return mapped_node(file.read().removesuffix("\n"))

@@ -21,7 +21,7 @@ _DELEGATED = ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 
 
 def make(groups: Sequence[Cgroup]) -> None:
-    """These, each listed before those below it."""
+    """Make these control groups, each listed before those below it."""
     for item in groups:
         with Tolerated(f"control group {item.path}"):
             _make(ROOT / item.path.lstrip("/"), item)

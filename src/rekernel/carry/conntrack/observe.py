@@ -37,7 +37,7 @@ _WITH_PORTS = (6, 17, 132, 136)
 
 
 def observe() -> list[bytes]:
-    """All that it remembers, a message each, as the kernel tells it; [] if it remembers nothing.
+    """Connections that the packet filter remembers, as the kernel tells them; [] for none.
 
     The first time loads what tells it. Raises RekernelError.
     """

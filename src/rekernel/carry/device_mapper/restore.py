@@ -51,7 +51,7 @@ def known(devices: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Sequence[
 
 
 def table(device: Mapping[str, Any], numbers: Sequence[tuple[int, int]]) -> bytes:
-    """Its targets as the kernel takes them; ``numbers``: of the devices that it stands on."""
+    """A device's table, as the kernel takes it; ``numbers``: of the devices that it stands on."""
     names = [f"{major}:{minor}" for major, minor in numbers]
     packed = b""
     for target in device["targets"]:

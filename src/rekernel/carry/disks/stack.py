@@ -32,12 +32,12 @@ class Stack:
 
     @property
     def arrays(self) -> tuple[RaidArray, ...]:
-        """Of the md driver; each on disks only."""
+        """Arrays of the md driver; each on disks only."""
         return tuple(self._arrays.values())
 
     @property
     def mapped(self) -> tuple[MappedDevice, ...]:
-        """Of the device mapper, each below those that stand on it."""
+        """Devices of the device mapper, each below those that stand on it."""
         return tuple(self._mapped.values())
 
     @property

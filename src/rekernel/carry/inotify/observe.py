@@ -153,7 +153,7 @@ def observe(pid: int, number: int) -> Iterator[str]:
 
 
 def observe_all(pid: int, number: int) -> Iterator[Watched]:
-    """The same with what else is known of each."""
+    """Watches of a descriptor, each with all that is known of it."""
     info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
     for _, device, kind, handle in _LINE.findall(info):
         found = _find(str(pid), int(device, 16), int(kind, 16), bytes.fromhex(handle))

@@ -36,7 +36,7 @@ class Login:
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The login in words, for people."""
         place = f" on {self.terminal}" if self.terminal else ""
         origin = f" from {self.host}" if self.host else ""
         return f"{self.user}{place}{origin}"
@@ -71,7 +71,7 @@ def observe(systemd: Path = _SYSTEMD) -> dict[str, Login]:
 
 
 def leave(units: Collection[Unit], systemd: Path = _SYSTEMD) -> Left:
-    """For these carried logins and managers. Raises OSError if one ended meanwhile."""
+    """What the next logind needs of these carried logins. Raises OSError if one ended meanwhile."""
     names = {unit.name for unit in units}
     files: dict[str, str] = {}
     fifos = []

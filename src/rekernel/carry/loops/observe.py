@@ -26,7 +26,7 @@ _FLAGS = {"ro": 1, "autoclear": 4, "partscan": 8, "dio": 16}
 
 @record
 class Loops:
-    """Those that are attached, by the names of their nodes."""
+    """Loop devices that are attached, by the names of their nodes."""
 
     usable: dict[str, LoopDevice] = field(default_factory=dict)
     # Why the agent cannot attach them, in words.
@@ -40,7 +40,7 @@ class Loops:
         return self.obstacles.get(name, "which is attached to nothing")
 
     def given_up(self, sources: Iterable[str]) -> list[str]:
-        """Those that will be gone, in words; ``sources``: of all mounts, which are judged."""
+        """Devices that will be gone, in words; ``sources``: of mounts, judged elsewhere."""
         mounted = {node(source) for source in sources}
         return [
             f"{name}, {why}, will be gone"
@@ -56,7 +56,7 @@ def node(source: str) -> str:
 
 
 def observe(table: Sequence[MountInfo]) -> Loops:
-    """All that are attached now; ``table``: what is mounted. Raises CommandFailedError."""
+    """Loop devices that are attached; ``table``: what is mounted. Raises CommandFailedError."""
     # It prints nothing at all if there are none.
     text = run(["losetup", "--list", "--json", "--output", ",".join(_COLUMNS)])
     found = Loops()

@@ -32,7 +32,7 @@ class Loops:
         self._held: list[int] = []
 
     def attach(self, target: str) -> None:
-        """Those whose files lie in what is mounted there. One that cannot be is missing."""
+        """Attach devices whose files lie in this mount. One that cannot be is missing."""
         for device in [item for item in self._left if item.on == target]:
             self._left.remove(device)
             try:

@@ -40,7 +40,7 @@ def open_region(extent: Extent, timeout: float = 10.0) -> dax.DaxRegion:
 
 
 def map_extents(region: dax.DaxRegion, extents: Sequence[Extent]) -> tuple[str, int]:
-    """One mapping of these parts; returns the device's name and their bytes. Raises RegionError."""
+    """Map these parts as one device; returns its name and their bytes. Raises RegionError."""
     try:
         name = dax.create_device(region, [_range(extent) for extent in extents])
         dax.bind_mapping(name)
@@ -141,7 +141,7 @@ def _setting(path: Path, before: str, value: str) -> Iterator[None]:
 
 
 def wait_for_pager(pid: int, sockets: Sequence[str], timeout: float = 10.0) -> None:
-    """Until it listens on all of them. Raises RegionError, with what it said last."""
+    """Wait until the pager listens on all sockets. Raises RegionError, with what it said last."""
     deadline = time.monotonic() + timeout
     for path in sockets:
         while not Path(path).exists():

@@ -1,4 +1,4 @@
-"""Of a tree's own mount namespace: where on the host criu finds again what it shows of it.
+"""Mount points of a tree's own namespace, in criu's images: where on the host they are found again.
 
 criu (4.2) binds such a mount from there, and takes its sharing from there, too. For all that get
 their mounts from the same peers it takes it from any one, which the kernel refuses where that shows

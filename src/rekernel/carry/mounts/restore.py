@@ -72,7 +72,7 @@ def protect(mounts: Sequence[Mount]) -> None:
 def mount_disk(
     target: str, fstype: str, source: str, flags: int, data: str, uuid: str, **_: object
 ) -> None:
-    """One on a disk or a loop device. Whoever has something open there does not return without."""
+    """Mount a file system on a disk or a loop device. Who has files open there needs it."""
     try:
         os.makedirs(target, exist_ok=True)
         device = source or superblocks.find(uuid, timeout=_DISK_LIMIT_S)

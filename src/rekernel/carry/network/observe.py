@@ -121,7 +121,7 @@ class NetworkFacts:
 
 
 def kinds() -> list[str]:
-    """Of all interfaces that the kernel makes on top of others."""
+    """Kinds of interfaces here that the kernel makes on top of others."""
     shown = run_json(["ip", "-json", "-details", "link", "show"])
     return sorted({kind for link in shown if (kind := virtual_links.kind_of(link))})
 

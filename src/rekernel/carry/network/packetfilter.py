@@ -31,7 +31,7 @@ class PacketFilter:
 
 
 def observe() -> PacketFilter:
-    """All tables but those that others make again. Raises CommandFailedError; changes nothing."""
+    """Tables of the packet filter but those that others make again. Raises CommandFailedError."""
     tables = dict(split(run(["nft", "-s", "list", "ruleset"])))
     for name in _OF_OTHERS:
         tables.pop(name, None)

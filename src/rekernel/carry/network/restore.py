@@ -115,7 +115,7 @@ def _remove(name: str) -> None:
 
 
 def remove_tunnels(network: Network) -> None:
-    """For a normal boot: who sets them up would find them there."""
+    """Remove tunnels for a normal boot: who sets them up would find them there."""
     for name in network.tunnels:
         _remove(name)
 

@@ -12,7 +12,7 @@ _FOR_A_MOMENT = "25"
 
 
 def observe(name: str) -> Tunnel:
-    """One tunnel. Raises RekernelError if it cannot be read.
+    """A tunnel as wg(8) writes it out. Raises RekernelError if it cannot be read.
 
     Its private key is in it: this must not get into a report.
     """

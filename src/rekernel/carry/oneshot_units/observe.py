@@ -26,7 +26,7 @@ class Settled:
 
 
 def observe(tunnels: Collection[str]) -> list[Settled]:
-    """All that are active and done. ``tunnels``: names of the interfaces that are carried."""
+    """Services that are active and done. ``tunnels``: names of the interfaces that are carried."""
     found = [Settled(unit, FILTER) for unit in exited(*_OF_FILTER)]
     for unit in exited(f"{_TUNNEL}*{_SUFFIX}"):
         name = unit.name.removeprefix(_TUNNEL).removesuffix(_SUFFIX)

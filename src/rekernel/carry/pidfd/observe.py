@@ -86,7 +86,7 @@ class StandIn:
             self.handles = [Handle(item.pid, item.number, inode) for item in self._items]
 
     def take_place(self) -> None:
-        """Of all handles, while everything runs; who put_back() them must know. Raises OSError."""
+        """Put a stand-in in place of each handle, while all runs. Raises OSError."""
         assert self._process is not None or not self._items
         for item in self._items:
             assert self._process is not None

@@ -44,7 +44,7 @@ def is_transient(unit: Unit) -> bool:
 
 
 def has_transient_file(name: str, systemd: Path = _SYSTEMD) -> bool:
-    """The same by name, for a unit that may not run any more."""
+    """Whether a unit has a file in /run only, by its name: it may not run any more."""
     return (systemd / "transient" / name).exists()
 
 
@@ -72,7 +72,7 @@ def keeping(units: Iterable[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
 
 
 def keeping_rules(batches: Iterable[str], systemd: Path = _SYSTEMD) -> dict[str, str]:
-    """The same for systemd-networkd, if there are any routing rules (``ip -batch``)."""
+    """Files that keep systemd-networkd from removing routing rules, if there are any."""
     return {str(systemd / _KEEP_RULES): _KEEP_RULES_TEXT} if any(batches) else {}
 
 
@@ -96,7 +96,7 @@ def triggers() -> list[Unit]:
 
 
 def triggered_files(units: Sequence[Unit], systemd: Path = _SYSTEMD) -> dict[str, str]:
-    """As :func:`files`, for what triggers others, with what it triggers.
+    """Files in /run of units that trigger others, and of those that they trigger.
 
     A timer that counts from its own start counts on from where it is now.
     """

@@ -20,7 +20,7 @@ class SwapArea:
 
 
 def observe(proc: Path = Path("/proc")) -> list[SwapArea]:
-    """All that are in use (proc(5), swaps)."""
+    """Swap areas that are in use (proc(5), swaps)."""
     found = []
     path = proc / "swaps"
     # A kernel may be built without.

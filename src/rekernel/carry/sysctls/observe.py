@@ -77,7 +77,7 @@ def are_noted() -> bool:
 
 
 def changed() -> dict[str, str]:
-    """The same of what somebody has changed since then, and what can wait until systemd runs.
+    """Settings that somebody changed since boot, and that can wait until systemd runs.
 
     Without a note of what they were there is nothing to tell them by.
     """
@@ -97,7 +97,7 @@ def changed() -> dict[str, str]:
 
 
 def to_set_again() -> dict[str, str]:
-    """The same, and what :func:`values` has not as it is."""
+    """Settings to make again once systemd runs: the changed ones, and what values() leaves out."""
     exactly = _read([_PING]).items()
     return changed() | {name: value for name, value in exactly if value.split()[0] != "0"}
 

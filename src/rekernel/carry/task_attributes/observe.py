@@ -16,7 +16,7 @@ _OF_THREAD = ("timerslack_ns",)
 
 
 def observe(pids: Iterable[int], proc: Path = Path("/proc")) -> TaskAttributes:
-    """Where a thread is not what it would be by itself; one that is gone is left out."""
+    """Attributes that are not what a new thread would have; a thread that is gone is left out."""
     usual_cpus = set(range(os.cpu_count() or 1))
     usual = {name: _text(f"{proc}/1/{name}") for name in (*_OF_PROCESS, *_OF_THREAD)}
     found = TaskAttributes()

@@ -43,7 +43,7 @@ class Numbers:
             say(f"numbers of terminals cannot be kept: {error}")
 
     def release(self, numbers: Iterable[int]) -> None:
-        """These are wanted now."""
+        """Let go of these numbers: criu wants them now."""
         for number in numbers:
             if number in self._taken:
                 os.close(self._taken.pop(number))
@@ -54,6 +54,6 @@ class Numbers:
 
 
 def number_of(fd: int) -> int:
-    """Of a terminal, by its master."""
+    """The number of a terminal, by its master."""
     (number,) = struct.unpack("i", fcntl.ioctl(fd, _TIOCGPTN, bytes(4)))
     return int(number)

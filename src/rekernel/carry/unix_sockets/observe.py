@@ -67,7 +67,7 @@ class Taken:
 
 
 def take(trees: Sequence[Member]) -> Taken:
-    """Everything that leads out of these frozen trees.
+    """Connections that lead out of these frozen trees, and what waits in them.
 
     Raises UnsettledError if an instant more is needed, RekernelError for what cannot be carried.
     """

@@ -21,7 +21,7 @@ _LIMIT_S = 5.0
 
 
 class UnixConnections:
-    """All of them; one that cannot be made looks like one whose other side is gone."""
+    """Connections made again; one that cannot be looks like one whose other side is gone."""
 
     def __init__(self, connections: Sequence[UnixConnection], read: Callable[[str], bytes]) -> None:
         """``read``: gives the blob with the queue of an end."""

@@ -120,7 +120,7 @@ def leading_out(
 
 
 def unaccepted(own: Iterable[int], sockets: Sequence[UnixSocket]) -> list[UnixSocket]:
-    """Of these sockets those that connect to somebody who has not accepted yet."""
+    """Sockets among these that connect to somebody who has not accepted yet."""
     inside = set(own)
     waiting = {inode for item in sockets for inode in item.waiting}
     return [item for item in sockets if item.inode in inside and item.inode in waiting]
