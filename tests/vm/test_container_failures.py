@@ -101,7 +101,7 @@ def test_the_agent_fails_when_it_has_begun(guest: Guest) -> None:
     before = questions(guest)
     start = guest.start_of("redis-server.service")
     with guest.changed(
-        ("agent/resume.py", "^def _wait_for_probe(.*", r"&\n    raise OSError(5, 'as a test')")
+        ("agent/resume.py", "^def _wait_for_criu_check(.*", r"&\n    raise OSError(5, 'as a test')")
     ):
         outcome = guest.upgrade(OLD)
     assert outcome.release == guest.releases[OLD], guest.explain(outcome)

@@ -4,7 +4,7 @@ Whatever goes wrong, this boots the machine: a handover that is missing, damaged
 in a normal boot with the reason left in /run/rekernel/agent.json.
 
 Most of the agent is imported (half a second on a slow machine) while a thread loads kernel modules,
-mounts the root file system and lets criu probe the kernel. So what this module imports at its
+mounts the root file system and lets criu check the kernel. So what this module imports at its
 top is little.
 """
 
@@ -58,13 +58,13 @@ def main(raw: Mapping[str, Any]) -> NoReturn:
 
 
 class _Preparation(threading.Thread):
-    """From kernel modules to criu's probe of this kernel, beside the imports."""
+    """From kernel modules to criu's check of this kernel, beside the imports."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         super().__init__()
         self._raw = raw
         self._error: BaseException | None = None
-        self._probe: int | str = "it was not started"
+        self._check: int | str = "it was not started"
         self.root_stands = False
 
     def run(self) -> None:
@@ -75,9 +75,9 @@ class _Preparation(threading.Thread):
             self._error = error
             return
         try:
-            self._probe = self._start_probe()
+            self._check = self._start_criu_check()
         except Exception as error:
-            self._probe = str(error)
+            self._check = str(error)
 
     def _mount_root(self) -> None:
         for failure in boot.load_modules(self._raw["modules"], self._raw["parameters"]):
@@ -93,25 +93,25 @@ class _Preparation(threading.Thread):
             [*raid.known(self._raw["arrays"]), *devmapper.known(self._raw["mapped"])]
         )
 
-    def _start_probe(self) -> int:
+    def _start_criu_check(self) -> int:
         threading.Thread(target=boot.prefetch, args=(self._raw["prefetch"],)).start()
-        # The probe talks to itself over loopback: with one of its own, that of the machine can
+        # It talks to itself over loopback: with one of its own, that of the machine can
         # be locked meanwhile. This thread ends right after.
         syscalls.unshare(syscalls.CLONE_NEWNET)
         syscalls.set_link_up("lo")
-        return processes.start(self._raw["criu_probe"], log="/run/rekernel/probe.log")
+        return processes.start(self._raw["criu_check"], log="/run/rekernel/criu-check.log")
 
     def finish(self) -> int | str:
         """Wait for the root file system; raises why there is none.
 
-        Returns the PID of criu's probe, or why there is none.
+        Returns the PID of criu's check, or why there is none.
         """
         self.join(_LIMIT_S)
         if self.is_alive():
             raise TimeoutError(f"modules and the root file system: not there after {_LIMIT_S} s")
         if self._error is not None:
             raise self._error
-        return self._probe
+        return self._check
 
 
 def _main(raw: Mapping[str, Any], preparation: _Preparation) -> NoReturn:
@@ -126,9 +126,9 @@ def _main(raw: Mapping[str, Any], preparation: _Preparation) -> NoReturn:
     with timeline.phase("imports"):
         from rekernel.agent import resume
     with timeline.phase("modules and root"):
-        probe = preparation.finish()
+        check = preparation.finish()
     sys.setswitchinterval(0.005)
-    _start_init(raw, resume.resume(raw, timeline, started, probe))
+    _start_init(raw, resume.resume(raw, timeline, started, check))
 
 
 def _start_init(raw: Mapping[str, Any], init: list[str]) -> NoReturn:

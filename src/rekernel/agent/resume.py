@@ -48,11 +48,11 @@ class HandoverRefusedError(Exception):
     """The handover is not for this machine or not for this kernel."""
 
 
-def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int | str) -> list[str]:
+def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, check: int | str) -> list[str]:
     """Bring back what the handover holds; returns the command line of init, whatever happens.
 
-    ``started``: CLOCK_BOOTTIME of the agent's start in ns. ``probe``: PID of criu's
-    probe, or why it does not run.
+    ``started``: CLOCK_BOOTTIME of the agent's start in ns. ``check``: PID of criu's
+    check, or why it does not run.
     """
     init = list(raw["init"])
     # What is missing is added to until it is written.
@@ -62,7 +62,7 @@ def resume(raw: Mapping[str, Any], timeline: Timeline, started: int, probe: int 
     _allow_descriptors((_DESCRIPTORS, max(_DESCRIPTORS, limits[1])))
     watchdog.allow(watchdog.STEP_S)
     try:
-        init = _restore(load_config(raw), timeline, started, probe, result)
+        init = _restore(load_config(raw), timeline, started, check, result)
     except (StoreError, ShapeError, HandoverRefusedError) as error:
         say(f"booting normally: {error}")
         result |= {"handover": "refused", "reason": str(error)}
@@ -123,7 +123,7 @@ def _restore(
     config: AgentConfig,
     timeline: Timeline,
     started: int,
-    probe: int | str,
+    check: int | str,
     result: dict[str, Any],
 ) -> list[str]:
     with timeline.phase("store"):
@@ -142,8 +142,8 @@ def _restore(
             _apply_settings(manifest)
         between = _set_up_host(manifest, reader, region, store, timeline)
         journal = restore.listen_journal()
-        with timeline.phase("criu's probe"):
-            _wait_for_probe(probe)
+        with timeline.phase("criu's check"):
+            _wait_for_criu_check(check)
         # From now on: what is touched right after the commit shall lie in the region again.
         if region is not None:
             freed = Background(functools.partial(memory.free_parts_to_ram, manifest.memory, region))
@@ -241,10 +241,10 @@ def _set_up_network(found: Network, tracked: bytes) -> None:
             miss(f"connection tracking: {error}")
 
 
-def _wait_for_probe(probe: int | str) -> None:
-    if isinstance(probe, str):
-        raise processes.ProgramFailedError(f"criu's probe of this kernel: {probe}")
-    processes.wait(probe, "criu's probe of this kernel")
+def _wait_for_criu_check(check: int | str) -> None:
+    if isinstance(check, str):
+        raise processes.ProgramFailedError(f"criu's check of this kernel: {check}")
+    processes.wait(check, "criu's check of this kernel")
 
 
 def _check_origin(config: AgentConfig, manifest: Manifest) -> None:

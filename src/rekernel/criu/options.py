@@ -13,9 +13,9 @@ HOOK = "/usr/lib/rekernel/rekernel-hook"
 # A bind mount of / with which criu can pivot when a tree has a mount namespace of its own.
 RESTORE_ROOT = "/run/rekernel/root"
 
-# Makes criu probe the kernel and keep the result in /run/criu.kdat. The probe talks to itself over
+# Makes criu check the kernel and keep the result in /run/criu.kdat. It talks to itself over
 # loopback, so it must have run before the network is locked.
-PROBE = ("criu", "check", "--feature", "pidfd_store")
+CRIU_CHECK = ("criu", "check", "--feature", "pidfd_store")
 
 _COMMON = (
     "--tcp-established",

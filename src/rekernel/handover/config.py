@@ -29,8 +29,8 @@ class AgentConfig:
     # The store's file, for the image back-end; "" with a region.
     store_file: str
     init: tuple[str, ...]
-    # Lets criu probe the kernel once, before the trees are restored in parallel.
-    criu_probe: tuple[str, ...]
+    # Lets criu check the kernel once, before the trees are restored in parallel.
+    criu_check: tuple[str, ...]
     # Programs that the restore starts, with their libraries: read ahead while other work runs.
     prefetch: tuple[str, ...] = ()
     # Of modules: path in the initrd -> text.

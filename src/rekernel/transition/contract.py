@@ -38,7 +38,7 @@ class Cut:
 
 
 @record
-class Attempt:
+class Prepared:
     """What was known before. ``phases``: those until now."""
 
     id: str
@@ -50,23 +50,23 @@ class Attempt:
 
 
 def manifest(
-    attempt: Attempt,
+    prepared: Prepared,
     made: Cut,
     memory: Memory,
     report: Mapping[str, Any],
     clock: Clock,
 ) -> Manifest:
     """Compose the manifest. ``report``: what only the report needs. Raises OSError."""
-    host = attempt.host
-    places = attempt.places
+    host = prepared.host
+    places = prepared.places
     targets = [item.target for item in host.contents]
     groups = [*dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)]
     return Manifest(
         schema=SCHEMA,
-        id=attempt.id,
+        id=prepared.id,
         machine_id=staging.machine_id(),
-        old_release=attempt.plan.running,
-        new_release=attempt.plan.kernel.release,
+        old_release=prepared.plan.running,
+        new_release=prepared.plan.kernel.release,
         clock=clock,
         frozen_ns=made.frozen_ns,
         memory=memory,
@@ -74,9 +74,9 @@ def manifest(
         loops=host.loops,
         directories=host.directories,
         prefetch=host.prefetch,
-        files={**host.files, **attempt.containers.files()},
+        files={**host.files, **prepared.containers.files()},
         fifos=host.fifos,
-        network=attempt.containers.network(host.network),
+        network=prepared.containers.network(host.network),
         hostname=host.hostname,
         sysctls=host.sysctls,
         trees=tuple(
@@ -92,7 +92,7 @@ def manifest(
         systemd_header=host.systemd_header,
         systemd_units=host.systemd_units,
         init=(staging.INIT,),
-        phases=attempt.phases,
+        phases=prepared.phases,
         report=dict(report),
         unix_connections=made.taken.connections,
         datagrams=made.taken.datagrams,

@@ -87,7 +87,7 @@ def seal(state: State) -> None:
     memory = memory_entry(plan.where, record, state.strays_at)
     clock = Clock(time.time_ns(), syscalls.rdtsc(), state.hertz)
     phases = tuple(state.events.phases)
-    known = contract.Attempt(state.id, plan, state.host, state.places, state.containers, phases)
+    known = contract.Prepared(state.id, plan, state.host, state.places, state.containers, phases)
     store.seal(state.writer, contract.manifest(known, state.cut, memory, report, clock))
     if not state.in_place:
         state.area.flush()

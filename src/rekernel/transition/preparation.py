@@ -39,10 +39,10 @@ def begin(state: State) -> None:
 
 
 def load_kernel(state: State) -> None:
-    """Build the initrd, begin to load it with the kernel, and let criu probe this one meanwhile."""
+    """Build the initrd, begin to load it with the kernel, and let criu check this one meanwhile."""
     words = cmdline.for_next(Path("/proc/cmdline").read_text())
     background = ThreadPoolExecutor(1)
-    state.probed = background.submit(staging.probe_kernel)
+    state.criu_checked = background.submit(staging.let_criu_check)
     background.shutdown(wait=False)
     plan = state.plan
     state.loading, state.arrays = staging.load_kernel(
@@ -66,7 +66,7 @@ def describe_host(state: State) -> None:
     state.settings = sysctls.to_set_again()
     if not sysctls.are_noted():
         state.note("what was changed by hand below /proc/sys is not set again: see check")
-    state.probed.result()
+    state.criu_checked.result()
     staging.tune_kernel(state.undo)
     state.carried = trees.describe(state.plan.own(Verdict.CARRIED), lazy=state.in_place)
     # Until the end: criu finds what is watched by its name, while the kernel knows that.

@@ -22,7 +22,7 @@ from rekernel.carry.network import observe as network
 from rekernel.carry.network import wireguard
 from rekernel.carry.raid.entry import RaidArray
 from rekernel.carry.swap.observe import SwapArea, shortage
-from rekernel.criu.options import PROBE
+from rekernel.criu.options import CRIU_CHECK
 from rekernel.errors import BlockedError, RekernelError
 from rekernel.handover.config import AgentConfig
 from rekernel.kernel import drivers, initrd, modules
@@ -49,7 +49,7 @@ _TUNING = (
 )
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 # What criu has found out about a kernel.
-_PROBED = Path("/run/criu.kdat")
+_CHECKED_BY_CRIU = Path("/run/criu.kdat")
 # What the running kernel does when it panics.
 _PANIC = Path("/proc/sys/kernel/panic")
 INIT = "/sbin/init"
@@ -138,7 +138,7 @@ def load_kernel(
         store_mount=store_mount,
         early=tuple(item for item in disks.plan(table) if item.target == EARLY),
         init=(INIT,),
-        criu_probe=PROBE,
+        criu_check=CRIU_CHECK,
         prefetch=tuple(tools),
         arrays=stack.arrays,
         mapped=stack.mapped,
@@ -152,11 +152,11 @@ def load_kernel(
     return loading, config.arrays
 
 
-def probe_kernel() -> None:
-    """Let criu probe the running kernel now. Raises CommandFailedError."""
+def let_criu_check() -> None:
+    """Let criu check the running kernel now. Raises CommandFailedError."""
     # A stale result, of another kernel say, would fail the dump inside the blackout.
-    _PROBED.unlink(missing_ok=True)
-    run(PROBE)
+    _CHECKED_BY_CRIU.unlink(missing_ok=True)
+    run(CRIU_CHECK)
 
 
 class TscCalibration:

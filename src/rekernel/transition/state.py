@@ -33,8 +33,8 @@ from rekernel.transition.trees import CarriedTree
 class State:
     """The state of one attempt. What has no value here is there from the phase on that makes it."""
 
-    # Of "load kernel": whether criu could probe this kernel, and the arrays that the initrd knows.
-    probed: Future[None]
+    # Of "load kernel": whether criu can do with this kernel, and the arrays that the initrd knows.
+    criu_checked: Future[None]
     arrays: tuple[RaidArray, ...]
     # Of "describe host": settings that are set again, and what travels.
     settings: dict[str, str]

@@ -90,7 +90,7 @@ configs = made(
     region=extents,
     store=extents,
     init=words,
-    criu_probe=words,
+    criu_check=words,
     prefetch=words,
 )
 

@@ -52,8 +52,8 @@ def test_surroundings(tmp_path: Path) -> None:
 
 
 def test_a_program_that_fails() -> None:
-    with pytest.raises(ProgramFailedError, match=r"^criu's probe ended with 3$"):
-        processes.wait(processes.start(["sh", "-c", "exit 3"]), "criu's probe")
+    with pytest.raises(ProgramFailedError, match=r"^criu's check ended with 3$"):
+        processes.wait(processes.start(["sh", "-c", "exit 3"]), "criu's check")
     pid = processes.start(["sleep", "60"])
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ProgramFailedError, match=r"^sleep ended with -9$"):

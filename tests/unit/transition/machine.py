@@ -468,7 +468,7 @@ def machine(
             "_tool_files": list,
             "_TUNING": tuple((str(tmp_path / name), "0") for name in ("khugepaged", "ksm")),
             "_OVERCOMMIT": tmp_path / "overcommit",
-            "_PROBED": tmp_path / "criu.kdat",
+            "_CHECKED_BY_CRIU": tmp_path / "criu.kdat",
         },
         swap: {"observe": functools.partial(swap.observe, proc=tmp_path)},
         sysctls: {"_AT_BOOT": tmp_path / "settings"},

@@ -20,7 +20,7 @@ from rekernel.handover.manifest import SCHEMA, Clock, Phase, dump, load
 from rekernel.records import replace
 from rekernel.transition import contract, staging, trees
 from rekernel.transition.containers import Containers
-from rekernel.transition.contract import Attempt, Cut
+from rekernel.transition.contract import Cut, Prepared
 from rekernel.transition.host_facts import HostFacts
 from rekernel.transition.places import Places
 from rekernel.transition.trees import CarriedTree
@@ -56,11 +56,11 @@ def host(machine: Machine) -> HostFacts:
 
 
 @pytest.fixture
-def attempt(machine: Machine, host: HostFacts) -> Attempt:
+def prepared(machine: Machine, host: HostFacts) -> Prepared:
     containers = cast(Containers, CONTAINERS)
     plan = machine.plan()
     places = Places("20261130-000000", plan.where, UndoList(machine.undo_file))
-    return Attempt("20261130-000000", plan, host, places, containers, (Phase("sync", 1, 2),))
+    return Prepared("20261130-000000", plan, host, places, containers, (Phase("sync", 1, 2),))
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def made(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cut:
     return Cut(found, taken, {"w/1": "/run/watched"}, b"tracked", 99)
 
 
-def test_everything_is_in_it(attempt: Attempt, made: Cut, host: HostFacts) -> None:
-    found = contract.manifest(attempt, made, IN_PLACE, REPORT, CLOCK)
+def test_everything_is_in_it(prepared: Prepared, made: Cut, host: HostFacts) -> None:
+    found = contract.manifest(prepared, made, IN_PLACE, REPORT, CLOCK)
     # Nothing that a file could not hold.
     assert load(dump(found)) == found
     assert (found.schema, found.id) == (SCHEMA, "20261130-000000")
@@ -89,7 +89,7 @@ def test_everything_is_in_it(attempt: Attempt, made: Cut, host: HostFacts) -> No
     assert (found.clock, found.frozen_ns) == (CLOCK, 99)
     assert found.memory == IN_PLACE
     # What is unpacked from the store needs a place.
-    assert found.mounts == (*host.mounts, *attempt.places.to_unpack())
+    assert found.mounts == (*host.mounts, *prepared.places.to_unpack())
     for name in (
         "loops", "directories", "prefetch", "fifos", "hostname", "sysctls",
         "systemd_header", "systemd_units",
@@ -104,8 +104,8 @@ def test_everything_is_in_it(attempt: Attempt, made: Cut, host: HostFacts) -> No
     assert found.patience_s == 120 + 2
 
 
-def test_trees(attempt: Attempt, made: Cut, machine: Machine) -> None:
-    first, second = contract.manifest(attempt, made, IN_PLACE, REPORT, CLOCK).trees
+def test_trees(prepared: Prepared, made: Cut, machine: Machine) -> None:
+    first, second = contract.manifest(prepared, made, IN_PLACE, REPORT, CLOCK).trees
     db, web = machine.pids.values()
     assert (first.name, first.unit, first.root_pid) == ("db", "db.service", db)
     assert first.images == "images/db"
@@ -119,24 +119,24 @@ def test_trees(attempt: Attempt, made: Cut, machine: Machine) -> None:
 
 
 def test_without_a_region_the_images_are_directories(
-    attempt: Attempt, made: Cut, machine: Machine
+    prepared: Prepared, made: Cut, machine: Machine
 ) -> None:
     report = REPORT | {"backend": "image"}
-    attempt = replace(attempt, places=Places("id", None, UndoList(machine.undo_file)))
-    found = contract.manifest(attempt, made, ON_DISK, report, CLOCK)
+    prepared = replace(prepared, places=Places("id", None, UndoList(machine.undo_file)))
+    found = contract.manifest(prepared, made, ON_DISK, report, CLOCK)
     disk = machine.directory / "disk/id"
     assert [tree.images for tree in found.trees] == [f"{disk}/db", f"{disk}/web"]
     # All that is resident is read.
     assert found.patience_s == 120 + 4
 
 
-def test_control_groups_of_each_unit_once(attempt: Attempt, made: Cut, machine: Machine) -> None:
+def test_control_groups_of_each_unit_once(prepared: Prepared, made: Cut, machine: Machine) -> None:
     inner = machine.group("web.service") / "worker"
     inner.mkdir()
     (inner / "cgroup.subtree_control").write_text("")
     (inner / "pids.max").write_text("50\n")
     twice = replace(made, trees=[*made.trees, made.trees[1]])
-    found = contract.manifest(attempt, twice, IN_PLACE, REPORT, CLOCK).cgroups
+    found = contract.manifest(prepared, twice, IN_PLACE, REPORT, CLOCK).cgroups
     assert [item.path for item in found] == [
         "/", "/system.slice",
         "/system.slice/db.service", "/system.slice/web.service", "/system.slice/web.service/worker",
@@ -144,14 +144,14 @@ def test_control_groups_of_each_unit_once(attempt: Attempt, made: Cut, machine: 
     assert found[-1].settings == {"pids.max": "50"}
 
 
-def test_containers(attempt: Attempt, made: Cut) -> None:
+def test_containers(prepared: Prepared, made: Cut) -> None:
     """Who is started by podman later: nobody answers in their place until then."""
-    found = contract.manifest(attempt, made, IN_PLACE, REPORT, CLOCK)
+    found = contract.manifest(prepared, made, IN_PLACE, REPORT, CLOCK)
     assert found.files == {"/run/y": "z", "/run/rekernel/containers.json": "wanted"}
     assert found.network.unlock_rules == "unlock containers"
     assert found.network.lock_rules == "lock"
     # Without any there is nothing of that.
-    none = replace(attempt, containers=Containers(attempt.plan))
+    none = replace(prepared, containers=Containers(prepared.plan))
     found = contract.manifest(none, made, IN_PLACE, REPORT, CLOCK)
     assert found.files == {"/run/y": "z"}
     assert found.network.unlock_rules == "unlock"

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from rekernel.census.processes import parents
-from rekernel.criu.options import PROBE
+from rekernel.criu.options import CRIU_CHECK
 
 LOAD = Path(__file__).with_name("load.py")
 OPTIONS = ("--tcp-established", "--network-lock", "skip", "--file-locks", "--ext-unix-sk",
@@ -64,7 +64,7 @@ def once(wanted: int) -> tuple[float, float]:
 def main() -> None:
     """See above."""
     wanted = int(sys.argv[1])
-    subprocess.run(PROBE, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(CRIU_CHECK, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rounds = [once(wanted) for _ in range(2)]
     print(*(f"{min(seconds):.3f}" for seconds in zip(*rounds, strict=True)))
 
