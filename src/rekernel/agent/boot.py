@@ -10,6 +10,7 @@ import threading
 
 from rekernel import syscalls
 from rekernel.carry.block import superblocks
+from rekernel.handover.paths import AGENT_RESULT
 from rekernel.pid1.console import Tolerated, missing, say
 
 TYPE_CHECKING = False
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
-
-# What the agent has to say, for `rekernel finish`.
-RESULT = "/run/rekernel/agent.json"
 
 _NEW_ROOT = "/sysroot"
 _API_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
@@ -63,7 +61,7 @@ def set_panic(value: str, setting: str = "/proc/sys/kernel/panic") -> None:
             file.write(value)
 
 
-def tell_failure(reason: str, path: str = RESULT) -> None:
+def tell_failure(reason: str, path: str = AGENT_RESULT) -> None:
     """Leave it for `rekernel finish`, unless there is word of a restore already."""
     import json
 

@@ -18,10 +18,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from rekernel import smallfiles
 from rekernel.carry.cgroups import restore as cgroups
 from rekernel.handover.manifest import Tree
+from rekernel.handover.paths import NOT_ENDED
 from rekernel.pid1.console import Tolerated, say
 
-# One empty file for each unit that must not start: who removes it lets systemd start the unit.
-NOT_ENDED = "/run/rekernel/not-ended"
 SYSTEMD = "/run/systemd/system"
 _DROP_IN = "50-rekernel-not-ended.conf"
 _TEXT = """\

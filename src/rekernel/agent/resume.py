@@ -32,6 +32,7 @@ from rekernel.carry.network.entry import Network
 from rekernel.carry.unix_sockets import restore as unix_sockets
 from rekernel.handover.config import AgentConfig, load_config
 from rekernel.handover.manifest import IMAGES_DIRECTORY, MANIFEST_BLOB, Manifest, Phase, load
+from rekernel.handover.paths import AGENT_RESULT
 from rekernel.handover.store import StoreError, StoreReader, wipe
 from rekernel.pid1 import processes, watchdog
 from rekernel.pid1.background import Background
@@ -39,7 +40,7 @@ from rekernel.pid1.console import Timeline, Tolerated, miss, missing, say
 from rekernel.typed_json import ShapeError
 
 RUN = Path("/run/rekernel")
-RESULT = Path(boot.RESULT)
+RESULT = Path(AGENT_RESULT)
 # fs.nr_open, as the kernel has it at first.
 _DESCRIPTORS = 1 << 20
 

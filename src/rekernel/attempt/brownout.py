@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rekernel.carry.memory.paths import DRAIN_STATUS
+from rekernel.handover.paths import AGENT_RESULT
 from rekernel.records import record
 
 RUN = Path("/run/rekernel")
-AGENT = "agent.json"
-DRAIN = "drain.json"
+AGENT = Path(AGENT_RESULT).name
+DRAIN = Path(DRAIN_STATUS).name
 FINISHED = "finished"
 
 

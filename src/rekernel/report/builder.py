@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rekernel.agent.remains import NOT_ENDED
 from rekernel.attempt.problem import Problem
 from rekernel.containers.model import is_container
 from rekernel.errors import (
@@ -19,6 +18,7 @@ from rekernel.errors import (
     RekernelError,
 )
 from rekernel.handover.manifest import Phase
+from rekernel.handover.paths import NOT_ENDED
 from rekernel.records import asdict, field, record
 from rekernel.report import losses
 from rekernel.report.layout import plural

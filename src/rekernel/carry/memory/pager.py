@@ -7,7 +7,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-SOCKET = Path("/run/rekernel/pager.sock")
+from rekernel.carry.memory.paths import CONTROL
+
+SOCKET = Path(CONTROL)
 
 
 def ask(command: str, path: Path = SOCKET, timeout: float = 10.0) -> dict[str, Any] | None:

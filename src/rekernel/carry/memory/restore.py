@@ -11,12 +11,11 @@ from pathlib import Path
 
 from rekernel.carry.memory import dax
 from rekernel.carry.memory.entry import Extent, Memory
+from rekernel.carry.memory.paths import CONTROL, DRAIN_STATUS, LOG, PAGER
 from rekernel.pid1 import processes
 
-PAGER = "/usr/lib/rekernel/rekernel-pager"
-DRAIN_STATUS = "/run/rekernel/drain.json"
-_CONTROL = "/run/rekernel/pager.sock"
-_PAGER_LOG = Path("/run/rekernel/pager.log")
+# For messages, and in tests another one.
+_PAGER_LOG = Path(LOG)
 
 
 class RegionError(Exception):
@@ -80,7 +79,7 @@ def start_pager(
             "--map", pagemap,
             *frames,
             *listeners,
-            "--control", _CONTROL,
+            "--control", CONTROL,
             "--window", "1",
             "--status-file", DRAIN_STATUS,
             "--exit-when-drained",
@@ -97,7 +96,7 @@ def tell_pager() -> None:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(5.0)
-        connection.connect(_CONTROL)
+        connection.connect(CONTROL)
         connection.sendall(b"complete\nwindow 16\n")
         connection.recv(1)
 

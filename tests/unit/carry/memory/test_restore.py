@@ -114,8 +114,9 @@ def test_a_pager_that_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_pager_is_told_of_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That nobody else comes, first of all: it must not wait for trees that were given up."""
-    monkeypatch.setattr(memory, "_CONTROL", str(tmp_path / "pager.sock"))
-    with socket.create_server(memory._CONTROL, family=socket.AF_UNIX) as listener:
+    path = str(tmp_path / "pager.sock")
+    monkeypatch.setattr(memory, "CONTROL", path)
+    with socket.create_server(path, family=socket.AF_UNIX) as listener:
         told = threading.Thread(target=memory.tell_pager)
         told.start()
         connection, _ = listener.accept()
@@ -129,6 +130,6 @@ def test_the_pager_is_told_of_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_pager_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CONTROL", str(tmp_path / "none"))
+    monkeypatch.setattr(memory, "CONTROL", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
         memory.tell_pager()
