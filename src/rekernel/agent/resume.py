@@ -159,24 +159,24 @@ def _restore(
             "ending all trees",
             lambda: result.update(not_ended=restore.end_all(manifest.trees)),
         )
-        _go_on_after("removing tunnels", lambda: network.remove_tunnels(manifest.network))
+        _go_on_after("removing tunnels", lambda: network.remove_tunnels(manifest.host.network))
         _go_on_after("unlocking the network", network.give_up)
-        _go_on_after("taking mounts away", lambda: mounts.unmount_transient(manifest.mounts))
+        _go_on_after("taking mounts away", lambda: mounts.unmount_transient(manifest.host.mounts))
         if freed is not None:
             _go_on_after("making RAM of the free part of the region", freed.join)
             _go_on_after("telling the pager of it", memory.tell_pager)
         raise
     with timeline.phase("commit"):
         _go_on_after("the commit", lambda: restore.commit(restores))
-        _go_on_after("unlocking the network", lambda: network.unlock(manifest.network))
+        _go_on_after("unlocking the network", lambda: network.unlock(manifest.host.network))
     resumed = time.time_ns()
-    _go_on_after("waking tunnels", lambda: network.wake_tunnels(manifest.network))
+    _go_on_after("waking tunnels", lambda: network.wake_tunnels(manifest.host.network))
     say(f"{len(restores.held)} of {len(restores.trees)} trees run again")
     _go_on_after(
         "the end of what failed",
         lambda: result.update(not_ended=restore.wait_for_the_end(restores)),
     )
-    _go_on_after("taking mounts away", lambda: mounts.unmount_transient(manifest.mounts))
+    _go_on_after("taking mounts away", lambda: mounts.unmount_transient(manifest.host.mounts))
     if freed is not None:
         _go_on_after("making RAM of the free part of the region", freed.finish)
         _go_on_after("telling the pager of it", memory.tell_pager)
@@ -207,11 +207,11 @@ def _set_up_host(
 ) -> unix_sockets.UnixConnections:
     """All that the restore needs, the network beside the rest as it mostly waits."""
     tracked = reader.read(CONNTRACK_BLOB) if CONNTRACK_BLOB in reader else b""
-    upping = Background(functools.partial(_set_up_network, manifest.network, tracked))
+    upping = Background(functools.partial(_set_up_network, manifest.host.network, tracked))
     try:
         with timeline.phase("mounts"):
-            attached = loops.Loops(manifest.loops)
-            mounts.mount_all(manifest.mounts, attached.attach)
+            attached = loops.Loops(manifest.host.loops)
+            mounts.mount_all(manifest.host.mounts, attached.attach)
             attached.close()
             cgroups.make(manifest.cgroups)
         with timeline.phase("unpack"):
@@ -229,7 +229,7 @@ def _set_up_host(
     with timeline.phase("pager listens"):
         wait_for_pager()
     # Only now: what the pager and criu are read from came first.
-    threading.Thread(target=boot.prefetch, args=(manifest.prefetch,)).start()
+    threading.Thread(target=boot.prefetch, args=(manifest.host.prefetch,)).start()
     return between
 
 
@@ -262,7 +262,7 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
     """tmpfs contents, in the order of the mounts, and criu's images."""
     tars = {
         item.target: _start_tar(item, reader)
-        for item in manifest.mounts
+        for item in manifest.host.mounts
         if item.contents in reader or item.contents.startswith("/")
     }
     for tree in manifest.trees:
@@ -276,15 +276,15 @@ def _unpack(reader: StoreReader, manifest: Manifest) -> None:
     for target, pid in tars.items():
         with Tolerated(f"the contents of {target}"):
             processes.wait(pid, "tar", manifest.patience_s)
-    mounts.protect(manifest.mounts)
-    for directory in manifest.directories:
+    mounts.protect(manifest.host.mounts)
+    for directory in manifest.host.directories:
         with Tolerated(directory):
             os.makedirs(directory, exist_ok=True)
-    for path, text in manifest.files.items():
+    for path, text in manifest.host.files.items():
         with Tolerated(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             Path(path).write_text(text)
-    for path in manifest.fifos:
+    for path in manifest.host.fifos:
         with Tolerated(path):
             os.mkfifo(path, 0o600)
     for tree in manifest.trees:
@@ -301,8 +301,8 @@ def _start_tar(item: Mount, reader: StoreReader) -> int:
 
 
 def _apply_settings(manifest: Manifest) -> None:
-    socket.sethostname(manifest.hostname)
-    for name, value in manifest.sysctls.items():
+    socket.sethostname(manifest.host.hostname)
+    for name, value in manifest.host.sysctls.items():
         try:
             Path("/proc/sys", name).write_text(value)
         except OSError as error:
@@ -386,8 +386,8 @@ def _init_with_state(
     """The init command line that makes systemd take the restored units as its own."""
     failed = {item.tree.unit for item in restores.failed} | network.afresh
     numbers = {name: listener.detach() for name, listener in journal.items()}
-    parts = [manifest.systemd_header.format(**numbers)]
-    parts += [text for unit, text in manifest.systemd_units.items() if unit not in failed]
+    parts = [manifest.host.systemd_header.format(**numbers)]
+    parts += [text for unit, text in manifest.host.systemd_units.items() if unit not in failed]
     state = os.memfd_create("systemd-state", 0)
     os.write(state, "".join(parts).encode())
     os.lseek(state, 0, os.SEEK_SET)

@@ -12,7 +12,7 @@ from rekernel.containers.model import Container
 from rekernel.criu.options import HOOK
 from rekernel.run import CommandFailedError, run
 
-# On the next kernel: which containers to bring back (manifest.files).
+# On the next kernel: which containers to bring back (Host.files of the manifest).
 WANTED = "/run/rekernel/containers.json"
 SCHEMA = 1
 # Drops what is meant for containers, until they are back. One of family inet, and one of family

@@ -76,17 +76,9 @@ class Tree:
 
 
 @record
-class Manifest:
-    """See the module's description."""
+class Host:
+    """Everything outside of the processes that travels: a field for each resource."""
 
-    schema: int
-    id: str
-    machine_id: str
-    old_release: str
-    new_release: str
-    clock: Clock
-    frozen_ns: int
-    memory: Memory
     mounts: tuple[Mount, ...]
     # Directories that must exist: mount points in the units' own mount namespaces.
     directories: tuple[str, ...]
@@ -99,6 +91,26 @@ class Manifest:
     network: Network
     hostname: str
     sysctls: dict[str, str]
+    # Text for systemd's --deserialize: what comes first ({stdout}, {native} and {syslog} stand for
+    # the journal's sockets), then a section for each carried unit.
+    systemd_header: str
+    systemd_units: dict[str, str]
+    loops: tuple[LoopDevice, ...] = ()
+
+
+@record
+class Manifest:
+    """See the module's description."""
+
+    schema: int
+    id: str
+    machine_id: str
+    old_release: str
+    new_release: str
+    clock: Clock
+    frozen_ns: int
+    memory: Memory
+    host: Host
     trees: tuple[Tree, ...]
     # To be made, each before those below it.
     cgroups: tuple[Cgroup, ...]
@@ -106,10 +118,6 @@ class Manifest:
     patience_s: int
     # PIDs in use by what is carried: the agent forks above them.
     highest_pid: int
-    # Text for systemd's --deserialize: what comes first ({stdout}, {native} and {syslog} stand for
-    # the journal's sockets), then a section for each carried unit.
-    systemd_header: str
-    systemd_units: dict[str, str]
     init: tuple[str, ...]
     # Connections over unix sockets that no single restore can bring back.
     unix_connections: tuple[UnixConnection, ...] = ()
@@ -117,7 +125,6 @@ class Manifest:
     # Name below inotify's WATCHED -> file, not followed if it is a symbolic link: it leads there
     # while the trees are restored.
     watched: dict[str, str] = field(default_factory=dict)
-    loops: tuple[LoopDevice, ...] = ()
     phases: tuple[Phase, ...] = ()
     # What the old side already knows for the report, passed through unread.
     report: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from rekernel.carry.memory.entry import Memory
 from rekernel.carry.unix_sockets.observe import Taken
 from rekernel.handover.manifest import SCHEMA, Clock, Manifest, Phase
 from rekernel.plan.plan import Plan
-from rekernel.records import record
+from rekernel.records import record, replace
 from rekernel.transition import staging, trees
 from rekernel.transition.containers import Containers
 from rekernel.transition.host_facts import HostFacts
@@ -57,9 +57,9 @@ def manifest(
     clock: Clock,
 ) -> Manifest:
     """Compose the manifest. ``report``: what only the report needs. Raises OSError."""
-    host = prepared.host
+    travels = prepared.host.travels
     places = prepared.places
-    targets = [item.target for item in host.contents]
+    targets = [item.target for item in prepared.host.contents]
     groups = [*dict.fromkeys(tree.verdict.unit.cgroup for tree in made.trees)]
     return Manifest(
         schema=SCHEMA,
@@ -70,15 +70,12 @@ def manifest(
         clock=clock,
         frozen_ns=made.frozen_ns,
         memory=memory,
-        mounts=(*places.with_archives(host.mounts, targets), *places.to_unpack()),
-        loops=host.loops,
-        directories=host.directories,
-        prefetch=host.prefetch,
-        files={**host.files, **prepared.containers.files()},
-        fifos=host.fifos,
-        network=prepared.containers.network(host.network),
-        hostname=host.hostname,
-        sysctls=host.sysctls,
+        host=replace(
+            travels,
+            mounts=(*places.with_archives(travels.mounts, targets), *places.to_unpack()),
+            files={**travels.files, **prepared.containers.files()},
+            network=prepared.containers.network(travels.network),
+        ),
         trees=tuple(
             trees.for_manifest(tree, places.for_agent(tree.verdict.unit.name, tree.name))
             for tree in made.trees
@@ -89,8 +86,6 @@ def manifest(
         ),
         patience_s=_patience(report),
         highest_pid=trees.highest_number(made.trees),
-        systemd_header=host.systemd_header,
-        systemd_units=host.systemd_units,
         init=(staging.INIT,),
         phases=prepared.phases,
         report=dict(report),

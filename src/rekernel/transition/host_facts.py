@@ -11,19 +11,18 @@ from rekernel.carry.conntrack import observe as conntrack
 from rekernel.carry.disks import observe as disks
 from rekernel.carry.logins import observe as logins
 from rekernel.carry.loops import observe as loops
-from rekernel.carry.loops.entry import LoopDevice
 from rekernel.carry.mounts import binds
 from rekernel.carry.mounts import observe as mounts
 from rekernel.carry.mounts.entry import Mount
 from rekernel.carry.mounts.observe import MountInfo, TmpfsPlan, stays_behind
 from rekernel.carry.network import ifupdown
 from rekernel.carry.network import observe as network
-from rekernel.carry.network.entry import Network
 from rekernel.carry.oneshot_units import observe as oneshot_units
 from rekernel.carry.runtime_units import observe as runtime_units
 from rekernel.carry.sysctls import observe as sysctls
 from rekernel.carry.systemd_state import observe as adoption
 from rekernel.criu.options import RESTORE_ROOT
+from rekernel.handover.manifest import Host
 from rekernel.records import record, replace
 from rekernel.systemd.units import Unit, exited, show
 from rekernel.transition.staging import mapped_files
@@ -39,24 +38,15 @@ _CHECKED = "systemd-fsck@*.service"
 
 @record
 class HostFacts:
-    """Everything outside of the processes that travels."""
+    """What is mounted, the tmpfs mounts whose contents travel, and all that the manifest has.
+
+    ``triggers``: sockets, timers and paths that are started again if they are not by then.
+    """
 
     table: tuple[MountInfo, ...]
-    mounts: tuple[Mount, ...]
-    loops: tuple[LoopDevice, ...]
     contents: tuple[TmpfsPlan, ...]
-    directories: tuple[str, ...]
-    files: dict[str, str]
-    fifos: tuple[str, ...]
-    prefetch: tuple[str, ...]
-    network: Network
-    hostname: str
-    sysctls: dict[str, str]
-    # Sockets, timers and paths that are started again if they are not by then.
     triggers: tuple[str, ...]
-    # Text for systemd's --deserialize.
-    systemd_header: str
-    systemd_units: dict[str, str]
+    travels: Host
 
 
 def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFacts:
@@ -94,11 +84,9 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
     # What it is by now counts at the cut; its modules are loaded here.
     conntrack.observe()
     bind = Mount(RESTORE_ROOT, "", "/", syscalls.MS_BIND, transient=True)
-    return HostFacts(
-        table=tuple(table),
+    travels = Host(
         mounts=(*todo, bind),
         loops=tuple(attached.usable.values()),
-        contents=tuple(contents),
         directories=tuple(sorted(directories)),
         files={
             adoption.TMPFILES_OVERRIDE: adoption.keep_private_tmps(private_tmps),
@@ -114,7 +102,6 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
         network=replace(the_network, settled={item.unit.name: item.part for item in done}),
         hostname=os.uname().nodename,
         sysctls=sysctls.values(),
-        triggers=tuple(unit.name for unit in triggers),
         systemd_header=adoption.header(private_tmps),
         systemd_units={
             unit.name: adoption.section(unit)
@@ -125,4 +112,10 @@ def observe(trees: Sequence[CarriedTree], restarted: Sequence[Unit]) -> HostFact
                 *units,
             )
         },
+    )
+    return HostFacts(
+        table=tuple(table),
+        contents=tuple(contents),
+        triggers=tuple(unit.name for unit in triggers),
+        travels=travels,
     )

@@ -73,11 +73,11 @@ def describe_host(state: State) -> None:
     for tree in state.carried:
         state.pinned += inotify.pin(tree.options.root_pid, tree.watched)
     state.observe_host()
-    again = {mount.target for mount in state.host.mounts}
+    again = {mount.target for mount in state.host.travels.mounts}
     state.carried = trees.without_mounts_of_others(state.carried, again)
     state.containers.prepare(state.undo)
     state.profiles = staging.keep_profiles(state.everyone, state.undo)
-    for line in network_trial.refused(state.host.network):
+    for line in network_trial.refused(state.host.travels.network):
         state.note(f"the network may come back without this: {line}")
 
 

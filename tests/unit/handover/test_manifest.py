@@ -20,6 +20,7 @@ from rekernel.handover.config import AgentConfig, dump_config, load_config
 from rekernel.handover.manifest import (
     SCHEMA,
     Clock,
+    Host,
     Manifest,
     Phase,
     Tree,
@@ -62,13 +63,17 @@ manifests = made(
     memory=made(
         Memory, region=extents, occupied=lists_of(Extent), free=lists_of(Extent), store=extents
     ),
-    mounts=lists_of(Mount, data=st.text(), contents=st.text(), transient=st.booleans()),
-    directories=words,
-    prefetch=words,
-    files=texts,
-    fifos=words,
-    network=made(Network, links=lists_of(Link)),
-    sysctls=texts,
+    host=made(
+        Host,
+        mounts=lists_of(Mount, data=st.text(), contents=st.text(), transient=st.booleans()),
+        directories=words,
+        prefetch=words,
+        files=texts,
+        fifos=words,
+        network=made(Network, links=lists_of(Link)),
+        sysctls=texts,
+        systemd_units=texts,
+    ),
     trees=lists_of(
         Tree,
         argv=words,
@@ -78,7 +83,6 @@ manifests = made(
         ),
     ),
     cgroups=lists_of(Cgroup, passed_on=st.text(), settings=texts),
-    systemd_units=texts,
     init=words,
     phases=lists_of(Phase, side=st.text()),
     report=st.dictionaries(st.text(), json_values, max_size=3),
@@ -122,22 +126,24 @@ SAMPLE = Manifest(
     clock=Clock(1, 2, 3),
     frozen_ns=4,
     memory=Memory("region", Extent(0, 9), (Extent(1, 2),), (), None),
-    mounts=(Mount("/run", "tmpfs", "tmpfs", 0),),
-    directories=("/run/x",),
-    prefetch=(),
-    files={"/run/y": "z"},
-    fifos=("/run/z",),
-    network=Network("", "", {"ip x": "y"}, (Link("eth0", "52:54:00:00:00:01"),), ""),
-    hostname="h",
-    sysctls={"vm/max_map_count": "1"},
+    host=Host(
+        mounts=(Mount("/run", "tmpfs", "tmpfs", 0),),
+        directories=("/run/x",),
+        prefetch=(),
+        files={"/run/y": "z"},
+        fifos=("/run/z",),
+        network=Network("", "", {"ip x": "y"}, (Link("eth0", "52:54:00:00:00:01"),), ""),
+        hostname="h",
+        sysctls={"vm/max_map_count": "1"},
+        systemd_header="",
+        systemd_units={"t.service": ""},
+    ),
     trees=(
         Tree("t", "t.service", 7, "images/t", ("criu",), (Inherited("file", "a"),), {"7": "/"}),
     ),
     cgroups=(Cgroup("/a", 7, 8, "memory", {"pids.max": "9"}), Cgroup("/a/b")),
     patience_s=120,
     highest_pid=7,
-    systemd_header="",
-    systemd_units={"t.service": ""},
     init=("/sbin/init",),
 )
 
@@ -168,7 +174,7 @@ def test_a_wrong_type_is_named(name: str) -> None:
 
 def test_fields_with_defaults_may_be_missing_and_unknown_ones_are_passed_over() -> None:
     raw = sample()
-    del raw["phases"], raw["report"], raw["mounts"][0]["transient"]
+    del raw["phases"], raw["report"], raw["host"]["mounts"][0]["transient"]
     raw["of a later version"] = raw["clock"]["too"] = 1
     assert load(json.dumps(raw).encode()) == SAMPLE
 
@@ -182,10 +188,10 @@ def test_fields_with_defaults_may_be_missing_and_unknown_ones_are_passed_over() 
         (("trees", 0, "argv", 0), None, "manifest.trees[0].argv[0] is no str"),
         (("trees", 0, "cgroups", "7"), 1, "manifest.trees[0].cgroups['7'] is no str"),
         (("trees", 0, "cgroups"), [], "manifest.trees[0].cgroups is no object"),
-        (("mounts", 0, "transient"), 1, "manifest.mounts[0].transient is no bool"),
+        (("host", "mounts", 0, "transient"), 1, "manifest.host.mounts[0].transient is no bool"),
         (("memory", "region"), [1, 2], "manifest.memory.region is no object"),
         (("memory", "region"), {"start": 1}, "manifest.memory.region has no end"),
-        (("files", "/run/y"), ["z"], "manifest.files['/run/y'] is no str"),
+        (("host", "files", "/run/y"), ["z"], "manifest.host.files['/run/y'] is no str"),
         (("clock",), None, "manifest.clock is no object"),
     ],
 )

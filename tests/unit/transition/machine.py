@@ -50,7 +50,7 @@ from rekernel.carry.unix_sockets import observe as unix_sockets
 from rekernel.carry.unix_sockets.observe import Member, Taken
 from rekernel.census.verdicts import UnitVerdict, Verdict
 from rekernel.criu import stopped
-from rekernel.handover.manifest import MANIFEST_BLOB, Manifest, load
+from rekernel.handover.manifest import MANIFEST_BLOB, Host, Manifest, load
 from rekernel.handover.store import StoreReader
 from rekernel.kernel import drivers, initrd, modules
 from rekernel.kernel.installed import Kernel
@@ -380,9 +380,11 @@ class Machine:
         """What host_facts.observe() tells; that has tests of its own."""
         root = MountInfo(1, "254:1", "/", "/", ("rw",), "ext4", "/dev/vda1", ("rw",))
         return HostFacts(
-            table=(root,), mounts=(), loops=(), contents=(), directories=(), files={}, fifos=(),
-            prefetch=(), network=Network("lock", "unlock", {}, (), ""), hostname="host",
-            sysctls={}, triggers=(), systemd_header="", systemd_units={},
+            table=(root,), contents=(), triggers=(), travels=Host(
+                mounts=(), directories=(), files={}, fifos=(), prefetch=(),
+                network=Network("lock", "unlock", {}, (), ""), hostname="host", sysctls={},
+                systemd_header="", systemd_units={},
+            ),
         )  # fmt: skip
 
 

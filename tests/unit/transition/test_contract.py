@@ -42,8 +42,9 @@ CONTAINERS = SimpleNamespace(
 @pytest.fixture
 def host(machine: Machine) -> HostFacts:
     """Something in every field."""
-    return replace(
-        machine.host(),
+    found = machine.host()
+    travels = replace(
+        found.travels,
         directories=("/run/x",),
         files={"/run/y": "z"},
         fifos=("/run/z",),
@@ -53,6 +54,7 @@ def host(machine: Machine) -> HostFacts:
         systemd_header="header",
         systemd_units={"db.service": "section"},
     )
+    return replace(found, travels=travels)
 
 
 @pytest.fixture
@@ -89,12 +91,12 @@ def test_everything_is_in_it(prepared: Prepared, made: Cut, host: HostFacts) -> 
     assert (found.clock, found.frozen_ns) == (CLOCK, 99)
     assert found.memory == IN_PLACE
     # What is unpacked from the store needs a place.
-    assert found.mounts == (*host.mounts, *prepared.places.to_unpack())
+    assert found.host.mounts == (*host.travels.mounts, *prepared.places.to_unpack())
     for name in (
         "loops", "directories", "prefetch", "fifos", "hostname", "sysctls",
         "systemd_header", "systemd_units",
     ):  # fmt: skip
-        assert getattr(found, name) == getattr(host, name), name
+        assert getattr(found.host, name) == getattr(host.travels, name), name
     assert found.phases == (Phase("sync", 1, 2),)
     assert found.report == REPORT
     assert found.watched == {"w/1": "/run/watched"}
@@ -147,14 +149,14 @@ def test_control_groups_of_each_unit_once(prepared: Prepared, made: Cut, machine
 def test_containers(prepared: Prepared, made: Cut) -> None:
     """Who is started by podman later: nobody answers in their place until then."""
     found = contract.manifest(prepared, made, IN_PLACE, REPORT, CLOCK)
-    assert found.files == {"/run/y": "z", "/run/rekernel/containers.json": "wanted"}
-    assert found.network.unlock_rules == "unlock containers"
-    assert found.network.lock_rules == "lock"
+    assert found.host.files == {"/run/y": "z", "/run/rekernel/containers.json": "wanted"}
+    assert found.host.network.unlock_rules == "unlock containers"
+    assert found.host.network.lock_rules == "lock"
     # Without any there is nothing of that.
     none = replace(prepared, containers=Containers(prepared.plan))
     found = contract.manifest(none, made, IN_PLACE, REPORT, CLOCK)
-    assert found.files == {"/run/y": "z"}
-    assert found.network.unlock_rules == "unlock"
+    assert found.host.files == {"/run/y": "z"}
+    assert found.host.network.unlock_rules == "unlock"
 
 
 NOTHING = {"image_bytes": 0, "disk_bytes": 0, "tmpfs_bytes": 0, "stray_pages": 0}

@@ -171,17 +171,17 @@ def observed(host: Host, *trees: CarriedTree, restarted: Sequence[Unit] = ()) ->
 def test_what_is_mounted(host: Host) -> None:
     facts = observed(host, nginx(host))
     assert facts.table == tuple(host.recorded.mounts())
-    targets = [mount.target for mount in facts.mounts]
+    targets = [mount.target for mount in facts.travels.mounts]
     # In the kernel's order, and what criu pivots in at the end; nothing of what init mounts.
     order = [mount.target for mount in facts.table]
     assert targets[:-1] == sorted(targets[:-1], key=order.index)
     assert {"/run", "/dev/shm", "/tmp"} <= {*targets}
     assert not any(target.startswith("/run/credentials") for target in targets[:-1])
-    last = facts.mounts[-1]
+    last = facts.travels.mounts[-1]
     assert (last.target, last.source, last.flags) == (RESTORE_ROOT, "/", syscalls.MS_BIND)
     assert last.transient
     assert [plan.target for plan in facts.contents] == ["/run", "/dev/shm", "/run/lock", "/tmp"]
-    assert facts.loops == ()
+    assert facts.travels.loops == ()
 
 
 def test_the_credentials_of_a_carried_service(host: Host) -> None:
@@ -189,29 +189,38 @@ def test_the_credentials_of_a_carried_service(host: Host) -> None:
     line = "114 32 0:99 / /run/credentials/nginx.service ro - tmpfs tmpfs rw,mode=700\n"
     host.namespaces["self"] = host.recorded.text("mountinfo") + line
     facts = observed(host, nginx(host))
-    assert "/run/credentials/nginx.service" in [mount.target for mount in facts.mounts]
+    assert "/run/credentials/nginx.service" in [mount.target for mount in facts.travels.mounts]
     assert "/run/credentials/nginx.service" in [plan.target for plan in facts.contents]
 
 
 def test_directories(host: Host) -> None:
     """By which programs know systemd, which a service's own mounts need, and which it watches."""
     facts = observed(host, nginx(host))
-    assert {"/run/systemd/system", "/run/credentials", "/run/udev/data"} <= {*facts.directories}
-    assert "/srv/www" not in facts.directories
-    assert facts.directories == tuple(sorted(facts.directories))
+    assert {"/run/systemd/system", "/run/credentials", "/run/udev/data"} <= {
+        *facts.travels.directories
+    }
+    assert "/srv/www" not in facts.travels.directories
+    assert facts.travels.directories == tuple(sorted(facts.travels.directories))
 
 
 def test_what_systemd_is_told(host: Host) -> None:
     facts = observed(host, nginx(host), tree("redis-server.service", 523))
     # Nobody checks file systems again, sets up the packet filter again, or stops a service.
-    assert {*facts.systemd_units} == {"nginx.service", "redis-server.service", "nftables.service"}
-    assert facts.systemd_units["nginx.service"].startswith("nginx.service\n")
-    assert "main-pid=529" in facts.systemd_units["nginx.service"]
-    assert "state=exited" in facts.systemd_units["nftables.service"]
-    assert facts.network.settled == {"nftables.service": FILTER}
+    assert {*facts.travels.systemd_units} == {
+        "nginx.service",
+        "redis-server.service",
+        "nftables.service",
+    }
+    assert facts.travels.systemd_units["nginx.service"].startswith("nginx.service\n")
+    assert "main-pid=529" in facts.travels.systemd_units["nginx.service"]
+    assert "state=exited" in facts.travels.systemd_units["nftables.service"]
+    assert facts.travels.network.settled == {"nftables.service": FILTER}
     private = "/tmp/systemd-private-1-nginx.service-x", "/var/tmp/systemd-private-1-nginx.service-y"
-    assert f"nginx.service tmp-dir={private[0]} var-tmp-dir={private[1]}" in facts.systemd_header
-    assert "redis-server.service" not in facts.systemd_header
+    assert (
+        f"nginx.service tmp-dir={private[0]} var-tmp-dir={private[1]}"
+        in facts.travels.systemd_header
+    )
+    assert "redis-server.service" not in facts.travels.systemd_header
     # A timer that was to elapse once has.
     assert facts.triggers == ("fstrim.timer",)
 
@@ -220,12 +229,12 @@ def test_files(host: Host) -> None:
     restarted = verdict("kvm.service", Verdict.RESTARTED, 7).unit
     facts = observed(host, nginx(host), restarted=[restarted])
     keep = "/run/systemd/system/{}.d/50-rekernel-keep.conf"
-    assert facts.files[keep.format("nginx.service")] == runtime_units._KEEP_TEXT
-    assert keep.format("nftables.service") in facts.files
+    assert facts.travels.files[keep.format("nginx.service")] == runtime_units._KEEP_TEXT
+    assert keep.format("nftables.service") in facts.travels.files
     # What restarts may be stopped like any other.
-    assert keep.format("kvm.service") not in facts.files
-    assert "x /tmp/systemd-private-*" in facts.files[adoption.TMPFILES_OVERRIDE]
-    assert facts.fifos == ()
+    assert keep.format("kvm.service") not in facts.travels.files
+    assert "x /tmp/systemd-private-*" in facts.travels.files[adoption.TMPFILES_OVERRIDE]
+    assert facts.travels.fifos == ()
 
 
 def test_a_login(host: Host) -> None:
@@ -234,20 +243,20 @@ def test_a_login(host: Host) -> None:
     login = replace(login, verdict=replace(login.verdict, unit=unit))
     facts = observed(host, login)
     session = str(host.run_directory / "systemd/sessions/1")
-    assert facts.files[session] == _SESSION
-    assert facts.fifos == ("/run/systemd/sessions/1.ref",)
-    assert {"user-1000.slice", "session-1.scope"} <= facts.systemd_units.keys()
+    assert facts.travels.files[session] == _SESSION
+    assert facts.travels.fifos == ("/run/systemd/sessions/1.ref",)
+    assert {"user-1000.slice", "session-1.scope"} <= facts.travels.systemd_units.keys()
     # A scope is nothing that systemd would stop at boot.
-    assert not any("session-1.scope.d" in path for path in facts.files)
+    assert not any("session-1.scope.d" in path for path in facts.travels.files)
 
 
 def test_all_else(host: Host) -> None:
     facts = observed(host, nginx(host), tree("redis-server.service", 523))
-    assert facts.hostname == os.uname().nodename
-    assert facts.sysctls["vm/max_map_count"] == "70000"
-    assert facts.prefetch == ("/usr/bin/of-529", "/usr/bin/of-523")
-    assert [link.name for link in facts.network.links] == ["enp0s2"]
-    assert "rekernel_lock" in facts.network.lock_rules
+    assert facts.travels.hostname == os.uname().nodename
+    assert facts.travels.sysctls["vm/max_map_count"] == "70000"
+    assert facts.travels.prefetch == ("/usr/bin/of-529", "/usr/bin/of-523")
+    assert [link.name for link in facts.travels.network.links] == ["enp0s2"]
+    assert "rekernel_lock" in facts.travels.network.lock_rules
 
 
 def test_who_ends_meanwhile_is_left_out(host: Host) -> None:
@@ -255,8 +264,8 @@ def test_who_ends_meanwhile_is_left_out(host: Host) -> None:
     gone = tree("redis-server.service", 523, watched=("/run/udev/x",))
     host.namespaces["523"] = None
     facts = observed(host, nginx(host), gone)
-    assert "/run/udev/x" not in facts.directories
-    assert "redis-server.service" in facts.systemd_units
+    assert "/run/udev/x" not in facts.travels.directories
+    assert "redis-server.service" in facts.travels.systemd_units
 
 
 @pytest.mark.parametrize("program", ["ip ", "nft ", "losetup"])
