@@ -126,19 +126,20 @@ def stop_what_restarts(state: State) -> None:
 
 
 def sync(state: State) -> None:
-    """Write what is dirty, so that little is left for the blackout."""
+    """Write what is dirty, so that little is left for the blackout; then see who is left."""
     os.sync()
+    # Of a login a tree may have ended, and the unit is still there.
+    state.carried, state.just_ended = trees.remaining(state.carried)
 
 
 def some_ended(state: State) -> bool:
     """Whether a unit has ended since it was described."""
-    return bool(trees.remaining(state.carried)[1])
+    return bool(state.just_ended)
 
 
 def describe_again(state: State) -> None:
     """Go on without those."""
-    state.carried, ended = trees.remaining(state.carried)
-    state.leave_out(ended)
+    state.leave_out(state.just_ended)
 
 
 def look_at_processes(state: State) -> None:

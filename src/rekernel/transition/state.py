@@ -85,7 +85,8 @@ class State:
         self.pinned: list[int] = []
         # Bytes of pages outside of the carry region, which are copied.
         self.stray_bytes = 0
-        # Units that are not carried after all.
+        # Units that ended before the freeze; and all that are not carried after all.
+        self.just_ended: list[UnitVerdict] = []
         self.ended: list[UnitVerdict] = []
         self.stand_in = StandIn(())
         # The program that closes the journal on disk.

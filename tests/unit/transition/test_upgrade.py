@@ -32,7 +32,7 @@ from rekernel.errors import (
 from rekernel.plan.room import Disk, Free
 from rekernel.records import replace
 from rekernel.report import builder
-from rekernel.transition import staging
+from rekernel.transition import staging, trees
 from rekernel.transition.dumps import Dumps
 from rekernel.transition.upgrade import Upgrade
 from transition.machine import Machine, verdict
@@ -557,6 +557,17 @@ def test_what_ended_before_the_freeze(machine: Machine, monkeypatch: pytest.Monk
     verdicts = {unit["unit"]: unit["verdict"] for unit in manifest.report["units"]}
     assert verdicts["web.service"] == "restarted"
     assert "systemctl start --no-block -- web.service" in machine.called
+
+
+def test_a_tree_that_ended_in_a_unit_that_did_not(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a login: nothing is described again, and it is not dumped."""
+    monkeypatch.setattr(trees, "remaining", lambda carried: (carried[:1], []))
+    fail(machine.upgrade())
+    assert machine.phases == [*PHASES, "undo"]
+    assert machine.handed_over is not None
+    assert len(machine.handed_over.trees) == 1
 
 
 def test_the_journal_that_is_not_closed_is_told(machine: Machine) -> None:
