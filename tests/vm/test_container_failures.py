@@ -87,7 +87,7 @@ _KILL = (
 def test_the_restoring_service_is_killed(guest: Guest) -> None:
     """After the first of two: systemd starts it again, and it goes on with the other."""
     before = questions(guest)
-    with guest.changed(("podman/restore.py", r"trees.append(_restore(item))", _KILL)):
+    with guest.changed(("containers/restore.py", r"trees.append(_restore(item))", _KILL)):
         outcome = guest.upgrade(NEW)
         assert outcome.passed, guest.explain(outcome)
     guest.text("test -e /root/killed")
