@@ -172,6 +172,17 @@ def test_a_wrong_type_is_named(name: str) -> None:
         load(json.dumps(raw).encode())
 
 
+@pytest.mark.parametrize("name", [name for name, item in fields(Host).items() if item.required])
+def test_a_resource_that_is_missing_or_wrong_is_named(name: str) -> None:
+    raw = sample()
+    raw["host"][name] = 1.5
+    with pytest.raises(ShapeError, match=f"^manifest.host.{name} is no "):
+        load(json.dumps(raw).encode())
+    del raw["host"][name]
+    with pytest.raises(ShapeError, match=f"^manifest.host has no {name}$"):
+        load(json.dumps(raw).encode())
+
+
 def test_fields_with_defaults_may_be_missing_and_unknown_ones_are_passed_over() -> None:
     raw = sample()
     del raw["phases"], raw["report"], raw["host"]["mounts"][0]["transient"]
