@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * CRIU counts the pages from one that it has to the end of its area in an int, where the area is
- * shared copy-on-write (restore_priv_vma_content() of its mem.c, still so in 4.2). In areas of
+ * CRIU counts the pages from one that it has to the end of its area in an int, where it maps the
+ * area before it forks: if that is shared copy-on-write, or any pages are lazy
+ * (restore_priv_vma_content() of its mem.c, still so in 4.2). In areas of
  * 8 TiB or more it ends with "Page read err". Address sanitizers reserve such, and the kernel
  * merges smaller ones that meet.
  *

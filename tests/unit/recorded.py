@@ -50,7 +50,7 @@ class Recorded:
         )
 
     def descriptors(self, name: str) -> list[Descriptor]:
-        """Assembled as `externals.descriptors()` does it."""
+        """Assembled as `criu.descriptors` does it."""
         pid = int(self.text(f"{name}/pid"))
         found = []
         for line in self.text(f"{name}/fds").splitlines():

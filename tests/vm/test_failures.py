@@ -181,9 +181,9 @@ def test_a_dump_that_stands_still(lab: Lab) -> None:
         lab.guest.text(f"systemctl stop late; rm {unit}; systemctl daemon-reload")
     lines = lab.guest.text("cat /run/rekernel/events.jsonl").splitlines()
     events = [json.loads(line) for line in lines]
-    assert [event["name"] for event in events if event["kind"] == "begin"][-8:] == [
-        "dump", "give the dump up", "describe host again", "freeze", "lock network", "dump",
-        "hand over", "undo",
+    assert [event["name"] for event in events if event["kind"] == "begin"][-9:] == [
+        "dump", "give the dump up", "describe host again", "make ready", "freeze", "lock network",
+        "dump", "hand over", "undo",
     ]  # fmt: skip
     notes = [event["name"] for event in events if event["kind"] == "note"]
     assert any("tried once more" in note for note in notes), notes
@@ -485,7 +485,7 @@ def test_agent_that_stands_still(lab: Lab) -> None:
     assert outcome.release == guest.releases[OLD], guest.explain(outcome)
     assert outcome.exit_code == 1, guest.explain(outcome)
     assert "stands still in" in outcome.report["error"], outcome.report["error"]
-    assert "agent.network.set_up" in outcome.report["error"]
+    assert "carry.network.restore.set_up" in outcome.report["error"]
     guest.text("systemctl is-active redis-server.service nginx.service demo.service")
     assert guest.start_of("redis-server.service") not in ("", start)
     assert "rekernel_lock" not in guest.text("nft list tables")

@@ -26,7 +26,10 @@ def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
 
 
 def essential(table: Sequence[MountInfo]) -> Needs:
-    """Modules that the boot cannot do without: only of disks. Raises BlockedError."""
+    """The same, with file systems of disks only: what the boot cannot do without.
+
+    Raises BlockedError.
+    """
     on_disks = {mount.fstype for mount in table if mount.source.startswith("/dev/")}
     _, device = disks.root(table)
     arrays = disks.stack(table, device).arrays

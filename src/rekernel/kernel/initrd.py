@@ -180,7 +180,7 @@ def build(config: AgentConfig, modules: ModuleSet) -> tuple[bytes, list[str]]:
         archive.directory(directory)
     sources = [item.path for item in imports.values()]
     searched = [here for path in sources for here in path.parents if here != Path("/")]
-    # Background the interpreter it would say where its library is.
+    # Beside the interpreter it would say where its library is.
     venv = [path / "pyvenv.cfg" for path in Path(python).parents[:2]]
     own = [ours / "agent" / "init.py", *sorted((ours / "kernel").glob("*.py"))]
     made_of = [

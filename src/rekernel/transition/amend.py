@@ -37,7 +37,7 @@ class Wanted:
 class Amended:
     """Inodes of the trees' own unix sockets: without a peer; with a descriptor in their queue.
 
-    ``watched``: name below manifest.WATCHED -> file that it shall lead to.
+    ``watched``: name below WATCHED (carry/inotify/entry.py) -> file that it shall lead to.
     """
 
     unconnected: frozenset[int]

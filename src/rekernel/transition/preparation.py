@@ -35,7 +35,6 @@ def begin(state: State) -> None:
     if not plan.having(Verdict.CARRIED):
         raise BlockedError("nothing would be carried", "reboot, or see `rekernel check`")
     state.places.prepare()
-    state.swap_areas = swap.observe()
 
 
 def load_kernel(state: State) -> None:
@@ -48,6 +47,7 @@ def load_kernel(state: State) -> None:
     state.loading, state.arrays = staging.load_kernel(
         plan.kernel, plan.where, state.places.store_file, words, state.undo
     )
+    state.swap_areas = swap.observe()
 
 
 def has_swap(state: State) -> bool:

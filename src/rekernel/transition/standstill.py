@@ -45,7 +45,7 @@ def freeze(state: State) -> None:
     """Freeze all trees at one instant, and write down what they are at that instant."""
     state.undo.push("flush-journal")
     state.frozen_ns = time.time_ns()
-    state.carried, state.taken = _freeze(state)
+    state.frozen, state.taken = _freeze(state)
     state.stand_in.end()
     # Now that nobody sees it: who reads the journal would follow it to where nothing stays.
     log = str(staging.SCRATCH / "journalctl.log")
@@ -86,15 +86,16 @@ def dump(state: State) -> None:
     with ThreadPoolExecutor(1) as background:
         tracked = background.submit(lambda: conntrack.requests(conntrack.observe()))
         amended = _dump(state)
-        dumped = trees.as_dumped(state.carried, amended)
+        dumped = trees.as_dumped(state.frozen, amended)
         state.cut = Cut(dumped, state.taken, amended.watched, tracked.result(), state.frozen_ns)
 
 
 def _dump(state: State) -> Amended:
-    pids, everyone = state.pids, state.everyone
+    pids = state.frozen_pids
+    everyone = [*pids, *state.containers.pids]
     work = staging.SCRATCH / "work"
     # The longest ones first: else the last of them would leave processors idle.
-    ordered = sorted(state.carried, key=lambda tree: len(tree.pids), reverse=True)
+    ordered = sorted(state.frozen, key=lambda tree: len(tree.pids), reverse=True)
     jobs = [_job(state, tree) for tree in ordered]
     stand_ins = {handle.inode for handle in state.stand_in.handles}
     canonical = functools.partial(binds.canonical, mounts=state.host.table)
@@ -131,7 +132,7 @@ def _job(state: State, tree: trees.CarriedTree) -> DumpJob:
         argv=tuple(dump_argv(tree.options, images, work, staging.PARENT)),
         images=images,
         work=work,
-        cgroups=trees.cgroups_of(tree, state.carried),
+        cgroups=trees.cgroups_of(tree, state.frozen),
     )
 
 
@@ -146,7 +147,7 @@ def start_recorder(state: State, pids: list[int]) -> Recorder:
 def give_up(state: State, error: DumpAgainError, mark: int) -> None:
     """Undo a cut up to the undo list's ``mark``, and leave out what criu stood still with.
 
-    Raises ``error`` if that cannot be undone, and DumpFailedError if nothing may be left out.
+    Raises ``error`` if that cannot be undone, and DumpFailedError if one may not be left out.
     """
     # Seen once in dozens of upgrades; everything runs for a moment, then once more.
     stood_s = (time.time_ns() - state.frozen_ns) / 1e9

@@ -43,7 +43,9 @@ class State:
     # Of "look at processes": their connections, and the frequency of the TSC.
     connections: list[list[str]]
     hertz: int
-    # Of "freeze": what leads out of each tree.
+    # Of "freeze": the trees as they stand still, and what leads out of each. A second cut begins
+    # with ``carried`` again.
+    frozen: list[CarriedTree]
     taken: Taken
     # Of "dump".
     cut: Cut
@@ -105,6 +107,11 @@ class State:
     def everyone(self) -> list[int]:
         """All processes that are carried, those in containers, too."""
         return [*self.pids, *self.containers.pids]
+
+    @property
+    def frozen_pids(self) -> list[int]:
+        """The processes of all trees that stand still."""
+        return [pid for tree in self.frozen for pid in tree.pids]
 
     @property
     def in_place(self) -> bool:

@@ -19,9 +19,11 @@ from rekernel.attempt.undo import UndoList
 from rekernel.carry.memory import recorder
 from rekernel.carry.memory.recorder import RECORDER
 from rekernel.carry.unix_sockets import observe as unix_sockets
-from rekernel.carry.unix_sockets.observe import UnsettledError
+from rekernel.carry.unix_sockets.observe import Taken, UnsettledError
 from rekernel.census.usage import Usage
 from rekernel.census.verdicts import Verdict
+from rekernel.criu.descriptors import External
+from rekernel.criu.entry import Inherited
 from rekernel.errors import (
     BlockedError,
     CancelledError,
@@ -321,6 +323,26 @@ def test_a_dump_that_is_made_again(machine: Machine) -> None:
     # The program that closes the journal, that of each cut, was waited for.
     closing = [item for words, item in machine.processes if words.startswith("journalctl")]
     assert [item.returncode is not None for item in closing] == [True, True]
+
+
+def test_a_second_cut_begins_with_the_trees_as_they_were_described(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What led out of them at the first one may be gone, and has other numbers."""
+    given = Inherited("unix", "fd[{fd}]:socket:[7]", connection=3)
+    leading_out = [((External("unix[7]", given),), ()), ((), ())]
+
+    def take(members: object) -> Taken:
+        return Taken((), (), frozenset(), leading_out.pop(0), {})
+
+    monkeypatch.setattr(unix_sockets, "take", take)
+    machine.criu_says = [AGAIN]
+    fail(machine.upgrade())
+    assert not leading_out
+    assert machine.handed_over is not None
+    assert [tree.inherited for tree in machine.handed_over.trees] == [(), ()]
+    *_, second = [words for words in machine.called if words.startswith("criu dump")]
+    assert "unix[7]" not in second
 
 
 def test_a_dump_that_fails_again(machine: Machine) -> None:

@@ -162,7 +162,11 @@ _DEEDS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def _arm(spec: dict[str, Any]) -> None:
-    from rekernel.attempt.events import EventStream
+    try:
+        from rekernel.attempt.events import EventStream
+    except ImportError:
+        # A version of before 2026-12, in `rekernel-lab bench verbs`.
+        from rekernel.transition.events import EventStream  # type: ignore[import-not-found,no-redef]
 
     emit = EventStream.emit
 
