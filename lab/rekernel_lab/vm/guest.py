@@ -104,7 +104,7 @@ class Guest:
             raise LabError(f"in the guest: {words}: exited with {done.returncode}\n{tail}")
         return done
 
-    def text(self, command: Sequence[str] | str, *, timeout: float = 60) -> str:
+    def text(self, command: Sequence[str] | str, *, timeout: float = 240) -> str:
         """Return what `command` prints, stripped."""
         return self.run(command, timeout=timeout).stdout.decode(errors="replace").strip()
 
