@@ -13,10 +13,10 @@ def test_services() -> None:
         assert units[f"{name}.service"]["kept"], units[f"{name}.service"]
     assert upgrade.report["connections"]["lost"] == []
     # What criu does not keep by itself is among what is compared.
-    task_attributes = ("affinity", "I/O priority", "core dump filter", "timer slack")
+    not_kept_by_criu = ("affinity", "I/O priority", "core dump filter", "timer slack")
     lost = [
         line
         for line in upgrade.report["differences"]
-        if any(name in line for name in task_attributes)
+        if any(name in line for name in not_kept_by_criu)
     ]
     assert lost == []

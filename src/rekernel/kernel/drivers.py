@@ -26,7 +26,7 @@ def needed(table: Sequence[MountInfo], fstypes: Sequence[str]) -> list[str]:
 
 
 def essential(table: Sequence[MountInfo]) -> Needs:
-    """The same, with file systems of disks only: what the boot cannot do without.
+    """Modules that the boot cannot do without: as needed(), with file systems of disks only.
 
     Raises BlockedError.
     """
